@@ -1,0 +1,39 @@
+"""Errors that a user can mend are one message and exit status 2; anything else is a bug with a traceback."""
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import typer
+
+from sa2depth.errors import UserError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def friendly(command: Callable[P, R]) -> Callable[P, R]:
+    """Print a `UserError` of a command without traceback and exit with status 2.
+
+    Args:
+        command: A typer command.
+
+    Returns:
+        The same command for typer: its signature and help are kept.
+    """
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except UserError as error:
+            complain(str(error))
+            raise typer.Exit(2) from error
+
+    return wrapped
+
+
+def complain(message: str) -> None:
+    """One error message on stderr."""
+    typer.secho("error: ", fg=typer.colors.RED, bold=True, err=True, nl=False)
+    typer.echo(message, err=True)

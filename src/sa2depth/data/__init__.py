@@ -1,0 +1,52 @@
+"""Data: files and scenes in, batches out.
+
+Names are imported when used, so that `sa2depth.data.index` needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sa2depth.data.augment import Augmentation
+    from sa2depth.data.borders import NyuBorder
+    from sa2depth.data.datamodule import DepthDataModule
+    from sa2depth.data.dataset import DepthDataset
+    from sa2depth.data.sample import RawSample, Source
+    from sa2depth.data.sources import FileSource, nyu_labelled, nyu_sync
+    from sa2depth.data.synthetic import SyntheticScenes
+
+__all__ = [
+    "Augmentation",
+    "DepthDataModule",
+    "DepthDataset",
+    "FileSource",
+    "NyuBorder",
+    "RawSample",
+    "Source",
+    "SyntheticScenes",
+    "nyu_labelled",
+    "nyu_sync",
+]
+
+_HOMES = {
+    "Augmentation": "augment",
+    "DepthDataModule": "datamodule",
+    "DepthDataset": "dataset",
+    "FileSource": "sources",
+    "NyuBorder": "borders",
+    "RawSample": "sample",
+    "Source": "sample",
+    "SyntheticScenes": "synthetic",
+    "nyu_labelled": "sources",
+    "nyu_sync": "sources",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"sa2depth.data.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'sa2depth.data' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,61 @@
+"""Borders of a data set without usable pixels, and what training does about them.
+
+Source: the loader of BTS and its descendants (NeWCRFs, IEBins, SA2Depth).
+"""
+
+from dataclasses import replace
+from typing import Literal, get_args
+
+from sa2depth.data.sample import RawSample
+from sa2depth.errors import ConfigError, DataError
+
+BorderMode = Literal["mask", "crop"]
+
+
+class NyuBorder:
+    """The rim of a 480x640 NYU v2 image, where registration left no depth.
+
+    It is everything but rows 45..471 and columns 43..607.
+
+    Args:
+        mode: ``mask`` forgets the depth there and keeps the image, as the released code does when it trains
+            on 480x640; ``crop`` cuts image and depth to 427x565, as it does for smaller training sizes.
+    """
+
+    SIZE = (480, 640)
+    ROWS = slice(45, 472)
+    COLUMNS = slice(43, 608)
+
+    # OFFICIAL: the released code decides by input_height == 480; here the choice has a name.
+    def __init__(self, mode: BorderMode = "mask") -> None:
+        if mode not in get_args(BorderMode):
+            raise ConfigError(
+                f"border mode {mode!r}: choose one of {', '.join(get_args(BorderMode))}, or no border"
+            )
+        self.mode = mode
+
+    def __call__(self, sample: RawSample) -> RawSample:
+        """Mask or crop one sample; cropping moves the principal point.
+
+        Raises:
+            DataError: the image is not 480x640.
+        """
+        if sample.image.shape[:2] != self.SIZE:
+            height, width = sample.image.shape[:2]
+            raise DataError(
+                f"{sample.id}: the NYU border is defined on 480x640 images, found {height}x{width}: "
+                "set augment.border=null"
+            )
+        if self.mode == "crop":
+            intrinsics = sample.intrinsics.copy()
+            intrinsics[:2, 2] -= (self.COLUMNS.start, self.ROWS.start)
+            depth = None if sample.depth is None else sample.depth[self.ROWS, self.COLUMNS]
+            return replace(
+                sample, image=sample.image[self.ROWS, self.COLUMNS], depth=depth, intrinsics=intrinsics
+            )
+        if sample.depth is None:
+            return sample
+        inside = sample.depth[self.ROWS, self.COLUMNS]
+        depth = sample.depth * 0
+        depth[self.ROWS, self.COLUMNS] = inside
+        return replace(sample, depth=depth)

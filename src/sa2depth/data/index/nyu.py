@@ -1,0 +1,105 @@
+"""NYU Depth v2 in the file layout of BTS: raw sequences (``sync``), labelled set (``official_splits``).
+
+Images are 640x480 with a black border; depth PNGs hold millimetres.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sa2depth.data.index.frame import Frame, require_files
+from sa2depth.data.index.tables import read_table
+from sa2depth.errors import ConfigError
+
+INTRINSICS = (518.8579, 519.4696, 325.5824, 253.7362)
+"""``(fx, fy, cx, cy)`` in pixels of the colour camera, from the data set's toolbox."""
+
+MILLIMETRES = 1000.0
+
+Choose = Callable[[Sequence[Frame]], list[Frame]]
+
+SYNC_TABLES = {"36253": "nyu_v2_train_36253", "24231": "nyu_v2_train_24231"}
+LABELLED_TABLES = {"train": "nyu_v2_labelled_train_795", "test": "nyu_v2_test_654"}
+
+_SYNC_ADVICE = (
+    "Expected SCENE/rgb_00000.jpg and SCENE/sync_depth_00000.png there, or in a folder 'sync' below.\n"
+    "The archive 'sync.zip' of the BTS authors holds the list of 24,231 (data.train.split=24231); "
+    "the list of 36,253 needs the larger archive named in the README of NeWCRFs.\n"
+    "Set paths.data_dir (its folder 'nyu' is searched) or data.train.root."
+)
+_LABELLED_ADVICE = (
+    "Expected official_splits/{train,test}/SCENE/rgb_00000.jpg and sync_depth_00000.png. "
+    "BTS's extraction script makes them from nyu_depth_v2_labeled.mat of the data set's page.\n"
+    "Set paths.data_dir (its folder 'nyu' is searched) or data.train.root."
+)
+
+
+def sync(root: Path | str, split: str = "36253", choose: Choose = list) -> list[Frame]:
+    """Training frames of the raw sequences.
+
+    Args:
+        root: folder with ``SCENE/rgb_%05d.jpg`` and ``SCENE/sync_depth_%05d.png``, or with a folder ``sync``
+            of these.
+        split: ``36253``, the list of SA2Depth, IEBins and NeWCRFs, or ``24231``, the list of BTS.
+        choose: picks the frames to use; only their files need to be there.
+
+    Returns:
+        Frames sorted by scene and number, as far as ``choose`` leaves them.
+
+    Raises:
+        ConfigError: no such split.
+        DataError: files are missing.
+    """
+    split = str(split)
+    if split not in SYNC_TABLES:
+        raise ConfigError(f"NYU v2 sync has no split '{split}': choose one of {', '.join(SYNC_TABLES)}")
+    root = Path(root).expanduser()
+    folder = root / "sync" if (root / "sync").is_dir() else root
+    frames = choose(
+        [_frame(folder, scene, number, "sync") for scene, number in read_table(SYNC_TABLES[split])]
+    )
+    require_files(frames, dataset=f"NYU v2 sync {split}", root=folder, advice=_SYNC_ADVICE)
+    return frames
+
+
+def labelled(root: Path | str, split: str = "train", choose: Choose = list) -> list[Frame]:
+    """Frames of the labelled set.
+
+    Args:
+        root: folder with ``official_splits/{train,test}/SCENE/rgb_%05d.jpg`` and ``sync_depth_%05d.png``.
+        split: ``train`` (795 images) or ``test`` (654 images), the official division.
+        choose: picks the frames to use; only their files need to be there.
+
+    Returns:
+        Frames sorted by scene and number, as far as ``choose`` leaves them.
+
+    Raises:
+        ConfigError: no such split.
+        DataError: files are missing.
+    """
+    if split not in LABELLED_TABLES:
+        raise ConfigError(
+            f"NYU v2 labelled has no split '{split}': choose one of {', '.join(LABELLED_TABLES)}"
+        )
+    folder = Path(root).expanduser() / "official_splits" / split
+    table = read_table(LABELLED_TABLES[split])
+    frames = choose([_frame(folder, scene, number, split) for scene, number in table])
+    require_files(frames, dataset=f"NYU v2 labelled, {split}", root=folder, advice=_LABELLED_ADVICE)
+    return frames
+
+
+def test(root: Path | str) -> list[Frame]:
+    """The 654 images that every published NYU v2 number is measured on."""
+    return labelled(root, "test")
+
+
+def _frame(folder: Path, scene: str, number: int, prefix: str) -> Frame:
+    return Frame(
+        image=folder / scene / f"rgb_{number:05d}.jpg",
+        depth=folder / scene / f"sync_depth_{number:05d}.png",
+        depth_scale=MILLIMETRES,
+        intrinsics=INTRINSICS,
+        id=f"{prefix}/{scene}/{number:05d}",
+        # basement_0001a and basement_0001b are two recordings of one room
+        place=re.sub(r"(?<=\d)[a-z]$", "", scene),
+    )

@@ -1,0 +1,171 @@
+"""The kind door of a model: any image in, a Prediction at the input's size out."""
+
+import logging
+import math
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from sa2depth.errors import ConfigError, ShapeError
+from sa2depth.infer.images import ImageLike, to_tensor
+from sa2depth.infer.prediction import Prediction
+from sa2depth.infer.sizes import pad_to_multiple, resize_image, resize_map, working_size
+from sa2depth.metrics import flip_average
+from sa2depth.nn import expected_depth
+
+logger = logging.getLogger(__name__)
+
+Precision = Literal["fp32", "bf16"]
+
+
+class Predictor:
+    """Runs a depth model on images of any kind and size.
+
+    Args:
+        model: From ``load_model`` or ``create_model``; it is moved to the device and set to eval mode.
+        device: A torch device, or ``"auto"`` for CUDA where there is one.
+        precision: ``"bf16"`` runs under autocast; ranks, the scan and the expectation stay float32 inside the
+            model.
+        flip: Average with the prediction on the mirrored image; doubles the time.
+        max_side: Shrink larger images to this longer side in pixels before the network; the depth comes back
+            at the input's size all the same.
+        size: Resize every image to this (height, width), for example the size of training, and back.
+
+    Raises:
+        ConfigError: An unknown device or precision, or both ``size`` and ``max_side``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: str | torch.device = "cpu",
+        precision: Precision = "fp32",
+        flip: bool = False,
+        max_side: int | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        if precision not in ("fp32", "bf16"):
+            raise ConfigError(f"precision is fp32 or bf16, not '{precision}'")
+        working_size(32, 32, size, max_side)
+        self.device = pick_device(device)
+        self.model: Any = model.to(self.device).eval()
+        self.precision = precision
+        self.flip = flip
+        self.max_side = max_side
+        self.size = size
+        self._multiple = int(getattr(model, "stride_multiple", 32))
+
+    def __call__(
+        self, image: ImageLike, intrinsics: npt.ArrayLike | None = None, id: str | None = None
+    ) -> Prediction:
+        """Predict the depth of one image.
+
+        Args:
+            image: Path, Pillow image, array ``(H, W[, 1|3|4])`` or tensor ``([1,] 3, H, W)``; see
+                `sa2depth.infer.images.to_tensor`.
+            intrinsics: ``(3, 3)`` camera matrix in pixels of the input; handed through, the network does not
+                use it.
+            id: Name for the prediction; a path's stem when not given.
+
+        Returns:
+            Depth in metres and confidence at the input's size.
+
+        Raises:
+            DataError: The file is absent or no picture.
+            ShapeError: The image or the camera matrix has another shape, type or range.
+        """
+        camera = None if intrinsics is None else _camera(intrinsics)
+        picture = to_tensor(image).to(self.device)
+        height, width = int(picture.shape[-2]), int(picture.shape[-1])
+        resized = resize_image(picture, working_size(height, width, self.size, self.max_side))
+        with torch.inference_mode():
+            depth, confidence = self._predict(resized)
+            if self.flip:
+                # Mirrored before padding: the padding then lies outside the picture on both passes.
+                other = [values.flip(-1) for values in self._predict(resized.flip(-1))]
+                depth, confidence = flip_average(depth, other[0]), flip_average(confidence, other[1])
+            depth, confidence = (resize_map(values, (height, width)) for values in (depth, confidence))
+        prediction = Prediction(
+            depth=depth[0, 0].cpu().numpy(),
+            confidence=confidence[0, 0].cpu().numpy(),
+            min_depth=float(self.model.min_depth),
+            max_depth=float(self.model.max_depth),
+            intrinsics=camera,
+            id=id or _name_of(image),
+        )
+        if prediction.broken_pixels:
+            logger.warning(
+                "%s: %d of %d depths are NaN or infinite: the model is broken or diverged in training",
+                prediction.id, prediction.broken_pixels, prediction.depth.size,
+            )  # fmt: skip
+        return prediction
+
+    def _predict(self, picture: Tensor) -> tuple[Tensor, Tensor]:
+        """Depth (m) and confidence, each ``(1, 1, H, W)`` float32, of ``(1, 3, H, W)`` of any size."""
+        height, width = picture.shape[-2:]
+        padded = pad_to_multiple(picture, self._multiple)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            logits, centers = self.model.predict_bins(padded)
+        maps = torch.cat([expected_depth(logits, centers), certainty(logits)], dim=1)
+        maps = resize_map(maps, (padded.shape[-2], padded.shape[-1]))[..., :height, :width]
+        return maps[:, :1], maps[:, 1:]
+
+
+def certainty(logits: Tensor) -> Tensor:
+    """One minus the normalised entropy of the distribution over bins.
+
+    Args:
+        logits: ``(B, K, H, W)``, scores of the bins at each pixel.
+
+    Returns:
+        ``(B, 1, H, W)`` float32 in [0, 1]: 1 where one bin holds everything, 0 where all are equal.
+    """
+    shares = logits.float().softmax(dim=1)
+    entropy = torch.special.entr(shares).sum(dim=1, keepdim=True)
+    return (1 - entropy / math.log(max(shares.shape[1], 2))).clamp(0, 1)
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """A torch device by name.
+
+    Args:
+        device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` ...
+
+    Returns:
+        The device.
+
+    Raises:
+        ConfigError: There is no such device on this machine.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"'{device}' is no device: auto, cpu, cuda or cuda:1") from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"{found} was asked for, but PyTorch sees {torch.cuda.device_count()} CUDA devices: use "
+            "device=cpu or auto"
+        )
+    return found
+
+
+def _camera(intrinsics: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    camera = np.asarray(intrinsics, dtype=np.float64)
+    if camera.shape != (3, 3):
+        raise ShapeError(f"intrinsics are a (3, 3) camera matrix in pixels, not of shape {camera.shape}")
+    return camera
+
+
+def _name_of(image: ImageLike) -> str:
+    if isinstance(image, str | os.PathLike):
+        return Path(image).stem
+    filename = getattr(image, "filename", "") if isinstance(image, Image.Image) else ""
+    return Path(str(filename)).stem or "image"

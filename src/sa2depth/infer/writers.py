@@ -1,0 +1,192 @@
+"""Predictions as files: a picture for people, millimetres for programs, floats for numerics.
+
+``NAME_depth.png`` colours at a fixed metric range, ``NAME_depth_mm.png`` 16-bit millimetres (its scale stands
+in the PNG's text fields), ``NAME_depth.npy`` float32 metres. Each file appears whole or not at all.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from sa2depth.atomic import atomic_path
+from sa2depth.errors import ConfigError
+from sa2depth.infer.prediction import Prediction
+from sa2depth.version import __version__
+
+MILLIMETRES_MAX = 65535
+"""What 16 bits hold: 65.535 m."""
+
+logger = logging.getLogger(__name__)
+
+
+def write_color(
+    prediction: Prediction,
+    path: Path,
+    depth_range: tuple[float, float] | None = None,
+    colormap: str = "turbo",
+) -> None:
+    """Write depth as a colour PNG.
+
+    Args:
+        prediction: Depth ``(H, W)`` in metres.
+        path: The PNG.
+        depth_range: Metres at the two ends of the colours; the model's own range by default, so that pictures
+            of one model can be compared.
+        colormap: A key of ``sa2depth.report.figures.COLORMAPS``.
+
+    Raises:
+        ConfigError: The range is empty, or the colour map is unknown.
+    """
+    from sa2depth.report.figures import colorize
+
+    near, far = depth_range or (prediction.min_depth, prediction.max_depth)
+    if not near < far:
+        raise ConfigError(f"the colour range must go from near to far, not from {near:g} to {far:g} m")
+    pixels = colorize(prediction.depth, near, far, colormap)
+    notes = {"Depth-Unit": "metre", "Depth-Range": f"{near:g} {far:g}"}
+    _write_png(Image.fromarray(np.ascontiguousarray(pixels)), path, notes)
+
+
+def write_millimetres(prediction: Prediction, path: Path) -> None:
+    """Write depth as a 16-bit grey PNG of whole millimetres.
+
+    Rounded to the nearest millimetre; depths above 65.535 m are clipped and NaN or infinite ones become 0
+    ("no depth"), both counted in a warning.
+
+    Args:
+        prediction: Depth ``(H, W)`` in metres.
+        path: The PNG.
+    """
+    # OFFICIAL: the released writer truncates, which is half a step too near on average, and leaves NaN
+    # undefined.
+    finite = np.isfinite(prediction.depth)
+    depth_mm = np.rint(np.where(finite, prediction.depth, 0.0).astype(np.float64) * 1000)
+    too_far, broken = int(np.count_nonzero(depth_mm > MILLIMETRES_MAX)), int(np.count_nonzero(~finite))
+    if too_far:
+        logger.warning(
+            "%s: %d pixels beyond 65.535 m are clipped; the .npy holds them in full", path, too_far
+        )
+    if broken:
+        logger.warning("%s: %d pixels are NaN or infinite and are written as 0, no depth", path, broken)
+    pixels = np.clip(depth_mm, 0, MILLIMETRES_MAX).astype(np.uint16)
+    notes = {
+        "Depth-Unit": "millimetre",
+        "Depth-Scale": "0.001",
+        "Depth-Note": "metres = value * 0.001; 0 = no depth",
+    }
+    _write_png(Image.fromarray(pixels), path, notes)
+
+
+def write_npy(prediction: Prediction, path: Path) -> None:
+    """Write depth as NumPy float32 metres, ``(H, W)``, exactly as predicted."""
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        np.save(stream, prediction.depth.astype(np.float32, copy=False), allow_pickle=False)
+
+
+Writer = Callable[[Prediction, Path], None]
+
+FORMATS: dict[str, tuple[str, Writer]] = {
+    "color": ("_depth.png", write_color),
+    "mm": ("_depth_mm.png", write_millimetres),
+    "npy": ("_depth.npy", write_npy),
+}
+"""Format name -> (end of the file name, writer)."""
+
+
+def write(
+    prediction: Prediction,
+    folder: str | os.PathLike[str],
+    name: str | None = None,
+    formats: Sequence[str] = tuple(FORMATS),
+    depth_range: tuple[float, float] | None = None,
+    colormap: str = "turbo",
+) -> list[Path]:
+    """Write one prediction in several formats.
+
+    Args:
+        prediction: What to write.
+        folder: Made when it is not there.
+        name: Begin of the file names; the prediction's id by default.
+        formats: Any of ``color``, ``mm``, ``npy``.
+        depth_range: For ``color``; see `write_color`.
+        colormap: For ``color``; see `write_color`.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ConfigError: An unknown format.
+    """
+    check_formats(formats)
+    stem = name or prediction.id
+    written = []
+    for each in formats:
+        ending, writer = FORMATS[each]
+        path = Path(folder).expanduser() / f"{stem}{ending}"
+        if each == "color":
+            write_color(prediction, path, depth_range, colormap)
+        else:
+            writer(prediction, path)
+        written.append(path)
+    return written
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Refuse unknown formats before anything is predicted.
+
+    Args:
+        formats: Names to check.
+
+    Raises:
+        ConfigError: One is unknown, or there is none.
+    """
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown or not formats:
+        raise ConfigError(f"formats are {', '.join(FORMATS)}; not {', '.join(unknown) or 'none at all'}")
+
+
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """One name an input, so that no two inputs write the same file.
+
+    The stem where it is unique; otherwise with the folder's name in front, and then counted. Case is ignored,
+    as some file systems do.
+
+    Args:
+        paths: Input files.
+
+    Returns:
+        Names in the same order.
+    """
+    stems = [path.stem.casefold() for path in paths]
+    taken: set[str] = set()
+    names = []
+    for path, stem in zip(paths, stems, strict=True):
+        base = (
+            path.stem if stems.count(stem) == 1 or not path.parent.name else f"{path.parent.name}_{path.stem}"
+        )
+        name, number = base, 2
+        while name.casefold() in taken:
+            name, number = f"{base}_{number}", number + 1
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def _write_png(image: Image.Image, path: Path, notes: dict[str, str]) -> None:
+    fields = PngInfo()
+    for key, value in {"Software": f"sa2depth {__version__}", **notes}.items():
+        fields.add_text(key, value)
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=fields)
+
+
+def read_millimetres(path: str | os.PathLike[str]) -> npt.NDArray[np.float32]:
+    """Read a file of `write_millimetres` back: ``(H, W)`` float32 metres, 0 = no depth."""
+    with Image.open(path) as image:
+        return np.array(image).astype(np.float32) / np.float32(1000)

@@ -1,0 +1,47 @@
+"""Learning-rate schedules, stepped once an optimiser step.
+
+The released schedule ``(1 - step/total)**0.9`` turns complex when training goes on past its last step; this one is
+clamped there.
+"""
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from sa2depth.errors import ConfigError
+
+
+def polynomial_factor(step: int, total: int, power: float, end_factor: float, warmup_steps: int = 0) -> float:
+    """Fraction of the base learning rate at an optimiser step.
+
+    Args:
+        step: 0 at the first update; any value is allowed.
+        total: number of updates of the whole run.
+        power: exponent of the decay.
+        end_factor: fraction that is reached at ``total`` and kept after it.
+        warmup_steps: updates over which the rate rises linearly, multiplied onto the decay.
+    """
+    progress = min(step / max(total, 1), 1.0)
+    decay = end_factor + (1.0 - end_factor) * (1.0 - progress) ** power
+    return decay * min((step + 1) / (warmup_steps + 1), 1.0)
+
+
+def polynomial(
+    optimizer: Optimizer, total_steps: int, *, power: float = 0.9, end_factor: float = 0.1, warmup_steps: int = 0
+) -> LambdaLR:
+    """Polynomial decay to ``end_factor`` of each group's own learning rate.
+
+    Raises:
+        ConfigError: if the run has no known length, or an argument is out of range.
+    """
+    if total_steps <= 0:
+        raise ConfigError(
+            "the schedule needs to know how many steps the run has: set trainer.max_epochs or trainer.max_steps"
+        )
+    if power <= 0 or not 0 <= end_factor <= 1 or warmup_steps < 0:
+        raise ConfigError(
+            f"schedule: power {power} must be positive, end_factor {end_factor} between 0 and 1, "
+            f"warmup_steps {warmup_steps} not negative"
+        )
+    return LambdaLR(
+        optimizer, lambda step: polynomial_factor(step, total_steps, power, end_factor, warmup_steps)
+    )

@@ -1,0 +1,89 @@
+"""The scale-invariant logarithmic loss of Eigen et al. (2014), weighted as in BTS and the paper.
+
+Counterpart of ``silog_loss`` in the released ``utils.py``.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from sa2depth.errors import ConfigError, ShapeError
+
+
+class SILog(nn.Module):
+    r"""Scale-invariant logarithmic loss over all valid pixels of the batch.
+
+    .. math:: \alpha \sqrt{\tfrac1n \sum d^2 - \lambda (\tfrac1n \sum d)^2}, \qquad d = \ln pred - \ln target
+
+    The mean runs over the valid pixels of the whole batch (of this process), not per image. The mask comes
+    from the caller: ``sa2depth.masks.valid_mask(depth, min_depth, max_depth)``; the released training is
+    ``max_depth=inf``.
+
+    OFFICIAL: value and gradient are the released ones where those are finite. Where they are not, ours are:
+    a perfect prediction and an empty mask give 0 with zero gradients (still connected to ``pred``, so that
+    DistributedDataParallel finds every parameter), and a prediction of 0 or below counts as ``eps`` with zero
+    gradient. A NaN at a valid pixel stays NaN: a broken model must be seen.
+
+    Args:
+        variance_focus: lambda in [0, 1]; 1 ignores the global scale, 0 is the plain RMS of the logarithms.
+        scale: alpha, > 0.
+        eps: Smallest prediction in metres that is told apart from 0, > 0.
+
+    Raises:
+        ConfigError: An argument is out of its range.
+    """
+
+    def __init__(self, variance_focus: float = 0.85, scale: float = 10.0, eps: float = 1e-12) -> None:
+        super().__init__()
+        if not 0.0 <= variance_focus <= 1.0:
+            raise ConfigError(f"SILog: variance_focus must lie in [0, 1], not {variance_focus}")
+        for name, value in (("scale", scale), ("eps", eps)):
+            if not (value > 0.0 and math.isfinite(value)):
+                raise ConfigError(f"SILog: {name} must be positive and finite, not {value}")
+        self.variance_focus = variance_focus
+        self.scale = scale
+        self.eps = eps
+
+    def forward(self, pred: torch.Tensor, target: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """Loss of one batch.
+
+        Args:
+            pred: ``(B,1,H,W)`` predicted depth in metres.
+            target: ``(B,1,H,W)`` ground truth in metres, > 0 wherever ``valid``.
+            valid: ``(B,1,H,W)`` bool, True where the pixel counts.
+
+        Returns:
+            Scalar, at least float32 whatever autocast says.
+
+        Raises:
+            ShapeError: The shapes differ or ``valid`` is not bool.
+        """
+        if not pred.shape == target.shape == valid.shape:
+            raise ShapeError(
+                "SILog wants pred, target and valid of one shape, got "
+                f"{tuple(pred.shape)}, {tuple(target.shape)} and {tuple(valid.shape)}"
+            )
+        if valid.dtype != torch.bool:
+            raise ShapeError(f"SILog wants a bool mask (True = valid), got {valid.dtype}")
+        with torch.autocast(pred.device.type, enabled=False):
+            dtype = torch.promote_types(pred.dtype, torch.float32)
+            # Masked with `where` before the logarithm: a NaN under an invalid pixel reaches neither the value
+            # nor, as NaN * 0, the gradient. No boolean indexing either, which would make the GPU wait for the
+            # count.
+            known = torch.where(valid, pred.to(dtype), 1.0).clamp(min=self.eps)
+            truth = torch.where(valid, target.to(dtype), 1.0)
+            difference = known.log() - truth.log()
+            count = valid.sum().clamp(min=1)
+            mean = difference.sum() / count
+            # mean(d^2) - lambda mean(d)^2, written as a sum of squares: it cannot round below zero.
+            spread = torch.where(valid, difference - mean, 0.0).square().sum() / count
+            inner = spread + (1.0 - self.variance_focus) * mean.square()
+            # The root's slope at zero is infinite: there, and only there, a constant 1 takes its place.
+            flat = inner == 0
+            root = torch.where(flat, 1.0, inner).sqrt()
+            return torch.where(flat, inner, root) * self.scale
+
+    def extra_repr(self) -> str:
+        """The arguments, for ``print(model)``."""
+        return f"variance_focus={self.variance_focus}, scale={self.scale}, eps={self.eps}"

@@ -1,0 +1,139 @@
+"""The predictor every model must beat: each pixel's median depth over the training set, whatever the image.
+
+It is the constant-per-pixel prediction with the smallest mean absolute error.
+"""
+
+import math
+import tempfile
+from collections.abc import Iterable, Iterator
+from typing import IO, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from sa2depth.errors import DataError, ShapeError
+from sa2depth.holes import fill_from_nearest
+from sa2depth.masks import valid_mask
+
+_BLOCK_VALUES = 1 << 24  # 64 MiB of float32 are in work at a time
+
+
+class MedianDepthMap:
+    """Per-pixel median of training depth maps.
+
+    Exact: the maps lie as float32 in a temporary file while fitting (795 maps of 480x640 are 1 GB of disk; each
+    map is read once) and are sorted in blocks of rows, so that memory stays near 150 MB whatever their number.
+
+    A pixel that no map measures (borders; three of four pixels of the rebuilt NYU labelled set) takes the
+    median of the nearest pixel that some map does: fairer to the baseline than one number for all of them.
+
+    Args:
+        min_depth: Metres; depths at or below are ignored (0 = not measured).
+        max_depth: Metres; depths at or above are ignored.
+    """
+
+    def __init__(self, min_depth: float = 0.0, max_depth: float = math.inf) -> None:
+        self.min_depth = min_depth
+        self.max_depth = max_depth
+        self._map: NDArray[np.float32] | None = None
+
+    def fit(self, maps: Iterable[Any]) -> "MedianDepthMap":
+        """Learn the map.
+
+        Args:
+            maps: ``(H,W)`` depth arrays in metres, all of one size, or samples with such a ``depth`` (a data
+                source).
+
+        Returns:
+            Itself.
+
+        Raises:
+            DataError: There is no map, a sample without depth, or no valid pixel anywhere.
+            ShapeError: The maps differ in size.
+        """
+        with tempfile.TemporaryFile() as file:
+            count, shape = 0, (0, 0)
+            for item in _items(maps):
+                depth = self._masked(item, count)
+                if count and depth.shape != shape:
+                    raise ShapeError(f"depth map {count} is {depth.shape}, those before it are {shape}")
+                shape = (depth.shape[0], depth.shape[1])
+                file.write(depth.tobytes())
+                count += 1
+            if not count:
+                raise DataError("MedianDepthMap.fit was given no depth map")
+            self._map = _median(file, count, *shape)
+        return self
+
+    def predict(self, shape: tuple[int, int] | None = None) -> NDArray[np.float32]:
+        """The same map for every image.
+
+        Args:
+            shape: ``(H, W)`` to resize to (bilinear; the map has no holes), or None for the size of the
+                training maps.
+
+        Returns:
+            ``(H,W)`` metres, a copy.
+
+        Raises:
+            DataError: ``fit`` was not called.
+        """
+        if self._map is None:
+            raise DataError("MedianDepthMap.predict needs fit first")
+        if shape is None or tuple(shape) == self._map.shape:
+            return self._map.copy()
+        resized = F.interpolate(torch.from_numpy(self._map)[None, None], tuple(shape), mode="bilinear")
+        return resized[0, 0].numpy()
+
+    def _masked(self, item: Any, place: int) -> NDArray[np.float32]:
+        """Depth of one sample, infinite where invalid."""
+        depth = getattr(item, "depth", item)
+        if depth is None:
+            raise DataError(
+                f"sample {getattr(item, 'id', place)} has no depth: the median needs training samples"
+            )
+        tensor = torch.from_numpy(np.ascontiguousarray(np.squeeze(depth), dtype=np.float32))
+        if tensor.ndim != 2:
+            raise ShapeError(f"depth map {place} must be (H, W), got {tuple(tensor.shape)}")
+        return torch.where(valid_mask(tensor, self.min_depth, self.max_depth), tensor, math.inf).numpy()
+
+
+def _items(maps: Any) -> Iterator[Any]:
+    # A data source has a length and items; its __getitem__ need not raise the IndexError that plain iteration
+    # wants.
+    if hasattr(maps, "__getitem__") and hasattr(maps, "__len__"):
+        return (maps[i] for i in range(len(maps)))
+    return iter(maps)
+
+
+def _median(file: IO[bytes], count: int, height: int, width: int) -> NDArray[np.float32]:
+    """``(H,W)`` medians of a file of ``(n,H,W)`` float32.
+
+    Infinity means invalid; pixels that never are valid copy a neighbour.
+    """
+    out = np.empty((height, width), np.float32)
+    step = max(1, _BLOCK_VALUES // (count * width))
+    for top in range(0, height, step):
+        rows = slice(top, min(top + step, height))
+        block = _read_rows(file, count, height, width, rows)
+        block.sort(axis=-1)  # the invalid ones end up last
+        known = np.isfinite(block).sum(axis=-1)
+        lower = np.take_along_axis(block, np.maximum(known - 1, 0)[..., None] // 2, axis=-1)[..., 0]
+        upper = np.take_along_axis(block, np.minimum(known // 2, count - 1)[..., None], axis=-1)[..., 0]
+        out[rows] = np.where(known > 0, 0.5 * (lower + upper), np.inf)
+    holes = ~np.isfinite(out)
+    if holes.all():
+        raise DataError("MedianDepthMap.fit: no valid depth in any map; check the depth scale and the limits")
+    return fill_from_nearest(out, ~holes)
+
+
+def _read_rows(file: IO[bytes], count: int, height: int, width: int, rows: slice) -> NDArray[np.float32]:
+    """``(rows,W,n)``: a few rows of every map. Read, not mapped: mapped pages would count as memory in use."""
+    size = (rows.stop - rows.start) * width * 4
+    block = np.empty((rows.stop - rows.start, width, count), np.float32)
+    for place in range(count):
+        file.seek((place * height + rows.start) * width * 4)
+        block[..., place] = np.frombuffer(file.read(size), np.float32).reshape(-1, width)
+    return block

@@ -1,0 +1,20 @@
+"""Assembly: the depth model, its decoders and heads, encoders, and how to build them from a specification."""
+
+from sa2depth.models.build import build_model, create_model
+from sa2depth.models.decoders import ConvDecoder, SelectiveAttentionDecoder
+from sa2depth.models.heads import BinHead, ConvHead, ScanHead
+from sa2depth.models.presets import PRESETS
+from sa2depth.models.sa2depth import DepthOutput, SA2Depth
+
+__all__ = [
+    "PRESETS",
+    "BinHead",
+    "ConvDecoder",
+    "ConvHead",
+    "DepthOutput",
+    "SA2Depth",
+    "ScanHead",
+    "SelectiveAttentionDecoder",
+    "build_model",
+    "create_model",
+]

@@ -1,0 +1,80 @@
+"""Decoders: a pyramid in, a refined pyramid of the same sizes and channels out, both fine to coarse."""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from sa2depth.nn import SelectiveAttentionBlock, Upsample
+
+OFFSET_KERNELS = (9, 7, 5, 3)
+OFFSET_STRIDES = (8, 4, 2, 1)
+
+
+class _TopDown(nn.Module):
+    """Refine the coarsest level, then bring each result up to the next finer one.
+
+    Args:
+        channels: channels of each level, fine to coarse.
+        blocks: what refines each level, fine to coarse.
+    """
+
+    def __init__(self, channels: list[int], blocks: list[nn.Module]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.upsamples = nn.ModuleList(Upsample(coarse, fine) for fine, coarse in pairwise(channels))
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Levels ``(B, C_i, H_i, W_i)``, fine to coarse, to levels of the same shapes."""
+        levels = [self.blocks[-1](features[-1])]
+        for level in reversed(range(len(features) - 1)):
+            fused = self.upsamples[level](levels[0], features[level])
+            levels.insert(0, self.blocks[level](fused))
+        return levels
+
+
+class SelectiveAttentionDecoder(_TopDown):
+    """The paper's decoder: a block of flexible attention at each of four levels.
+
+    Args:
+        channels: channels of the four levels, fine to coarse; each a multiple of ``dim_head``.
+        dim_head: channels of an attention head.
+    """
+
+    def __init__(self, channels: list[int], dim_head: int = 64) -> None:
+        blocks: list[nn.Module] = [
+            SelectiveAttentionBlock(level, dim_head, kernel, stride)
+            for level, kernel, stride in zip(channels, OFFSET_KERNELS, OFFSET_STRIDES, strict=True)
+        ]
+        super().__init__(channels, blocks)
+
+
+class ConvDecoder(_TopDown):
+    """A plain convolutional decoder of the same interface: the baseline for tables of results.
+
+    Args:
+        channels: channels of the levels, fine to coarse.
+    """
+
+    def __init__(self, channels: list[int]) -> None:
+        super().__init__(channels, [ConvBlock(level) for level in channels])
+
+
+class ConvBlock(nn.Module):
+    """Two 3x3 convolutions with batch normalisation and a residual.
+
+    Args:
+        channels: ``C``.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to ``(B, C, H, W)``."""
+        hidden = torch.relu(self.norm1(self.conv1(x)))
+        return torch.relu(x + self.norm2(self.conv2(hidden)))

@@ -1,0 +1,224 @@
+"""InternImage: a convolutional backbone on DCNv3 (Wang et al., CVPR 2023), as a feature pyramid."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from timm.layers import DropPath, trunc_normal_
+from torch import Tensor, nn
+
+from sa2depth.errors import ConfigError
+from sa2depth.ops import dcnv3
+from sa2depth.ops.precision import at_least_float32, no_autocast
+
+_EPS = 1e-6
+_POINTS = 9
+
+
+class InternImage(nn.Module):
+    """The backbone without its classification head; returns each stage before its downsampling.
+
+    Args:
+        channels: channels of the first stage; they double at each stage.
+        depths: layers of each of the four stages.
+        groups: DCNv3 groups of each stage; each divides its stage's channels.
+        post_norm: normalise after each branch instead of before it.
+        layer_scale: initial value of the learnt factor of each branch; without factor if None.
+        offset_scale: factor of the DCNv3 offsets.
+        drop_path_rate: chance to skip a branch, growing linearly from 0 at the first layer to this at the
+            last.
+        mlp_ratio: hidden channels of the MLP per channel.
+
+    Attributes:
+        channels: channels of the four maps, fine to coarse.
+        stride_multiple: sides of the image must be multiples of it.
+    """
+
+    stride_multiple = 32
+
+    def __init__(
+        self,
+        channels: int = 64,
+        depths: Sequence[int] = (4, 4, 18, 4),
+        groups: Sequence[int] = (4, 8, 16, 32),
+        post_norm: bool = False,
+        layer_scale: float | None = None,
+        offset_scale: float = 1.0,
+        drop_path_rate: float = 0.1,
+        mlp_ratio: float = 4.0,
+    ) -> None:
+        super().__init__()
+        self.channels = [channels * 2**stage for stage in range(4)]
+        if (
+            len(depths) != 4
+            or len(groups) != 4
+            or any(c % g for c, g in zip(self.channels, groups, strict=True))
+        ):
+            raise ConfigError(
+                f"InternImage wants four depths and four groups that divide {self.channels} channels, "
+                f"got depths {list(depths)} and groups {list(groups)}"
+            )
+        total = sum(depths)
+        rates = [drop_path_rate * layer / max(total - 1, 1) for layer in range(total)]
+        self.stem = Stem(channels)
+        self.stages = nn.ModuleList()
+        for index, (depth, stage_groups) in enumerate(zip(depths, groups, strict=True)):
+            blocks = [
+                Layer(
+                    self.channels[index], stage_groups, post_norm, layer_scale, offset_scale, rate, mlp_ratio
+                )
+                for rate in rates[sum(depths[:index]) :][:depth]
+            ]
+            self.stages.append(Stage(self.channels[index], blocks, norm=not post_norm, downsample=index < 3))
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Normalised image ``(B, 3, H, W)`` to four maps ``(B, C_i, H / 2**(i+2), W / 2**(i+2))``."""
+        x = self.stem(image)
+        features: list[Tensor] = []
+        for stage in self.stages:
+            assert isinstance(stage, Stage)
+            x = stage(x)
+            features.append(rearrange(x, "b h w c -> b c h w").contiguous())
+            x = stage.downsample(x)
+        return features
+
+
+class Stem(nn.Module):
+    """Two strided convolutions: ``(B, 3, H, W)`` to channels-last ``(B, H/4, W/4, C)``."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, channels // 2, 3, stride=2, padding=1)
+        self.norm1 = nn.LayerNorm(channels // 2, eps=_EPS)
+        self.conv2 = nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1)
+        self.norm2 = nn.LayerNorm(channels, eps=_EPS)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """``(B, 3, H, W)`` to ``(B, H/4, W/4, C)``."""
+        x = self.norm1(rearrange(self.conv1(image), "b c h w -> b h w c"))
+        x = self.conv2(rearrange(F.gelu(x), "b h w c -> b c h w"))
+        return self.norm2(rearrange(x, "b c h w -> b h w c"))
+
+
+class Downsample(nn.Module):
+    """Halve the sides, double the channels: ``(B, H, W, C)`` to ``(B, H/2, W/2, 2C)``."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1, bias=False)
+        self.norm = nn.LayerNorm(2 * channels, eps=_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, C)`` to ``(B, H/2, W/2, 2C)``."""
+        return self.norm(rearrange(self.conv(rearrange(x, "b h w c -> b c h w")), "b c h w -> b h w c"))
+
+
+class Stage(nn.Module):
+    """Layers of one resolution, a norm if they have none at their end, and the way to the next stage."""
+
+    def __init__(self, channels: int, blocks: list["Layer"], norm: bool, downsample: bool) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = nn.LayerNorm(channels, eps=_EPS) if norm else nn.Identity()
+        self.downsample = Downsample(channels) if downsample else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, C)`` to ``(B, H, W, C)``, not yet downsampled."""
+        return self.norm(self.blocks(x))
+
+
+class Layer(nn.Module):
+    """DCNv3 and MLP, each a residual branch; channels last."""
+
+    def __init__(
+        self,
+        channels: int,
+        groups: int,
+        post_norm: bool,
+        layer_scale: float | None,
+        offset_scale: float,
+        drop_path_rate: float,
+        mlp_ratio: float,
+    ) -> None:
+        super().__init__()
+        self.post_norm = post_norm
+        self.norm1 = nn.LayerNorm(channels, eps=_EPS)
+        self.dcn = DeformableConv(channels, groups, offset_scale)
+        self.norm2 = nn.LayerNorm(channels, eps=_EPS)
+        self.mlp = Mlp(channels, int(channels * mlp_ratio))
+        self.drop_path = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
+        self.scale1 = self.scale2 = None
+        if layer_scale is not None:
+            self.scale1 = nn.Parameter(torch.full((channels,), float(layer_scale)))
+            self.scale2 = nn.Parameter(torch.full((channels,), float(layer_scale)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, C)`` to ``(B, H, W, C)``."""
+        x = x + self._branch(x, self.norm1, self.dcn, self.scale1)
+        return x + self._branch(x, self.norm2, self.mlp, self.scale2)
+
+    def _branch(self, x: Tensor, norm: nn.Module, body: nn.Module, scale: Tensor | None) -> Tensor:
+        y = norm(body(x)) if self.post_norm else body(norm(x))
+        return self.drop_path(y if scale is None else scale * y)
+
+
+class DeformableConv(nn.Module):
+    """DCNv3 with its projections; offsets and masks come from a depthwise convolution of the input.
+
+    Args:
+        channels: ``C``.
+        groups: ``G``.
+        offset_scale: factor of the offsets.
+    """
+
+    def __init__(self, channels: int, groups: int, offset_scale: float) -> None:
+        super().__init__()
+        self.groups = groups
+        self.offset_scale = offset_scale
+        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.norm = nn.LayerNorm(channels, eps=_EPS)
+        self.offset = nn.Linear(channels, groups * _POINTS * 2)
+        self.mask = nn.Linear(channels, groups * _POINTS)
+        self.input_proj = nn.Linear(channels, channels)
+        self.output_proj = nn.Linear(channels, channels)
+        for layer in (self.offset, self.mask):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        for layer in (self.input_proj, self.output_proj):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, C)`` to ``(B, H, W, C)``."""
+        local = self.depthwise(rearrange(x, "b h w c -> b c h w").contiguous())
+        local = F.gelu(self.norm(rearrange(local, "b c h w -> b h w c")))
+        with no_autocast(x):
+            # A bf16 offset would be coarser than the bilinear interpolation it steers.
+            local = at_least_float32(local)
+            offset = self.offset(local)
+            mask = rearrange(self.mask(local), "b h w (g p) -> b h w g p", g=self.groups).softmax(dim=-1)
+        sampled = dcnv3(
+            self.input_proj(x),
+            offset,
+            rearrange(mask, "b h w g p -> b h w (g p)"),
+            groups=self.groups,
+            offset_scale=self.offset_scale,
+        )
+        return self.output_proj(sampled)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with GELU between."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden)
+        self.fc2 = nn.Linear(hidden, channels)
+        for layer in (self.fc1, self.fc2):
+            trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., C)`` to ``(..., C)``."""
+        return self.fc2(F.gelu(self.fc1(x)))

@@ -1,0 +1,101 @@
+"""Heads: bin centres for the whole image, bin scores for each pixel; both read every decoder level."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sa2depth.nn import (
+    ChannelNorm,
+    GatedFeedForward,
+    SelectiveFusion,
+    SelectiveScan2d,
+    bin_centers_from_logits,
+)
+
+
+class BinHead(nn.Module):
+    """Multi-level bin prediction (paper section III-D; ``MLBP`` of the released code).
+
+    Args:
+        channels: channels of the levels, fine to coarse.
+        hidden: width of each level's descriptor and of the MLP.
+        bins: ``K``.
+        min_depth: metres.
+        max_depth: metres.
+    """
+
+    def __init__(
+        self, channels: list[int], hidden: int = 256, bins: int = 128, *, min_depth: float, max_depth: float
+    ) -> None:
+        super().__init__()
+        self.min_depth = min_depth
+        self.max_depth = max_depth
+        self.projections = nn.ModuleList(nn.Conv2d(level, hidden, 1) for level in channels)
+        self.norm = nn.LayerNorm(hidden * len(channels))
+        self.fc1 = nn.Linear(hidden * len(channels), hidden)
+        self.fc2 = nn.Linear(hidden, bins)
+
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        """Levels ``(B, C_i, H_i, W_i)``, fine to coarse, to bin centres ``(B, K)`` in metres."""
+        # Averaging first is the same as after the 1x1 convolution, and far cheaper.
+        descriptors = [
+            project(level.mean(dim=(2, 3), keepdim=True)).flatten(1)
+            for project, level in zip(self.projections, levels, strict=True)
+        ]
+        # Coarse to fine is the order in which the released weights expect them.
+        joined = self.norm(torch.cat(descriptors[::-1], dim=1))
+        logits = self.fc2(F.gelu(self.fc1(joined)))
+        return bin_centers_from_logits(logits, self.min_depth, self.max_depth)
+
+
+class ScanHead(nn.Module):
+    """Multi-level selective scan (paper section III-D; ``MLSS`` of the released code).
+
+    Args:
+        channels: channels of the levels, fine to coarse.
+        hidden: channels after fusion.
+        bins: ``K``.
+        state: size of the scan's state for each inner channel.
+    """
+
+    def __init__(self, channels: list[int], hidden: int = 256, bins: int = 128, state: int = 16) -> None:
+        super().__init__()
+        self.fusion = SelectiveFusion(channels, hidden)
+        self.norm1 = ChannelNorm(hidden)
+        self.scan = SelectiveScan2d(hidden, state)
+        self.norm2 = ChannelNorm(hidden)
+        self.feed_forward = GatedFeedForward(hidden)
+        self.score = nn.Conv2d(hidden, bins, 1)
+
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        """Levels ``(B, C_i, H_i, W_i)``, fine to coarse, to bin scores ``(B, K, H_0, W_0)``."""
+        x = self.fusion(levels)
+        x = x + self.scan(self.norm1(x))
+        x = x + self.feed_forward(self.norm2(x))
+        return self.score(x)
+
+
+class ConvHead(nn.Module):
+    """A plain convolutional head of the same interface: the baseline without fusion weights and scan.
+
+    Args:
+        channels: channels of the levels, fine to coarse.
+        hidden: channels after fusion.
+        bins: ``K``.
+    """
+
+    def __init__(self, channels: list[int], hidden: int = 256, bins: int = 128) -> None:
+        super().__init__()
+        self.projections = nn.ModuleList(nn.Conv2d(level, hidden, 1) for level in channels)
+        self.conv = nn.Conv2d(hidden, hidden, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(hidden)
+        self.score = nn.Conv2d(hidden, bins, 1)
+
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        """Levels ``(B, C_i, H_i, W_i)``, fine to coarse, to bin scores ``(B, K, H_0, W_0)``."""
+        size = levels[0].shape[2:]
+        fused = sum(
+            F.interpolate(project(level), size, mode="bilinear")
+            for project, level in zip(self.projections, levels, strict=True)
+        )
+        return self.score(torch.relu(self.norm(self.conv(fused))))

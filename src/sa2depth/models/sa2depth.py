@@ -1,0 +1,119 @@
+"""The depth model: encoder, decoder and two heads (``SADEDepth.py`` of the released code)."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sa2depth.errors import ConfigError, ShapeError
+from sa2depth.nn import expected_depth
+from sa2depth.ops.precision import at_least_float32, no_autocast
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class DepthOutput(NamedTuple):
+    """What the model says about a batch of images.
+
+    Attributes:
+        depth: ``(B, 1, H, W)`` metres, along the optical axis.
+        bin_centers: ``(B, K)`` metres, ascending.
+    """
+
+    depth: Tensor
+    bin_centers: Tensor
+
+
+class SA2Depth(nn.Module):
+    """Metric depth as the expectation over bins that the network places in each image.
+
+    The parts are given as factories that take the encoder's channels, so that a configuration states each
+    size once.
+
+    Args:
+        encoder: image ``(B, 3, H, W)`` to four maps at 1/4, 1/8, 1/16, 1/32; tells ``channels`` (fine to
+            coarse), ``stride_multiple`` and, if it was not trained with ImageNet's, ``pixel_mean`` and
+            ``pixel_std``.
+        decoder: channels to a module from levels to levels.
+        bin_head: channels, ``min_depth`` and ``max_depth`` to a module from levels to bin centres.
+        depth_head: channels to a module from levels to bin scores.
+        min_depth: metres.
+        max_depth: metres.
+
+    Attributes:
+        spec: the plain dictionary it was built from, empty if it was built by hand.
+
+    Raises:
+        ConfigError: unless ``0 <= min_depth < max_depth``.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: Callable[[list[int]], nn.Module],
+        bin_head: Callable[..., nn.Module],
+        depth_head: Callable[[list[int]], nn.Module],
+        min_depth: float,
+        max_depth: float,
+    ) -> None:
+        super().__init__()
+        if not 0 <= min_depth < max_depth:
+            raise ConfigError(
+                f"depth range {min_depth} to {max_depth} m: min_depth must be at least 0 and below max_depth"
+            )
+        channels = list(getattr(encoder, "channels"))  # noqa: B009 - nn.Module has no static type for it
+        self.min_depth = float(min_depth)
+        self.max_depth = float(max_depth)
+        self.spec: dict[str, Any] = {}
+        self.stride_multiple = int(getattr(encoder, "stride_multiple", 32))
+        self.encoder = encoder
+        self.decoder = decoder(channels)
+        self.bin_head = bin_head(channels, min_depth=self.min_depth, max_depth=self.max_depth)
+        self.depth_head = depth_head(channels)
+        mean = getattr(encoder, "pixel_mean", IMAGENET_MEAN)
+        std = getattr(encoder, "pixel_std", IMAGENET_STD)
+        self.register_buffer("pixel_mean", torch.tensor(mean).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(std).reshape(3, 1, 1), persistent=False)
+
+    def forward(self, image: Tensor) -> DepthOutput:
+        """Predict depth.
+
+        Args:
+            image: ``(B, 3, H, W)`` RGB in [0, 1]; sides multiples of 32.
+
+        Returns:
+            Depth ``(B, 1, H, W)`` and bin centres ``(B, K)`` in metres, at least float32.
+
+        Raises:
+            ShapeError: if the image is not of that shape.
+        """
+        logits, bin_centers = self.predict_bins(image)
+        with no_autocast(image):
+            depth = F.interpolate(expected_depth(logits, bin_centers), scale_factor=4, mode="bilinear")
+        return DepthOutput(depth, bin_centers)
+
+    def predict_bins(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Bin scores ``(B, K, H/4, W/4)`` and bin centres ``(B, K)`` in metres; see :meth:`forward`."""
+        levels = self.decoder(self.extract_features(image))
+        return self.depth_head(levels), self.bin_head(levels)
+
+    def extract_features(self, image: Tensor) -> list[Tensor]:
+        """The encoder's four maps ``(B, C_i, H / 2**(i+2), W / 2**(i+2))``, fine to coarse."""
+        if image.dim() != 4 or image.shape[1] != 3:
+            raise ShapeError(f"the model wants images (B, 3, H, W), got {tuple(image.shape)}")
+        height, width = image.shape[2:]
+        multiple = self.stride_multiple
+        if height % multiple or width % multiple or not height or not width:
+            raise ShapeError(
+                f"an image of {height}x{width} (height x width): both sides must be multiples of {multiple}; "
+                "pad it, or use sa2depth.infer.Predictor, which takes any size"
+            )
+        normalised = (at_least_float32(image) - self.pixel_mean) / self.pixel_std
+        features: list[Tensor] = self.encoder(normalised)
+        return features

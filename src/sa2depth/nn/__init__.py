@@ -1,0 +1,25 @@
+"""The paper's layers, one idea a file. Maps are ``(B, C, H, W)`` unless a docstring says otherwise."""
+
+from sa2depth.nn.attention import FlexibleAttention, Modulator
+from sa2depth.nn.bins import bin_centers_from_logits, expected_depth
+from sa2depth.nn.block import SelectiveAttentionBlock
+from sa2depth.nn.feed_forward import GatedFeedForward
+from sa2depth.nn.fusion import SelectiveFusion
+from sa2depth.nn.norm import ChannelNorm
+from sa2depth.nn.position import PositionConv
+from sa2depth.nn.scan import SelectiveScan2d
+from sa2depth.nn.upsample import Upsample
+
+__all__ = [
+    "ChannelNorm",
+    "FlexibleAttention",
+    "GatedFeedForward",
+    "Modulator",
+    "PositionConv",
+    "SelectiveAttentionBlock",
+    "SelectiveFusion",
+    "SelectiveScan2d",
+    "Upsample",
+    "bin_centers_from_logits",
+    "expected_depth",
+]

@@ -1,0 +1,147 @@
+"""Top-k flexible attention and its modulator (paper section III-B; ``TKFA`` and ``Modulator`` as released)."""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from sa2depth.errors import ConfigError
+from sa2depth.nn.norm import ChannelNorm
+from sa2depth.ops import rank_attention
+from sa2depth.ops.precision import at_least_float32, no_autocast
+
+GROUPS = 4
+
+
+class Modulator(nn.Module):
+    """Gate between the attention over all keys and that of each rank group.
+
+    Args:
+        channels: ``C``, even.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        half = channels // 2
+        self.mix = nn.Conv2d(2 * channels, channels, 1)
+        self.activation = nn.PReLU(channels)
+        self.update_depthwise = nn.Conv2d(half, half, 11, padding=5, groups=half)
+        self.update = nn.Conv2d(half, channels, 1)
+        self.reset_depthwise = nn.Conv2d(half, half, 11, padding=5, groups=half)
+        self.reset = nn.Conv2d(half, channels, 1)
+
+    def forward(self, overall: Tensor, groups: Tensor) -> Tensor:
+        """Gate every group against the overall attention.
+
+        Args:
+            overall: ``(B, C, H, W)``, attention over all keys.
+            groups: ``(G, B, C, H, W)``, attention inside each rank group.
+
+        Returns:
+            ``(G, B, C, H, W)``.
+        """
+        count, channels = len(groups), overall.shape[1]
+        # The 1x1 convolution of [overall, group], with the share of `overall` computed once for all groups.
+        overall_kernel, group_kernel = self.mix.weight.chunk(2, dim=1)
+        stacked = rearrange(groups, "g b c h w -> (g b) c h w").contiguous()
+        shared = F.conv2d(overall, overall_kernel, self.mix.bias)
+        mixed = F.conv2d(stacked, group_kernel) + repeat(shared, "b c h w -> (g b) c h w", g=count)
+        # Both gates' depthwise convolutions in one call: they act on different halves of the channels.
+        kernel = torch.cat((self.update_depthwise.weight, self.reset_depthwise.weight))
+        bias = torch.cat((_bias(self.update_depthwise), _bias(self.reset_depthwise)))
+        local = F.conv2d(self.activation(mixed), kernel, bias, padding=5, groups=channels)
+        update_half, reset_half = local.chunk(2, dim=1)
+        update = rearrange(self.update(update_half).sigmoid(), "(g b) c h w -> g b c h w", g=count)
+        reset = rearrange(self.reset(reset_half).tanh(), "(g b) c h w -> g b c h w", g=count)
+        return update * overall + (1 - update) * (reset * groups)
+
+
+def _bias(conv: nn.Conv2d) -> Tensor:
+    assert conv.bias is not None
+    return conv.bias
+
+
+class FlexibleAttention(nn.Module):
+    """Attention from every pixel to a small grid of sampled keys, overall and inside four ranges of rank.
+
+    Keys and values are sampled from the map at a regular grid displaced by a learnt offset per head. ``N``
+    keys are as many as the strided offset network leaves; at the four levels of a pyramid all have the grid
+    of 1/32.
+
+    Args:
+        channels: ``C``; ``channels // dim_head`` heads.
+        dim_head: channels of a head; divides ``channels``.
+        kernel: size of the offset network's depthwise convolution.
+        stride: its stride.
+
+    Raises:
+        ConfigError: if ``dim_head`` does not divide ``channels``.
+    """
+
+    def __init__(self, channels: int, dim_head: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        if channels % dim_head or channels % 2:
+            raise ConfigError(
+                f"attention on {channels} channels: dim_head {dim_head} must divide them, and they must be even; "
+                "choose another decoder.dim_head or other encoder.channels"
+            )
+        self.heads = channels // dim_head
+        self.scale = dim_head**-0.5
+        self.query = nn.Conv2d(channels, channels, 1)
+        self.key_value = nn.Conv2d(channels, 2 * channels, 1)
+        self.offset = nn.Sequential()
+        self.offset.add_module(
+            "depthwise", nn.Conv2d(dim_head, dim_head, kernel, stride, kernel // 2, groups=dim_head)
+        )
+        self.offset.add_module("norm", ChannelNorm(dim_head))
+        self.offset.add_module("activation", nn.SiLU())
+        self.offset.add_module("project", nn.Conv2d(dim_head, 2, 1))
+        self.modulator = Modulator(channels)
+        self.group_weights = nn.ParameterList(torch.full((1,), 0.2) for _ in range(GROUPS))
+        self.project = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to ``(B, C, H, W)``."""
+        height = x.shape[2]
+        query = self.query(x)
+        sampled = self._sample(x, query)
+        key, value = self.key_value(sampled).chunk(2, dim=1)
+        query, key, value = (
+            rearrange(t, "b (heads d) h w -> b heads (h w) d", heads=self.heads) for t in (query, key, value)
+        )
+        attended = rank_attention(query, key, value, self.scale)
+        attended = rearrange(attended, "g b heads (h w) d -> g b (heads d) h w", h=height)
+        gated = self.modulator(attended[0].contiguous(), attended[1:])
+        weights = torch.cat(list(self.group_weights))
+        return self.project(torch.einsum("gbchw,g->bchw", gated, weights.to(gated.dtype)))
+
+    def _sample(self, x: Tensor, query: Tensor) -> Tensor:
+        """The map at the displaced key grid, ``(B, C, Hk, Wk)``."""
+        per_head = rearrange(query, "b (heads d) h w -> (b heads) d h w", heads=self.heads)
+        with no_autocast(x):
+            # Coordinates in bf16 would be off by up to 0.6 px on a map 304 wide.
+            offset = self.offset(at_least_float32(per_head))
+            # (y, x), unbounded until the sum is clamped
+            points = rearrange(offset, "b p h w -> b h w p") + reference_grid(offset)
+            grid = points.clamp(-1, 1).flip(-1)
+            source = rearrange(at_least_float32(x), "b (heads d) h w -> (b heads) d h w", heads=self.heads)
+            sampled = F.grid_sample(source, grid, mode="bilinear", align_corners=True)
+        return rearrange(sampled, "(b heads) d h w -> b (heads d) h w", heads=self.heads).to(x.dtype)
+
+
+def reference_grid(offset: Tensor) -> Tensor:
+    """Undisplaced key positions ``(Hk, Wk, 2)`` as ``(y, x)`` for offsets ``(..., Hk, Wk)``.
+
+    As released: half-pixel centres divided by ``n - 1``, which spans ``-1 + 1/(n-1)`` to ``1 + 1/(n-1)``. The
+    grid is thus skewed to the bottom right and its last row and column are clamped to the border. Weights
+    depend on it.
+    """
+    axes = [_reference_axis(n, offset) for n in offset.shape[-2:]]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+
+
+def _reference_axis(n: int, like: Tensor) -> Tensor:
+    if n == 1:
+        # OFFICIAL: divides by zero for a grid one key wide; here that key stands in the middle.
+        return like.new_zeros(1)
+    return (torch.arange(n, device=like.device, dtype=like.dtype) + 0.5) / (n - 1) * 2 - 1

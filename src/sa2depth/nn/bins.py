@@ -1,0 +1,38 @@
+"""Depth bins: from widths to centres, and from scores to metres (``MLBP`` and ``DispHead`` as released)."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from sa2depth.ops.precision import at_least_float32, no_autocast
+
+
+def bin_centers_from_logits(logits: Tensor, min_depth: float, max_depth: float) -> Tensor:
+    """Centres of adjoining bins that fill the depth range.
+
+    Args:
+        logits: ``(B, K)``, unnormalised log widths.
+        min_depth: metres, left edge of the first bin.
+        max_depth: metres, right edge of the last bin.
+
+    Returns:
+        ``(B, K)`` metres, ascending, at least float32.
+    """
+    with no_autocast(logits):
+        widths = (max_depth - min_depth) * at_least_float32(logits).softmax(dim=1)
+        edges = F.pad(widths, (1, 0), value=min_depth).cumsum(dim=1)
+        return 0.5 * (edges[:, :-1] + edges[:, 1:])
+
+
+def expected_depth(logits: Tensor, bin_centers: Tensor) -> Tensor:
+    """Expectation of the bin centres under the softmax of the scores.
+
+    Args:
+        logits: ``(B, K, H, W)``, scores of the bins at each pixel.
+        bin_centers: ``(B, K)`` metres.
+
+    Returns:
+        ``(B, 1, H, W)`` metres, at least float32.
+    """
+    with no_autocast(logits):
+        probabilities = at_least_float32(logits).softmax(dim=1)
+        return (probabilities * bin_centers[:, :, None, None]).sum(dim=1, keepdim=True)

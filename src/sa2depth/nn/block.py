@@ -1,0 +1,32 @@
+"""The decoder's block: position, attention, feed-forward (``SADEBlock`` of the released code)."""
+
+from torch import Tensor, nn
+
+from sa2depth.nn.attention import FlexibleAttention
+from sa2depth.nn.feed_forward import GatedFeedForward
+from sa2depth.nn.position import PositionConv
+
+
+class SelectiveAttentionBlock(nn.Module):
+    """Refine one level of the pyramid.
+
+    Args:
+        channels: ``C``.
+        dim_head: channels of an attention head.
+        offset_kernel: kernel of the attention's offset network.
+        offset_stride: its stride, chosen so that the keys lie on the grid of 1/32.
+    """
+
+    def __init__(self, channels: int, dim_head: int, offset_kernel: int, offset_stride: int) -> None:
+        super().__init__()
+        self.position = PositionConv(channels)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.attention = FlexibleAttention(channels, dim_head, offset_kernel, offset_stride)
+        self.norm2 = nn.BatchNorm2d(channels)
+        self.feed_forward = GatedFeedForward(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to ``(B, C, H, W)``."""
+        x = self.position(x)
+        x = x + self.attention(self.norm1(x))
+        return x + self.feed_forward(self.norm2(x))

@@ -1,0 +1,48 @@
+"""Feed-forward layer gated by grouped convolutions (paper section III-C; ``GGFN`` of the released code)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sa2depth.errors import ConfigError
+
+
+class GatedFeedForward(nn.Module):
+    """Expand, gate by ``tanh`` of three 3x3 convolutions with 1, 2 and 4 channels a group, project back.
+
+    Args:
+        channels: ``C``.
+        expansion: hidden channels per input channel; the hidden width must be a multiple of 4.
+    """
+
+    own_slot: Tensor
+    pair_slot: Tensor
+
+    def __init__(self, channels: int, expansion: int = 4) -> None:
+        super().__init__()
+        hidden = channels * expansion
+        if hidden % 4:
+            raise ConfigError(f"the feed-forward's hidden width {hidden} must be a multiple of 4")
+        self.expand = nn.Conv2d(channels, hidden, 1)
+        self.gate_by_1 = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.gate_by_2 = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden // 2)
+        self.gate_by_4 = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden // 4)
+        self.project = nn.Conv2d(hidden, channels, 1)
+        # Where, among the 4 inputs of its group, a channel finds itself and its pair.
+        place, slot = torch.arange(hidden)[:, None] % 4, torch.arange(4)
+        self.register_buffer("own_slot", (place == slot)[:, :, None, None], persistent=False)
+        self.register_buffer("pair_slot", (place // 2 == slot // 2)[:, :, None, None], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to ``(B, C, H, W)``."""
+        hidden = self.expand(x.contiguous())
+        return self.project(hidden * self._gate(hidden).tanh())
+
+    def _gate(self, hidden: Tensor) -> Tensor:
+        """Sum of the three convolutions, as the one with 4 channels a group that it is."""
+        by_1, by_2, by_4 = self.gate_by_1, self.gate_by_2, self.gate_by_4
+        kernel = by_4.weight + self.pair_slot * by_2.weight.repeat(1, 2, 1, 1) + self.own_slot * by_1.weight
+        assert by_1.bias is not None
+        assert by_2.bias is not None
+        assert by_4.bias is not None
+        return F.conv2d(hidden, kernel, by_1.bias + by_2.bias + by_4.bias, padding=1, groups=by_4.groups)

@@ -1,0 +1,27 @@
+"""Positional depthwise convolution at the head of a block (``ResDWC`` of the released code)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PositionConv(nn.Module):
+    """Depthwise 3x3 convolution whose kernel is the learnt one plus a fixed diagonal.
+
+    The released code means ``x + conv(x)`` but adds ``eye(3)``: the result is
+    ``x[i-1, j-1] + x[i, j] + x[i+1, j+1] + conv(x)``. Released weights were trained with it, so it stays.
+
+    Args:
+        channels: ``C``.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        # Not trained, yet a parameter as in the released code, so that parameter counts agree.
+        self.shortcut = nn.Parameter(torch.eye(3).reshape(1, 1, 3, 3), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to ``(B, C, H, W)``."""
+        kernel = self.conv.weight + self.shortcut
+        return F.conv2d(x.contiguous(), kernel, self.conv.bias, padding=1, groups=self.conv.groups)

@@ -1,0 +1,59 @@
+"""Four-way selective scan as a layer (SS2D of VMamba, Liu et al. 2024; ``SSM.py`` of the released code)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from sa2depth.ops import selective_scan_2d
+
+_DIRECTIONS = 4
+_DT_RANGE = (1e-3, 1e-1)
+_DT_FLOOR = 1e-4
+
+
+class SelectiveScan2d(nn.Module):
+    """Gated selective scan along rows and columns, both ways.
+
+    Args:
+        channels: ``C``.
+        state: size of the state of each inner channel, ``N``.
+        expansion: inner channels per channel, ``D = expansion * C``.
+    """
+
+    def __init__(self, channels: int, state: int = 16, expansion: int = 2) -> None:
+        super().__init__()
+        inner, rank = expansion * channels, math.ceil(channels / 16)
+        self.in_proj = nn.Linear(channels, 2 * inner, bias=False)
+        self.conv = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
+        self.x_proj_weight = nn.Parameter(torch.empty(_DIRECTIONS, rank + 2 * state, inner))
+        self.dt_weight = nn.Parameter(torch.empty(_DIRECTIONS, inner, rank))
+        self.dt_bias = nn.Parameter(torch.empty(_DIRECTIONS, inner))
+        self.a_log = nn.Parameter(torch.arange(1.0, state + 1).log().repeat(_DIRECTIONS * inner, 1))
+        self.d_skip = nn.Parameter(torch.ones(_DIRECTIONS * inner))
+        self.out_norm = nn.LayerNorm(inner)
+        self.out_proj = nn.Linear(inner, channels, bias=False)
+        self._reset()
+
+    def _reset(self) -> None:
+        inner, rank = self.dt_weight.shape[1:]
+        nn.init.uniform_(self.x_proj_weight, -(inner**-0.5), inner**-0.5)
+        nn.init.uniform_(self.dt_weight, -(rank**-0.5), rank**-0.5)
+        with torch.no_grad():
+            # Time steps spread evenly over the decades of the range; the bias is their inverse softplus.
+            low, high = map(math.log, _DT_RANGE)
+            dt = torch.empty_like(self.dt_bias).uniform_(low, high).exp().clamp(min=_DT_FLOOR)
+            self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to ``(B, C, H, W)``."""
+        inner, gate = self.in_proj(rearrange(x, "b c h w -> b h w c")).chunk(2, dim=-1)
+        inner = F.silu(self.conv(rearrange(inner, "b h w d -> b d h w").contiguous()))
+        scanned = selective_scan_2d(
+            inner, self.x_proj_weight, self.dt_weight, self.dt_bias, self.a_log, self.d_skip
+        )
+        normed = self.out_norm(rearrange(scanned, "b d h w -> b h w d"))
+        out = self.out_proj(normed * F.silu(gate))
+        return rearrange(out, "b h w c -> b c h w").contiguous()

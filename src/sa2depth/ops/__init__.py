@@ -1,0 +1,7 @@
+"""Operators: public functions on tensors, each with a pure-torch path that is the oracle for faster ones."""
+
+from sa2depth.ops.dcnv3 import dcnv3
+from sa2depth.ops.rank_attention import rank_attention
+from sa2depth.ops.selective_scan import selective_scan_2d
+
+__all__ = ["dcnv3", "rank_attention", "selective_scan_2d"]

@@ -1,0 +1,183 @@
+"""Selective scan of an image along rows and columns, both ways (SS2D of VMamba, Liu et al. 2024).
+
+The recurrence is scanned block by block: all blocks take the same step at once, their end states are joined
+by the same scan one level up. Work grows with the number of tokens, the number of Python steps with its
+logarithm.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sa2depth.errors import ShapeError
+from sa2depth.ops.precision import at_least_float32, no_autocast
+
+_STEPS = 16  # tokens in a block of the scan
+
+# States held at once: cache-sized on a CPU, large enough on a GPU to keep it busy.
+_STATES_PER_BLOCK = {"cpu": 1 << 21, "cuda": 1 << 27}
+
+
+def selective_scan_2d(
+    x: Tensor, x_proj_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor, a_log: Tensor, d_skip: Tensor
+) -> Tensor:
+    """Sum of four selective scans: row by row, column by column, and both from the last token to the first.
+
+    Each scan follows ``h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t`` and ``y_t = C_t h_t + D x_t`` with
+    ``A = -exp(a_log)``; ``dt, B, C`` are projections of the token, ``dt`` through a softplus. Computed in
+    float32 (float64 for float64 input) whatever the autocast state.
+
+    Args:
+        x: ``(B, D, H, W)``.
+        x_proj_weight: ``(4, R + 2N, D)``, projections to the rank of dt, B and C for the directions row,
+            column, reversed row, reversed column; ``N`` is the state size.
+        dt_weight: ``(4, D, R)``.
+        dt_bias: ``(4, D)``.
+        a_log: ``(4 * D, N)``, direction major.
+        d_skip: ``(4 * D)``, direction major.
+
+    Returns:
+        ``(B, D, H, W)``, float32 or float64.
+
+    Raises:
+        ShapeError: if the parameters do not belong to ``D`` channels.
+    """
+    channels, height = x.shape[1:3]
+    states, rank = a_log.shape[-1], dt_weight.shape[-1]
+    shapes = [tuple(p.shape) for p in (x_proj_weight, dt_weight, dt_bias, a_log, d_skip)]
+    expected = [
+        (4, rank + 2 * states, channels),
+        (4, channels, rank),
+        (4, channels),
+        (4 * channels, states),
+        (4 * channels,),
+    ]
+    if shapes != expected:
+        raise ShapeError(
+            f"selective_scan_2d on {channels} channels wants parameters {expected}, got {shapes}"
+        )
+    with no_autocast(x):
+        x, x_proj_weight, dt_weight, dt_bias, a_log, d_skip = map(
+            at_least_float32, (x, x_proj_weight, dt_weight, dt_bias, a_log, d_skip)
+        )
+        decay_rate = -rearrange(a_log, "(k d) n -> k n d", k=4).exp()
+        by_rows = rearrange(x, "b d h w -> (h w) b d")
+        by_columns = rearrange(x, "b d h w -> (w h) b d")
+        outputs = []
+        for direction, tokens in enumerate((by_rows, by_columns, by_rows, by_columns)):
+            projected = F.linear(tokens, x_proj_weight[direction])
+            low_rank, b, c = torch.split(projected, (rank, states, states), dim=-1)
+            dt = F.softplus(F.linear(low_rank, dt_weight[direction], dt_bias[direction]))
+            outputs.append(_scan_tokens(tokens, dt, decay_rate[direction], b, c, reverse=direction >= 2))
+        rows = rearrange(outputs[0] + outputs[2], "(h w) b d -> b d h w", h=height)
+        columns = rearrange(outputs[1] + outputs[3], "(w h) b d -> b d h w", h=height)
+        return rows + columns + x * rearrange(d_skip, "(k d) -> k d 1 1", k=4).sum(dim=0)
+
+
+def _scan_tokens(x: Tensor, dt: Tensor, decay_rate: Tensor, b: Tensor, c: Tensor, reverse: bool) -> Tensor:
+    """Scan ``x (L, B, D)`` in blocks of channels, which do not depend on each other."""
+    budget = _STATES_PER_BLOCK.get(x.device.type, _STATES_PER_BLOCK["cpu"])
+    width = max(1, budget // b.numel())
+    parts = zip(*(torch.split(t, width, dim=-1) for t in (x, dt, decay_rate)), strict=True)
+    scanned: list[Tensor] = [_Scan.apply(*part, b, c, reverse) for part in parts]  # type: ignore[no-untyped-call]
+    return torch.cat(scanned, dim=-1)
+
+
+class _Scan(torch.autograd.Function):
+    """One direction, some channels; keeps nothing of the states' size between forward and backward.
+
+    Shapes: ``x, dt (L, B, D)``, ``decay_rate (N, D)``, ``b, c (L, B, N)``; states are ``(L, B, N, D)``.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, dt: Tensor, decay_rate: Tensor, b: Tensor, c: Tensor, reverse: bool
+    ) -> Tensor:
+        ctx.save_for_backward(x, dt, decay_rate, b, c)
+        ctx.reverse = reverse
+        _, state = _states(x, dt, decay_rate, b, reverse)
+        return torch.einsum("lbnd,lbn->lbd", state, c)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, dt, decay_rate, b, c = ctx.saved_tensors
+        reverse = ctx.reverse
+        decay, state = _states(x, dt, decay_rate, b, reverse)
+        grad_c = torch.einsum("lbnd,lbd->lbn", state, grad)
+        # The adjoint runs the other way round with the decay of the token it comes from.
+        adjoint = linear_recurrence(
+            _shift(decay, not reverse), grad.unsqueeze(2) * c.unsqueeze(3), reverse=not reverse
+        )
+        grad_drive = torch.einsum("lbnd,lbn->lbd", adjoint, b)
+        grad_b = torch.einsum("lbnd,lbd->lbn", adjoint, dt * x)
+        # d loss / d (dt * decay_rate)
+        grad_exponent = decay.mul_(adjoint).mul_(_shift(state, reverse))
+        grad_dt = torch.einsum("lbnd,nd->lbd", grad_exponent, decay_rate) + grad_drive * x
+        grad_rate = torch.einsum("lbnd,lbd->nd", grad_exponent, dt)
+        return grad_drive * dt, grad_dt, grad_rate, grad_b, grad_c, None
+
+
+def _states(x: Tensor, dt: Tensor, decay_rate: Tensor, b: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
+    """Decays and states, both ``(L, B, N, D)``."""
+    decay = (dt.unsqueeze(2) * decay_rate).exp_()
+    drive = (dt * x).unsqueeze(2) * b.unsqueeze(3)
+    return decay, linear_recurrence(decay, drive, reverse=reverse)
+
+
+def linear_recurrence(decay: Tensor, drive: Tensor, *, reverse: bool = False) -> Tensor:
+    """Solve ``h_t = decay_t * h_{t-1} + drive_t`` along the first dimension, from ``h = 0``.
+
+    Products of decays only ever shrink towards zero: nothing is divided, so nothing overflows.
+
+    Args:
+        decay: ``(L, ...)``.
+        drive: ``(L, ...)``.
+        reverse: run from the last token to the first.
+
+    Returns:
+        All states, ``(L, ...)``. No gradient is recorded for the scan itself.
+    """
+    length = len(decay)
+    if length <= _STEPS:
+        return _walk(decay, drive, torch.zeros_like(drive[0]), _order(length, reverse), dim=0)
+    if length % _STEPS:
+        # Zeros at the end are harmless in both directions: behind the last token, or a start from h = 0.
+        missing = _STEPS - length % _STEPS
+        decay, drive = (torch.cat((t, t.new_zeros(missing, *t.shape[1:]))) for t in (decay, drive))
+    decay, drive = (rearrange(t, "(block step) ... -> block step ...", step=_STEPS) for t in (decay, drive))
+    order = _order(_STEPS, reverse)
+    end = drive[:, order[0]]
+    for step in order[1:]:
+        end = torch.addcmul(drive[:, step], decay[:, step], end)
+    ends = linear_recurrence(decay.prod(dim=1), end, reverse=reverse)
+    states = _walk(decay, drive, _shift(ends, reverse), order, dim=1)
+    return rearrange(states, "block step ... -> (block step) ...")[:length]
+
+
+def _walk(decay: Tensor, drive: Tensor, state: Tensor, order: Iterable[int], dim: int) -> Tensor:
+    """Step through dimension ``dim`` from ``state``, writing each state."""
+    states = torch.empty_like(drive)
+    for step in order:
+        out = states.select(dim, step)
+        state = torch.addcmul(drive.select(dim, step), decay.select(dim, step), state, out=out)
+    return states
+
+
+def _order(steps: int, reverse: bool) -> range:
+    return range(steps - 1, -1, -1) if reverse else range(steps)
+
+
+def _shift(tensor: Tensor, reverse: bool) -> Tensor:
+    """What stood one token earlier in the direction of the scan; zero for the first."""
+    shifted = torch.zeros_like(tensor)
+    if reverse:
+        shifted[:-1] = tensor[1:]
+    else:
+        shifted[1:] = tensor[:-1]
+    return shifted

@@ -1,0 +1,7 @@
+"""What an evaluation leaves behind: tables, depth pictures and training curves."""
+
+from sa2depth.report.curves import plot_curves
+from sa2depth.report.figures import colorize, depth_grid
+from sa2depth.report.tables import write_metrics, write_table
+
+__all__ = ["colorize", "depth_grid", "plot_curves", "write_metrics", "write_table"]

@@ -1,0 +1,121 @@
+"""Training curves out of the ``metrics.csv`` that Lightning's CSVLogger writes."""
+
+import csv
+import math
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from sa2depth.errors import DataError
+
+_AXES = ("step", "epoch")
+_COLUMNS = 3
+_DPI = 110
+# points from which a curve has no dots, and a loss is drawn faint under its running mean
+_SMOOTH_FROM = 60
+
+
+def plot_curves(metrics_csv: Path | str, path: Path | str) -> Path:
+    """Draw every logged number over the training step, one panel for each name without its stage.
+
+    ``train/loss`` and ``val/loss`` share the panel ``loss``; of a pair ``x_step`` and ``x_epoch`` both are
+    drawn. Cells that are empty, as the logger leaves most, or not a finite number are left out.
+
+    Args:
+        metrics_csv: File of Lightning's CSVLogger.
+        path: The picture file; its folder is made.
+
+    Returns:
+        The path.
+
+    Raises:
+        DataError: The file is missing or holds no number to draw.
+    """
+    metrics_csv, path = Path(metrics_csv), Path(path)
+    panels = _panels(_read(metrics_csv))
+    if not panels:
+        raise DataError(f"{metrics_csv} holds no number to draw: was the run stopped before its first log?")
+    columns = min(_COLUMNS, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(4.2 * columns, 2.9 * rows), dpi=_DPI, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, (title, curves) in zip(axes, panels.items(), strict=False):
+        for name, (steps, values) in curves.items():
+            many = "loss" in title and len(values) >= _SMOOTH_FROM
+            dots = "." if len(values) < _SMOOTH_FROM else ""
+            (line,) = axis.plot(
+                steps,
+                values,
+                label=name,
+                alpha=0.25 if many else 1.0,
+                marker=dots,
+                linewidth=1.2,
+            )
+            if many:
+                axis.plot(steps, _smooth(values), color=line.get_color(), linewidth=1.4)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("step", fontsize=8)
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.3)
+        for handle in axis.legend(fontsize=7).legend_handles:
+            if handle is not None:
+                handle.set_alpha(1.0)
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure).print_figure(str(path), dpi=_DPI)
+    return path
+
+
+Curve = tuple[list[float], list[float]]
+
+
+def _read(path: Path) -> dict[str, Curve]:
+    """Name -> (steps, values) of each column that has numbers."""
+    if not path.is_file():
+        raise DataError(f"there is no {path}: curves need the CSV logger (logger=csv)")
+    curves: dict[str, Curve] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for place, row in enumerate(csv.DictReader(file)):
+            step = _number(row.get("step"))
+            for name, cell in row.items():
+                value = _number(cell)
+                if name in _AXES or value is None or not isinstance(name, str):
+                    continue
+                steps, values = curves.setdefault(name, ([], []))
+                steps.append(float(place) if step is None else step)
+                values.append(value)
+    return curves
+
+
+def _number(cell: object) -> float | None:
+    try:
+        value = float(cell)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _panels(curves: dict[str, Curve]) -> dict[str, dict[str, Curve]]:
+    """Curves grouped by their name without stage and aggregation, losses first."""
+    panels: dict[str, dict[str, Curve]] = {}
+    for name in sorted(curves):
+        title = name.split("/", 1)[-1].removesuffix("_step").removesuffix("_epoch")
+        for stage in ("train_", "val_", "test_"):
+            title = title.removeprefix(stage)
+        panels.setdefault(title, {})[name] = curves[name]
+    return dict(sorted(panels.items(), key=lambda item: ("loss" not in item[0], item[0])))
+
+
+def _smooth(values: list[float]) -> list[float]:
+    """Centred running mean over a tenth of the curve, narrower towards both ends so that it does not lag."""
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    most = max(1, len(values) // 20)
+    means = []
+    for i in range(len(values)):
+        reach = min(most, i, len(values) - 1 - i)
+        means.append((sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1))
+    return means

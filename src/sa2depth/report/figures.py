@@ -1,0 +1,233 @@
+"""Depth as pictures: colours with a fixed metric range, and the grid of image, truth, prediction and error.
+
+Everything goes through matplotlib's object interface, never pyplot: no global state, no display needed.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from sa2depth.errors import ConfigError, ShapeError
+from sa2depth.holes import fill_from_nearest
+
+# Names of the colour maps, far to near the same in every picture of the project.
+COLORMAPS = {
+    "turbo": cv2.COLORMAP_TURBO,
+    "magma": cv2.COLORMAP_MAGMA,
+    "viridis": cv2.COLORMAP_VIRIDIS,
+    "inferno": cv2.COLORMAP_INFERNO,
+    "plasma": cv2.COLORMAP_PLASMA,
+    "cividis": cv2.COLORMAP_CIVIDIS,
+}
+_DEPTH_MAP, _ERROR_MAP = "turbo", "magma"
+_CELL_WIDTH_INCH, _DPI = 2.6, 110
+# how far a measured pixel is spread in the pictures of truth and error (diagonal neighbours and no more)
+_DOT_REACH_PX = 1.5
+
+
+def colorize(
+    depth: NDArray[Any] | torch.Tensor,
+    vmin: float,
+    vmax: float,
+    colormap: str = _DEPTH_MAP,
+    invalid: tuple[int, int, int] = (0, 0, 0),
+) -> NDArray[np.uint8]:
+    """Depth map as colours.
+
+    The range is the caller's, in metres, and not the image's: the same colour is the same depth in every
+    picture.
+
+    Args:
+        depth: ``(H,W)`` metres (leading axes of length 1 are fine).
+        vmin: Metres shown in the first colour; nearer is shown the same.
+        vmax: Metres shown in the last colour; farther is shown the same.
+        colormap: A key of ``COLORMAPS``.
+        invalid: RGB of pixels that are not measured (0 or below) or not finite.
+
+    Returns:
+        ``(H,W,3)`` uint8 RGB.
+
+    Raises:
+        ConfigError: Unknown colour map, or ``vmin`` is not below ``vmax``.
+        ShapeError: Not one depth map.
+    """
+    values = _as_map(depth)
+    return _paint(values, np.isfinite(values) & (values > 0), vmin, vmax, colormap, invalid)
+
+
+def depth_grid(
+    images: Sequence[NDArray[Any] | torch.Tensor],
+    truths: Sequence[NDArray[Any] | torch.Tensor | None],
+    predictions: Sequence[NDArray[Any] | torch.Tensor],
+    max_depth: float,
+    path: Path | str,
+    titles: Sequence[str] | None = None,
+    max_error: float = 0.5,
+) -> Path:
+    """Draw rows of image, truth, prediction and relative error, with one depth scale for all.
+
+    Args:
+        images: ``(H,W,3)`` uint8 or ``(3,H,W)`` floating in [0, 1], RGB.
+        truths: ``(H,W)`` metres, 0 = not measured; None where there is none.
+        predictions: ``(H,W)`` metres.
+        max_depth: Metres at the end of the depth scale, which starts at 0.
+        path: The picture file; its folder is made.
+        titles: A name for each row.
+        max_error: Share ``|prediction - truth| / truth`` at the end of the error scale.
+
+    Returns:
+        The path.
+
+    Raises:
+        ShapeError: No row, lists of different lengths, or truth and prediction of different sizes.
+    """
+    if not images or not len(images) == len(truths) == len(predictions):
+        raise ShapeError(
+            f"depth_grid wants equal numbers, at least one: {len(images)} images, {len(truths)} truths, "
+            f"{len(predictions)} predictions"
+        )
+    pictures = [_as_picture(image) for image in images]
+    # One aspect for all cells keeps the columns aligned; pictures keep their own inside their cell.
+    aspect = max(picture.shape[0] / picture.shape[1] for picture in pictures)
+    cell_height = _CELL_WIDTH_INCH * aspect
+    top, bottom = 0.34, 0.74
+    height = top + bottom + len(pictures) * (cell_height + 0.22)
+    figure = Figure(figsize=(4 * (_CELL_WIDTH_INCH + 0.08), height), dpi=_DPI)
+    axes = figure.subplots(
+        len(pictures),
+        4,
+        squeeze=False,
+        gridspec_kw={
+            "left": 0.01,
+            "right": 0.99,
+            "top": 1 - top / height,
+            "bottom": bottom / height,
+            "wspace": 0.03,
+            "hspace": 0.22 / cell_height,
+        },
+    )
+    for row, picture in enumerate(pictures):
+        cells = _row_cells(picture, truths[row], predictions[row], max_depth, max_error)
+        for axis, (cell, note) in zip(axes[row], cells, strict=True):
+            axis.set_axis_off()
+            if cell is None:
+                axis.text(0.5, 0.5, note, transform=axis.transAxes, va="center", ha="center", fontsize=8)
+                continue
+            axis.imshow(cell)
+            axis.text(0.0, -0.02, note, transform=axis.transAxes, va="top", fontsize=7)
+        if titles is not None:
+            axes[row][0].text(
+                0.0, -0.02, titles[row][:60], transform=axes[row][0].transAxes, va="top", fontsize=7
+            )
+    for axis, title in zip(
+        axes[0], ("image", "ground truth", "prediction", "relative error |p − g| / g"), strict=True
+    ):
+        axis.set_title(title, fontsize=9)
+    _legend(figure, (0.26, 0.48), height, _DEPTH_MAP, max_depth, "depth (m); black: not measured")
+    _legend(figure, (0.76, 0.22), height, _ERROR_MAP, max_error, "relative error")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure).print_figure(str(path), dpi=_DPI)
+    return path
+
+
+def _row_cells(
+    picture: NDArray[np.uint8], truth: Any, prediction: Any, max_depth: float, max_error: float
+) -> list[tuple[NDArray[np.uint8] | None, str]]:
+    """Picture and caption of the four cells of a row."""
+    guess = _as_map(prediction)
+    shown = colorize(guess, 0.0, max_depth)
+    if truth is None:
+        return [(picture, ""), (None, "no ground truth"), (shown, _range_note(guess)), (None, "")]
+    known = _as_map(truth)
+    if known.shape != guess.shape:
+        raise ShapeError(f"ground truth {known.shape} and prediction {guess.shape} differ in size")
+    scored = (known > 0) & (known <= max_depth) & np.isfinite(known)
+    broken = scored & ~np.isfinite(guess)
+    error = np.abs(guess - known) / np.where(scored, known, 1.0)
+    good = scored & ~broken
+    # A cell is smaller than its picture: single measured pixels would drown in the holes between them.
+    thick_truth = fill_from_nearest(np.where(scored, known, 0.0), scored, _DOT_REACH_PX)
+    thick_error = fill_from_nearest(np.where(good, error, -1.0), scored, _DOT_REACH_PX)
+    painted = _paint(thick_error, thick_error >= 0, 0.0, max_error, _ERROR_MAP, (0, 0, 0))
+    painted[thick_truth == 0] = 64  # grey: black is the smallest error
+    painted[(thick_truth > 0) & (thick_error < 0)] = (0, 255, 255)
+    note = f"mean {error[good].mean():.3f}" if good.any() else "nothing to compare"
+    if broken.any():
+        note += f", {int(broken.sum())} NaN or infinite (cyan)"
+    return [
+        (picture, ""),
+        (colorize(thick_truth, 0.0, max_depth), _range_note(known)),
+        (shown, _range_note(guess)),
+        (painted, note),
+    ]
+
+
+def _range_note(depth: NDArray[np.float64]) -> str:
+    known = depth[np.isfinite(depth) & (depth > 0)]
+    return f"{known.min():.2f}–{known.max():.2f} m" if known.size else "no valid pixel"
+
+
+def _legend(
+    figure: Figure, place: tuple[float, float], height: float, colormap: str, end: float, label: str
+) -> None:
+    """Colour bar at the foot of the figure; ``place`` is left and width as shares of the figure."""
+    axis = figure.add_axes((place[0], 0.42 / height, place[1], 0.1 / height))
+    mappable = ScalarMappable(Normalize(0.0, end), ListedColormap(_table(colormap) / 255.0))
+    bar = figure.colorbar(mappable, cax=axis, orientation="horizontal")
+    bar.set_label(label, fontsize=8, labelpad=1)
+    bar.ax.tick_params(labelsize=7, length=2, pad=1)
+
+
+def _paint(
+    values: NDArray[np.float64],
+    valid: NDArray[np.bool_],
+    vmin: float,
+    vmax: float,
+    colormap: str,
+    invalid: tuple[int, int, int],
+) -> NDArray[np.uint8]:
+    if not (math.isfinite(vmin) and math.isfinite(vmax) and vmin < vmax):
+        raise ConfigError(f"the colour range must be finite and ascending, got {vmin} to {vmax}")
+    steps = np.clip((np.where(valid, values, vmin) - vmin) / (vmax - vmin), 0.0, 1.0)
+    painted = _table(colormap)[np.rint(steps * 255).astype(np.uint8)]
+    painted[~valid] = invalid
+    return painted
+
+
+@lru_cache
+def _table(colormap: str) -> NDArray[np.uint8]:
+    """``(256,3)`` RGB colours of an OpenCV map."""
+    if colormap not in COLORMAPS:
+        raise ConfigError(f"unknown colour map '{colormap}' (known: {', '.join(COLORMAPS)})")
+    ramp = np.arange(256, dtype=np.uint8)[:, None]
+    return np.ascontiguousarray(cv2.applyColorMap(ramp, COLORMAPS[colormap])[:, 0, ::-1])
+
+
+def _as_map(depth: NDArray[Any] | torch.Tensor) -> NDArray[np.float64]:
+    values = depth.detach().cpu().double().numpy() if isinstance(depth, torch.Tensor) else np.asarray(depth)
+    if values.ndim < 2 or any(length != 1 for length in values.shape[:-2]):
+        raise ShapeError(f"expected one (H, W) depth map, got shape {values.shape}")
+    return values.reshape(values.shape[-2:]).astype(np.float64)
+
+
+def _as_picture(image: NDArray[Any] | torch.Tensor) -> NDArray[np.uint8]:
+    values = image.detach().cpu().float().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
+    if values.ndim == 3 and values.shape[0] == 3 and values.shape[2] != 3:
+        values = np.moveaxis(values, 0, -1)
+    if values.ndim != 3 or values.shape[2] != 3:
+        raise ShapeError(f"expected one RGB image (H, W, 3) or (3, H, W), got shape {values.shape}")
+    if values.dtype != np.uint8:
+        values = np.rint(np.clip(values, 0.0, 1.0) * 255).astype(np.uint8)
+    return values

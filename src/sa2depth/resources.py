@@ -1,0 +1,23 @@
+"""Where the files lie that travel with the package: the Hydra tree and the kernel sources.
+
+In a checkout they stand beside ``src/``; in an installed wheel they are inside the package.
+"""
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def _folder(name: str) -> Path:
+    for candidate in (_PACKAGE / name, _PACKAGE.parents[1] / name):
+        if candidate.is_dir():
+            return candidate
+    raise FileNotFoundError(
+        f"the folder '{name}' is neither inside the installed package ({_PACKAGE}) nor beside its sources: "
+        "reinstall sa2depth"
+    )
+
+
+def conf_dir() -> Path:
+    """Folder of the Hydra configuration tree (``train.yaml``, ``experiment/``, ``protocol/`` ...)."""
+    return _folder("conf")

@@ -1,0 +1,36 @@
+"""The plan: what a run is going to do, printed before it starts."""
+
+from collections.abc import Mapping
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+
+def count_parameters(model: nn.Module) -> str:
+    """Parameters of a network, in all and of the encoder."""
+    total = sum(p.numel() for p in model.parameters())
+    encoder = sum(p.numel() for p in getattr(model, "encoder", nn.Module()).parameters())
+    return f"{total:,} ({encoder:,} in the encoder)"
+
+
+def describe_device(trainer: L.Trainer) -> str:
+    """Accelerator, number of processes and precision."""
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    processes = f"{trainer.world_size} processes on " if trainer.world_size > 1 else ""
+    return f"{processes}{name}, precision {trainer.precision}"
+
+
+@rank_zero_only
+def print_plan(title: str, rows: Mapping[str, str]) -> None:
+    """Print a table of what will be done."""
+    table = Table(title=title, title_justify="left", show_header=False, title_style="bold")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console().print(table)

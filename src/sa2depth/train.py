@@ -1,0 +1,108 @@
+"""Training: ``python -m sa2depth.train experiment=nyu_s``.
+
+Reads the configuration, builds network, data and trainer, fits, scores the best checkpoint on the test images, and
+names every file it wrote.
+"""
+
+import sys
+from pathlib import Path
+
+import lightning as L
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from sa2depth.config import launch
+from sa2depth.lit import DepthModule
+from sa2depth.models import SA2Depth
+from sa2depth.run.build import (
+    TRAIN_KEYS,
+    build_data,
+    build_network,
+    build_protocol,
+    build_trainer,
+    prepare,
+)
+from sa2depth.run.plan import count_parameters, describe_device, print_plan
+from sa2depth.run.results import finish
+from sa2depth.weights import load_encoder
+
+
+def train(cfg: DictConfig) -> float:
+    """Run one training job.
+
+    Returns:
+        ``abs_rel`` on the test images, which a sweeper may minimise.
+
+    Raises:
+        UserError: for a configuration, a data set or weights that cannot work; raised before training starts.
+    """
+    prepare(cfg, TRAIN_KEYS)
+    model = build_network(cfg)
+    encoder = _load_pretrained(model, cfg.pretrained_encoder)
+    data = build_data(cfg, "all")
+    protocol = build_protocol(cfg)
+    module = DepthModule(
+        model,
+        instantiate(cfg.loss),
+        instantiate(cfg.optim),
+        instantiate(cfg.schedule),
+        protocol=protocol,
+        min_depth=cfg.min_depth,
+        max_depth=cfg.max_depth,
+    )
+    trainer = build_trainer(cfg)
+    folder = Path(cfg.paths.output_dir)
+    print_plan(
+        f"sa2depth.train: {cfg.name}",
+        {
+            "data": data.describe(),  # type: ignore[attr-defined]
+            "encoder": encoder,
+            "parameters": count_parameters(model),
+            "device": describe_device(trainer),
+            "depth range": f"{cfg.min_depth:g}-{cfg.max_depth:g} m",
+            "protocol": f"{protocol.name} v{protocol.version}: {protocol.description}",
+            "output": str(folder),
+        },
+    )
+    _log_hyperparameters(trainer, cfg)
+    trainer.fit(module, datamodule=data, ckpt_path=cfg.resume)
+    trainer.test(module, datamodule=data, ckpt_path=_best(trainer), verbose=False)
+    train_source, test_source = data.source("train"), data.source("test")
+    scores = finish(
+        folder,
+        module,
+        trainer,
+        baseline=(train_source, test_source) if cfg.baseline and train_source and test_source else None,
+        notes={"encoder": encoder, "seed": cfg.seed, "steps": trainer.global_step},
+        keep_model=True,
+    )
+    return scores["abs_rel"]
+
+
+def _load_pretrained(model: SA2Depth, source: str | None) -> str:
+    if source is None:
+        return f"{type(model.encoder).__name__}, from scratch"
+    report = load_encoder(model, source)
+    return f"{type(model.encoder).__name__}, {report}"
+
+
+def _best(trainer: L.Trainer) -> str | None:
+    callback = trainer.checkpoint_callback
+    path = getattr(callback, "best_model_path", "") or getattr(callback, "last_model_path", "")
+    return path or None
+
+
+def _log_hyperparameters(trainer: L.Trainer, cfg: DictConfig) -> None:
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(settings, dict)
+    for logger in trainer.loggers:
+        logger.log_hyperparams(settings)
+
+
+def main() -> None:
+    """Entry point of ``python -m sa2depth.train``."""
+    sys.exit(launch("train", train))
+
+
+if __name__ == "__main__":
+    main()

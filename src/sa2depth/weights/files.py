@@ -1,0 +1,190 @@
+"""Reading a weight file of any kind without trusting it.
+
+Safetensors are plain numbers; PyTorch files are unpickled with ``weights_only=True`` plus NumPy's plain
+arrays, which the released training script leaves in its files. Every failure says which file, what it is,
+what to do.
+"""
+
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from sa2depth.errors import CheckpointError
+
+_TEXT_STARTS = (b"<!doctype", b"<html", b"<?xml", b"<head")
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """What a file holds, before anyone has asked what it means.
+
+    Attributes:
+        path: The file.
+        content: Tensors by name (safetensors), or the object that was pickled: mostly a dict.
+        metadata: The text fields of a safetensors header; empty for PyTorch files.
+    """
+
+    path: Path
+    content: Mapping[str, Any]
+    metadata: Mapping[str, str]
+
+
+def read_file(path: str | os.PathLike[str]) -> WeightFile:
+    """Read a safetensors or PyTorch file onto the CPU; nothing in it is ever executed.
+
+    Args:
+        path: The file; its kind is told from its bytes, not from its suffix.
+
+    Returns:
+        The content as it lies in the file.
+
+    Raises:
+        CheckpointError: No such file, a folder, an empty, truncated or foreign file, a web page saved under
+            the name of a checkpoint, or a pickle with objects other than tensors and plain values.
+    """
+    file = Path(path).expanduser()
+    head = _first_bytes(file)
+    if _looks_like_safetensors(head):
+        return _read_safetensors(file)
+    return _read_torch(file)
+
+
+def _first_bytes(file: Path) -> bytes:
+    """The first bytes, or an error that says why the file cannot be a checkpoint."""
+    if not file.exists():
+        raise CheckpointError(f"no checkpoint at {file}{_neighbours(file)}")
+    if file.is_dir():
+        raise CheckpointError(f"{file} is a folder: name the checkpoint file inside it{_files_inside(file)}")
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(512)
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
+    if not head:
+        raise CheckpointError(f"{file} is empty: the download or the copy failed, fetch it again")
+    if head.lstrip().lower().startswith(_TEXT_STARTS):
+        raise CheckpointError(
+            f"{file} is a web page, not a checkpoint: the link led to a sign-in, confirmation or error page. "
+            "Open the link in a browser, download the file itself and try again"
+        )
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            f"{file} is a Git LFS pointer, not the weights themselves: run `git lfs pull` in its checkout"
+        )
+    return head
+
+
+def _looks_like_safetensors(head: bytes) -> bool:
+    """Safetensors begin with the header's length (8 bytes, little endian) and a JSON object."""
+    return len(head) >= 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
+
+
+def _read_safetensors(file: Path) -> WeightFile:
+    try:
+        with safe_open(file, framework="pt", device="cpu") as stream:
+            metadata = stream.metadata() or {}
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{file} is a damaged safetensors file ({error}): it was cut off or altered, fetch it again"
+        ) from error
+    return WeightFile(file, tensors, metadata)
+
+
+def _read_torch(file: Path) -> WeightFile:
+    try:
+        with torch.serialization.safe_globals(_numpy_globals()):
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported global" in str(error) or "Weights only load failed" in str(error):
+            if not _is_pickle(file):
+                raise _foreign(file) from error
+            raise CheckpointError(
+                f"{file} holds Python objects besides tensors, and unpickling those can run any code, so it "
+                f"is refused ({_refused(str(error))}). If you trust its author, re-save the tensors alone: "
+                "python -c \"import torch; c = torch.load('OLD', weights_only=False); "
+                "torch.save(c.get('model', c.get('state_dict', c)), 'NEW')\""
+            ) from error
+        raise _foreign(file) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        if _is_pickle(file):
+            raise CheckpointError(
+                f"{file} is a damaged PyTorch file ({_first_line(error)}): it was cut off or altered, fetch "
+                "it again"
+            ) from error
+        raise _foreign(file) from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(
+            f"{file} holds a {type(content).__name__}, not a dict of tensors: save `model.state_dict()` "
+            "instead"
+        )
+    return WeightFile(file, content, {})
+
+
+def _is_pickle(file: Path) -> bool:
+    """Whether the bytes begin like a PyTorch zip or a (legacy) pickle."""
+    with file.open("rb") as stream:
+        head = stream.read(4)
+    return head.startswith(b"PK") or (
+        head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+    )
+
+
+def _foreign(file: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{file} is not a checkpoint: neither safetensors nor a PyTorch file. Known are files of this "
+        "project (.safetensors), its training (.ckpt), the released SA2Depth files and InternImage or timm "
+        "weights (.pth)"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+
+
+def _refused(message: str) -> str:
+    """The name of the refused class from PyTorch's long message."""
+    for line in message.splitlines():
+        if "GLOBAL" in line or "Unsupported" in line:
+            return line.strip()[:160]
+    return message.strip().splitlines()[0][:160]
+
+
+def _neighbours(file: Path) -> str:
+    """What lies where the missing file was looked for."""
+    if not file.parent.is_dir():
+        return f": the folder {file.parent} does not exist either"
+    return _files_inside(file.parent)
+
+
+def _files_inside(folder: Path) -> str:
+    suffixes = {".safetensors", ".ckpt", ".pth", ".pt"}
+    names = sorted(item.name for item in folder.iterdir() if item.suffix in suffixes)
+    return f" (in {folder} there is: {', '.join(names[:5])})" if names else ""
+
+
+def _numpy_globals() -> list[Any]:
+    """What rebuilds NumPy arrays and scalars of numbers: data only, no code.
+
+    The released training script writes ``best_eval_steps`` as an array, which torch >= 2.6 refuses by
+    default. Both module paths are named, because NumPy 2 moved them.
+    """
+    multiarray = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray  # type: ignore[attr-defined]
+    reconstruct, scalar = multiarray._reconstruct, multiarray.scalar
+    numbers = [np.dtype(code) for code in "?bBhHiIlLqQefd"]
+    return [
+        np.ndarray,
+        np.dtype,
+        *{type(number) for number in numbers},
+        (reconstruct, "numpy.core.multiarray._reconstruct"),
+        (reconstruct, "numpy._core.multiarray._reconstruct"),
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+    ]

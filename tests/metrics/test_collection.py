@@ -1,0 +1,147 @@
+import json
+import logging
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sa2depth.errors import DataError, ShapeError
+from sa2depth.metrics import METRICS, DepthMetrics, Protocol, aggregate, evaluate_image
+
+OPEN = Protocol(name="open", version=1, min_depth=1e-3, max_depth=10.0)
+
+
+def maps(count, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    depth = torch.rand(count, 1, 6, 7, generator=rng) * 11  # some beyond the limit
+    return depth * torch.exp(0.3 * torch.randn(depth.shape, generator=rng)), depth
+
+
+def test_mean_of_per_image_scores_whatever_the_batches():
+    pred, depth = maps(5)
+    rows = [evaluate_image(p, d, OPEN) for p, d in zip(pred, depth, strict=True)]
+    for sizes in ([5], [1] * 5, [2, 3]):
+        metric = DepthMetrics(OPEN)
+        for p, d, i in zip(pred.split(sizes), depth.split(sizes), torch.arange(5).split(sizes), strict=True):
+            metric.update(p, d, i)
+        result = metric.compute()
+        for key in METRICS:
+            assert result[key] == math.fsum(row[key] for row in rows) / 5
+        assert (result["images"], result["empty_images"], result["nonfinite_pixels"]) == (5, 0, 0)
+        assert all(isinstance(value, (int, float)) for value in result.values())
+
+
+def test_table_is_sorted_and_named():
+    pred, depth = maps(3)
+    metric = DepthMetrics(OPEN)
+    metric.update(pred, depth, torch.tensor([7, 2, 5]), ["küche/0007", "", "c d"])
+    table = metric.table()
+    assert [(row["index"], row["id"]) for row in table] == [(2, ""), (5, "c d"), (7, "küche/0007")]
+    expected = evaluate_image(pred[0], depth[0], OPEN)
+    assert table[2] == {"id": "küche/0007", "index": 7, **expected}
+    assert isinstance(table[0]["pixels"], int)
+
+
+def test_empty_images_are_left_out_counted_and_named(caplog):
+    pred, depth = maps(3)
+    depth[1] = 0
+    metric = DepthMetrics(OPEN)
+    metric.update(pred, depth, torch.arange(3), ["a", "hollow", "c"])
+    with caplog.at_level(logging.WARNING):
+        result = metric.compute()
+    rows = [evaluate_image(pred[i], depth[i], OPEN) for i in (0, 2)]
+    assert result["rmse"] == math.fsum(row["rmse"] for row in rows) / 2
+    assert (result["images"], result["empty_images"]) == (2, 1)
+    assert "hollow" in caplog.text
+    assert math.isnan(metric.table()[1]["rmse"])
+
+
+def test_nonfinite_predictions_are_counted_and_named(caplog):
+    pred, depth = maps(2)
+    pred[1, 0, 0, :3] = torch.tensor([math.nan, math.inf, -math.inf])
+    metric = DepthMetrics(OPEN)
+    metric.update(pred, depth, torch.arange(2), ["fine", "broken"])
+    with caplog.at_level(logging.WARNING):
+        result = metric.compute()
+    assert (result["nonfinite_pixels"], result["nonfinite_images"], result["images"]) == (3, 1, 2)
+    assert "broken" in caplog.text
+    assert "fine" not in caplog.text
+
+
+def test_nothing_to_average_is_an_error():
+    with pytest.raises(DataError, match="no image"):
+        aggregate([], OPEN)
+    pred, depth = maps(2)
+    metric = DepthMetrics(OPEN)
+    metric.update(pred, depth * 0, torch.arange(2), ["a", "b"])
+    with pytest.raises(DataError, match=r"none of the 2 images .* a, b"):
+        metric.compute()
+
+
+def test_an_image_scored_twice_is_an_error():
+    pred, depth = maps(2)
+    metric = DepthMetrics(OPEN)
+    metric.update(pred, depth, torch.tensor([3, 4]))
+    metric.update(pred[:1], depth[:1], torch.tensor([4]))
+    with pytest.raises(DataError, match="indices 4"):
+        metric.compute()
+    with pytest.raises(DataError, match="indices 4"):
+        metric.table()
+    metric.reset()
+    metric.update(pred, depth, torch.tensor([3, 4]))
+    assert metric.compute()["images"] == 2
+
+
+def test_wrong_shapes():
+    pred, depth = maps(2)
+    metric = DepthMetrics(OPEN)
+    with pytest.raises(ShapeError):
+        metric.update(pred[:, 0], depth[:, 0], torch.arange(2))
+    with pytest.raises(ShapeError):
+        metric.update(pred, depth[..., 1:], torch.arange(2))
+    with pytest.raises(ShapeError, match=r"2 images, .* 1 ids"):
+        metric.update(pred, depth, torch.arange(2), ["a"])
+
+
+WORKER = """
+import json, sys, torch, torch.distributed as dist
+from sa2depth.metrics import DepthMetrics, Protocol
+
+rank, folder, cases = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+pred, depth = torch.load(f"{folder}/maps.pt")
+metric = DepthMetrics(Protocol(name="open", version=1, min_depth=1e-3, max_depth=10.0))
+results = []
+for shares in cases:
+    for i in shares[rank]:
+        metric.update(pred[i : i + 1], depth[i : i + 1], torch.tensor([i]), ["image" * i])
+    results.append([metric.compute(), metric.table(), len(metric.rows)])
+    metric.reset()
+json.dump(results, open(f"{folder}/{rank}.json", "w"))
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_equal_one(tmp_path):
+    pred, depth = maps(5)
+    torch.save((pred, depth), tmp_path / "maps.pt")
+    cases = [[[4, 0, 2], [1, 3]], [[0, 1, 2, 3, 4], []]]  # unequal counts; a process without images
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(rank), str(tmp_path), json.dumps(cases)],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for worker in workers:
+        _, errors = worker.communicate(timeout=120)
+        assert worker.returncode == 0, errors
+    metric = DepthMetrics(OPEN)
+    metric.update(pred, depth, torch.arange(5), ["image" * i for i in range(5)])
+    for rank in range(2):
+        # the same numbers everywhere; each process keeps its own rows afterwards
+        expected = [[metric.compute(), metric.table(), len(shares[rank])] for shares in cases]
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected

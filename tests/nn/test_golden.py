@@ -1,0 +1,97 @@
+"""The paper's layers return the numbers of the released code, forwards and backwards."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from einops import rearrange
+
+from sa2depth.models import BinHead, ScanHead
+from sa2depth.nn import FlexibleAttention, GatedFeedForward, SelectiveAttentionBlock, SelectiveScan2d
+
+TOLERANCE = {
+    torch.float64: SimpleNamespace(out=1e-6, grad=1e-6, norm=1e-6),
+    torch.float32: SimpleNamespace(out=1e-4, grad=1e-4, norm=1e-4),
+}
+BLOCK = ("decoder.blocks.0.", "block3.")
+ATTENTION = (BLOCK[0] + "attention.", BLOCK[1] + "attn.")
+
+precisions = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+
+
+@precisions
+@pytest.mark.parametrize(
+    ("name", "channels", "dim_head", "kernel", "stride", "shape"),
+    [
+        ("tkfa_s8", 64, 64, 9, 8, (2, 64, 24, 40)),
+        ("tkfa_s4", 128, 64, 7, 4, (2, 128, 16, 20)),
+        ("tkfa_s2", 160, 80, 5, 2, (2, 160, 12, 14)),
+        ("tkfa_s1", 256, 64, 3, 1, (2, 256, 5, 7)),
+    ],
+)
+def test_flexible_attention(golden, name, channels, dim_head, kernel, stride, shape, dtype):
+    module = FlexibleAttention(channels, dim_head, kernel, stride).to(dtype)
+    names = golden.fill(module, *ATTENTION, f"{name}.")
+    golden.check_module(name, module, [golden.input(f"{name}/x", shape, dtype)], names, TOLERANCE[dtype])
+
+
+@precisions
+def test_gated_feed_forward(golden, dtype):
+    module = GatedFeedForward(48, 4).to(dtype)
+    names = golden.fill(module, BLOCK[0] + "feed_forward.", BLOCK[1] + "GGFN.", "ggfn.")
+    golden.check_module(
+        "ggfn", module, [golden.input("ggfn/x", (2, 48, 9, 11), dtype)], names, TOLERANCE[dtype]
+    )
+
+
+@precisions
+def test_selective_scan(golden, dtype):
+    module = SelectiveScan2d(32).to(dtype)
+    names = golden.fill(module, "depth_head.scan.", "MLSS.mamba.", "ss2d.")
+
+    def channels_last(x):
+        return rearrange(module(rearrange(x, "b h w c -> b c h w")), "b c h w -> b h w c")
+
+    inputs = [golden.input("ss2d/x", (2, 9, 13, 32), dtype)]
+    golden.check_module("ss2d", module, inputs, names, TOLERANCE[dtype], forward=channels_last)
+
+
+def pyramid(golden, dtype):
+    shapes = [(2, 128, 3, 4), (2, 64, 6, 8), (2, 32, 12, 16), (2, 16, 24, 32)]
+    return [golden.input(f"heads/f{i}", shape, dtype) for i, shape in enumerate(shapes)]
+
+
+@precisions
+def test_scan_head(golden, dtype):
+    module = ScanHead([16, 32, 64, 128], hidden=32, bins=24).to(dtype)
+    names = golden.fill(module, "depth_head.", "MLSS.", "mlss.")
+    golden.check_module(
+        "mlss",
+        module,
+        pyramid(golden, dtype),
+        names,
+        TOLERANCE[dtype],
+        forward=lambda *f: module(list(f[::-1])),
+    )
+
+
+@precisions
+def test_bin_head(golden, dtype):
+    module = BinHead([16, 32, 64, 128], hidden=32, bins=24, min_depth=1e-3, max_depth=80.0).to(dtype)
+    names = golden.fill(module, "bin_head.", "MLBP.", "mlbp.")
+    golden.check_module(
+        "mlbp",
+        module,
+        pyramid(golden, dtype),
+        names,
+        TOLERANCE[dtype],
+        forward=lambda *f: module(list(f[::-1]))[:, :, None, None],
+    )
+
+
+@precisions
+def test_block_in_training_mode(golden, dtype):
+    module = SelectiveAttentionBlock(64, 64, 7, 4).to(dtype).train()
+    names = golden.fill(module, *BLOCK, "block.")
+    x = golden.input("block/x", (2, 64, 16, 20), dtype)
+    golden.check_module("block_train", module, [x], names, TOLERANCE[dtype])

@@ -1,0 +1,99 @@
+import math
+
+import cv2
+import matplotlib
+import numpy as np
+import pytest
+import torch
+
+from sa2depth.errors import ConfigError, ShapeError
+from sa2depth.report import colorize, depth_grid
+
+
+def scene(height=48, width=64, seed=0):
+    rng = np.random.RandomState(seed)
+    rows, columns = np.mgrid[0:height, 0:width]
+    truth = 1 + 6 * (1 - rows / height) + np.sin(columns / 9)
+    image = np.repeat((truth / truth.max() * 255).astype(np.uint8)[..., None], 3, axis=2)
+    truth[:6] = 0
+    return image, truth, truth * rng.uniform(0.8, 1.2, truth.shape) + 0.01
+
+
+def test_known_colours():
+    depth = np.array([[1.0, 5.0, 0.5, 50.0], [0.0, -1.0, math.nan, math.inf]])
+    colours = colorize(depth, 1.0, 5.0)
+    assert colours.shape == (2, 4, 3)
+    assert colours.dtype == np.uint8
+    ends = [cv2.applyColorMap(np.uint8([[v]]), cv2.COLORMAP_TURBO)[0, 0, ::-1].tolist() for v in (0, 255)]
+    assert colours[0].tolist() == [ends[0], ends[1], ends[0], ends[1]]
+    assert (colours[1] == 0).all()
+    assert (colorize(depth, 1.0, 5.0, invalid=(1, 2, 3))[1] == [1, 2, 3]).all()
+    # published ends of viridis in RGB: purple to yellow
+    viridis = colorize(np.array([[1.0, 5.0]]), 1.0, 5.0, "viridis")
+    assert np.abs(viridis.astype(int) - [[[68, 1, 84], [253, 231, 37]]]).max() <= 2
+
+
+def test_the_range_is_metric_not_per_image():
+    near, far = np.full((2, 2), 1.0), np.full((2, 2), 9.0)
+    assert not np.array_equal(colorize(near, 0, 10), colorize(far, 0, 10))
+    mixed = np.array([[1.0, 9.0]])
+    assert np.array_equal(colorize(mixed, 0, 10)[0, 0], colorize(near, 0, 10)[0, 0])
+
+
+def test_colorize_takes_tensors_and_refuses_nonsense():
+    depth = torch.rand(1, 1, 3, 4) + 1
+    np.testing.assert_array_equal(colorize(depth, 0, 3), colorize(depth[0, 0].numpy(), 0, 3))
+    with pytest.raises(ConfigError, match="unknown colour map 'jet2'"):
+        colorize(depth, 0, 3, "jet2")
+    with pytest.raises(ConfigError, match="ascending"):
+        colorize(depth, 3, 3)
+    with pytest.raises(ShapeError):
+        colorize(torch.ones(2, 3, 4), 0, 3)
+
+
+def test_grid(tmp_path):
+    image, truth, guess = scene()
+    backend = matplotlib.get_backend()
+    one = depth_grid([image], [truth], [guess], 10.0, tmp_path / "new" / "one.png")
+    three = depth_grid(
+        [image, torch.rand(3, 48, 64), image],
+        [truth, torch.from_numpy(truth)[None], None],
+        [guess, torch.from_numpy(guess)[None], guess],
+        10.0,
+        tmp_path / "three.png",
+        titles=["a", "b", "c"],
+    )
+    assert matplotlib.get_backend() == backend
+    first, second = cv2.imread(str(one)), cv2.imread(str(three))
+    assert first.shape[1] == second.shape[1] > 1000
+    assert second.shape[0] > 2 * first.shape[0]
+    # the colours of the far end of the prediction are in the picture, as drawn by colorize
+    wanted = colorize(truth, 0.0, 10.0)[20, 30, ::-1].astype(int)
+    assert (np.abs(first.astype(int) - wanted).max(axis=2) <= 3).any()
+
+
+def test_grid_marks_broken_predictions(tmp_path):
+    image, truth, guess = scene()
+    guess[20:30, 20:40] = np.nan
+    picture = cv2.imread(str(depth_grid([image], [truth], [guess], 10.0, tmp_path / "nan.png")))
+    assert ((picture == [255, 255, 0]).all(axis=2)).sum() > 500  # cyan in BGR
+
+
+def test_grid_has_effective_scales(tmp_path):
+    image, truth, guess = scene()
+    base = depth_grid([image], [truth], [guess], 10.0, tmp_path / "a.png").read_bytes()
+    assert depth_grid([image], [truth], [guess], 5.0, tmp_path / "b.png").read_bytes() != base
+    assert depth_grid([image], [truth], [guess], 10.0, tmp_path / "c.png", max_error=0.1).read_bytes() != base
+    assert depth_grid([image], [truth], [guess], 10.0, tmp_path / "d.png", titles=["x"]).read_bytes() != base
+
+
+def test_grid_refuses_unequal_input(tmp_path):
+    image, truth, guess = scene()
+    with pytest.raises(ShapeError, match="0 images"):
+        depth_grid([], [], [], 10.0, tmp_path / "x.png")
+    with pytest.raises(ShapeError, match="2 predictions"):
+        depth_grid([image], [truth], [guess, guess], 10.0, tmp_path / "x.png")
+    with pytest.raises(ShapeError, match=r"\(48, 64\).*\(48, 63\)"):
+        depth_grid([image], [truth], [guess[:, :-1]], 10.0, tmp_path / "x.png")
+    with pytest.raises(ShapeError, match="RGB"):
+        depth_grid([image[..., 0]], [truth], [guess], 10.0, tmp_path / "x.png")
