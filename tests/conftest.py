@@ -107,14 +107,18 @@ class Golden:
         names: dict[str, str],
         tolerance: SimpleNamespace,
         forward=None,
+        tag: str = "",
     ) -> None:
-        """Compare output, input gradients and the norm of every parameter's gradient with file ``name``."""
+        """Compare output, input gradients and the norm of every parameter's gradient with file ``name``.
+
+        ``tag`` is what the cotangent is named after, where that is not the file.
+        """
         expected = self.load(name)
         for tensor in inputs:
             tensor.requires_grad_()
         out = (forward or module)(*inputs)
         self.check(out, expected["out"], tolerance.out, "out")
-        (out * self.input(f"{name}/cotangent", tuple(out.shape), out.dtype)).sum().backward()
+        (out * self.input(f"{tag or name}/cotangent", tuple(out.shape), out.dtype)).sum().backward()
         for index, tensor in enumerate(inputs):
             self.check(tensor.grad, expected[f"grad_in{index}"], tolerance.grad, f"grad_in{index}")
         norms = {key for key in expected if key.startswith("gradnorm/")}

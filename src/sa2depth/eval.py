@@ -10,7 +10,8 @@ from omegaconf import DictConfig
 
 from sa2depth.config import launch
 from sa2depth.lit import DepthModule
-from sa2depth.run.build import EVAL_KEYS, build_data, build_protocol, build_trainer, prepare
+from sa2depth.metrics import load_protocol
+from sa2depth.run.build import EVAL_KEYS, build_data, build_trainer, prepare
 from sa2depth.run.plan import count_parameters, describe_device, print_plan
 from sa2depth.run.results import finish
 from sa2depth.weights import load_model
@@ -27,15 +28,15 @@ def evaluate(cfg: DictConfig) -> float:
     """
     prepare(cfg, EVAL_KEYS)
     model = load_model(cfg.checkpoint, min_depth=cfg.released.min_depth, max_depth=cfg.released.max_depth)
-    data = build_data(cfg, "test")
-    protocol = build_protocol(cfg)
+    protocol = load_protocol(cfg.protocol)
+    data = build_data(cfg, protocol, "test")
     module = DepthModule(model, protocol=protocol)
     trainer = build_trainer(cfg, with_logs=False)
     folder = Path(cfg.paths.output_dir)
     print_plan(
         f"sa2depth.eval: {cfg.checkpoint}",
         {
-            "data": data.describe(),  # type: ignore[attr-defined]
+            "data": data.describe(),
             "encoder": type(model.encoder).__name__,
             "parameters": count_parameters(model),
             "device": describe_device(trainer),

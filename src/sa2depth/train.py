@@ -6,6 +6,7 @@ names every file it wrote.
 
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import lightning as L
 from hydra.utils import instantiate
@@ -13,12 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from sa2depth.config import launch
 from sa2depth.lit import DepthModule
+from sa2depth.metrics import load_protocol
 from sa2depth.models import SA2Depth
 from sa2depth.run.build import (
     TRAIN_KEYS,
     build_data,
     build_network,
-    build_protocol,
     build_trainer,
     prepare,
 )
@@ -39,8 +40,8 @@ def train(cfg: DictConfig) -> float:
     prepare(cfg, TRAIN_KEYS)
     model = build_network(cfg)
     encoder = _load_pretrained(model, cfg.pretrained_encoder)
-    data = build_data(cfg, "all")
-    protocol = build_protocol(cfg)
+    protocol = load_protocol(cfg.protocol)
+    data = build_data(cfg, protocol, "fit", "test")
     module = DepthModule(
         model,
         instantiate(cfg.loss),
@@ -55,7 +56,7 @@ def train(cfg: DictConfig) -> float:
     print_plan(
         f"sa2depth.train: {cfg.name}",
         {
-            "data": data.describe(),  # type: ignore[attr-defined]
+            "data": data.describe(),
             "encoder": encoder,
             "parameters": count_parameters(model),
             "device": describe_device(trainer),
@@ -93,8 +94,7 @@ def _best(trainer: L.Trainer) -> str | None:
 
 
 def _log_hyperparameters(trainer: L.Trainer, cfg: DictConfig) -> None:
-    settings = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(settings, dict)
+    settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     for logger in trainer.loggers:
         logger.log_hyperparams(settings)
 

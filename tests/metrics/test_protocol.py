@@ -96,3 +96,12 @@ def test_image_count():
     load_protocol("synthetic").check_images(3)
     with pytest.raises(DataError, match="654 images, but 653"):
         load_protocol("nyu_eigen").check_images(653)
+
+
+def test_a_changed_protocol_does_not_keep_its_name():
+    node = OmegaConf.load(conf_dir() / "protocol" / "nyu_eigen.yaml")
+    assert load_protocol(node) == load_protocol("nyu_eigen")
+    node.max_depth, node.flip = 5.0, False
+    changed = load_protocol(node)
+    assert changed.name == "nyu_eigen (changed: max_depth, flip)"
+    assert changed.max_depth == 5.0

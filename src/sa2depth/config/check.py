@@ -93,5 +93,7 @@ def check_config(cfg: DictConfig, known: Mapping[str, Iterable[str] | None]) -> 
         if key in FREE_NAMES and isinstance(node, dict):
             for inner, value in node.items():
                 if isinstance(value, dict) and "_target_" not in value:
-                    raise ConfigError(f"{key}.{inner} has no _target_: it names no class; {nearest(str(inner), node)}")
+                    raise ConfigError(
+                        f"{key}.{inner} has no _target_: it names no class; {nearest(str(inner), node)}"
+                    )
         _check_node(node, key)

@@ -76,7 +76,11 @@ def _unknown_override(error: ConfigCompositionException, config_name: str, argum
 
 def _keys(config_name: str, arguments: Sequence[str], without: str) -> list[str]:
     """All keys of the configuration as it is without one override."""
-    rest = [a for a in arguments if "=" in a and not a.startswith("-") and a.lstrip("+~").split("=", 1)[0] != without]
+    rest = [
+        a
+        for a in arguments
+        if "=" in a and not a.startswith("-") and a.lstrip("+~").split("=", 1)[0] != without
+    ]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):

@@ -28,6 +28,7 @@ class Example(NamedTuple):
     image: Tensor
     truth: Tensor
     prediction: Tensor
+    id: str
 
 
 class DepthModule(L.LightningModule):
@@ -105,9 +106,13 @@ class DepthModule(L.LightningModule):
         depth = self(batch["image"])
         self.frame = (depth.shape[-2], depth.shape[-1])
         self.test_metrics.update(depth, batch["depth"], batch["index"], batch["id"])
-        for image, truth, prediction in zip(batch["image"], batch["depth"], depth, strict=True):
+        for image, truth, prediction, name in zip(
+            batch["image"], batch["depth"], depth, batch["id"], strict=True
+        ):
             if len(self.examples) < self.example_count:
-                self.examples.append(Example(image.float().cpu(), truth[0].cpu(), prediction[0].float().cpu()))
+                self.examples.append(
+                    Example(image.float().cpu(), truth[0].cpu(), prediction[0].float().cpu(), name)
+                )
 
     def on_validation_epoch_start(self) -> None:
         """Every process evaluates the same network."""

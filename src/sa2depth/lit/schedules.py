@@ -26,7 +26,12 @@ def polynomial_factor(step: int, total: int, power: float, end_factor: float, wa
 
 
 def polynomial(
-    optimizer: Optimizer, total_steps: int, *, power: float = 0.9, end_factor: float = 0.1, warmup_steps: int = 0
+    optimizer: Optimizer,
+    total_steps: int,
+    *,
+    power: float = 0.9,
+    end_factor: float = 0.1,
+    warmup_steps: int = 0,
 ) -> LambdaLR:
     """Polynomial decay to ``end_factor`` of each group's own learning rate.
 

@@ -69,8 +69,7 @@ class SILog(nn.Module):
         with torch.autocast(pred.device.type, enabled=False):
             dtype = torch.promote_types(pred.dtype, torch.float32)
             # Masked with `where` before the logarithm: a NaN under an invalid pixel reaches neither the value
-            # nor, as NaN * 0, the gradient. No boolean indexing either, which would make the GPU wait for the
-            # count.
+            # nor, as NaN * 0, the gradient. Boolean indexing would make the GPU wait for the count.
             known = torch.where(valid, pred.to(dtype), 1.0).clamp(min=self.eps)
             truth = torch.where(valid, target.to(dtype), 1.0)
             difference = known.log() - truth.log()

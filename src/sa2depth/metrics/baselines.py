@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from sa2depth.errors import DataError, ShapeError
-from sa2depth.holes import fill_from_nearest
 from sa2depth.masks import valid_mask
+from sa2depth.metrics.holes import fill_from_nearest
 
 _BLOCK_VALUES = 1 << 24  # 64 MiB of float32 are in work at a time
 
@@ -23,8 +23,8 @@ _BLOCK_VALUES = 1 << 24  # 64 MiB of float32 are in work at a time
 class MedianDepthMap:
     """Per-pixel median of training depth maps.
 
-    Exact: the maps lie as float32 in a temporary file while fitting (795 maps of 480x640 are 1 GB of disk; each
-    map is read once) and are sorted in blocks of rows, so that memory stays near 150 MB whatever their number.
+    Exact: the maps lie as float32 in a temporary file while fitting (795 maps of 480x640 are 1 GB of disk;
+    each map is read once) and are sorted in blocks of rows, so that memory stays near 150 MB at any number.
 
     A pixel that no map measures (borders; three of four pixels of the rebuilt NYU labelled set) takes the
     median of the nearest pixel that some map does: fairer to the baseline than one number for all of them.
@@ -101,8 +101,7 @@ class MedianDepthMap:
 
 
 def _items(maps: Any) -> Iterator[Any]:
-    # A data source has a length and items; its __getitem__ need not raise the IndexError that plain iteration
-    # wants.
+    # A data source has a length and items, but need not raise the IndexError that ends plain iteration.
     if hasattr(maps, "__getitem__") and hasattr(maps, "__len__"):
         return (maps[i] for i in range(len(maps)))
     return iter(maps)
@@ -130,7 +129,7 @@ def _median(file: IO[bytes], count: int, height: int, width: int) -> NDArray[np.
 
 
 def _read_rows(file: IO[bytes], count: int, height: int, width: int, rows: slice) -> NDArray[np.float32]:
-    """``(rows,W,n)``: a few rows of every map. Read, not mapped: mapped pages would count as memory in use."""
+    """``(rows,W,n)``: a few rows of every map. Read, not mapped: mapped pages count as memory in use."""
     size = (rows.stop - rows.start) * width * 4
     block = np.empty((rows.stop - rows.start, width, count), np.float32)
     for place in range(count):

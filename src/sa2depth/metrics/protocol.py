@@ -6,7 +6,7 @@ The shipped protocols are ``conf/protocol/*.yaml``; their numbers follow the rel
 import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +164,8 @@ def load_protocol(source: ProtocolLike) -> Protocol:
 
     Args:
         source: Name of a file in ``conf/protocol``, path of a ``.yaml`` file, a mapping of the fields, or a
-            ``Protocol``, which is returned as it is.
+            ``Protocol``, which is returned as it is. A mapping that bears the name of a shipped protocol but
+            differs from it (``protocol.max_depth=5`` on the command line) gets a name that says so.
 
     Raises:
         ConfigError: Unknown name or key (with the nearest known ones), a missing key or a bad value.
@@ -172,7 +173,7 @@ def load_protocol(source: ProtocolLike) -> Protocol:
     if isinstance(source, Protocol):
         return source
     if isinstance(source, (Mapping, DictConfig)):
-        return _from_mapping(source, "the protocol's configuration")
+        return _honest(_from_mapping(source, "the protocol's configuration"))
     path = Path(source)
     if path.suffix not in (".yaml", ".yml"):
         path = conf_dir() / "protocol" / f"{source}.yaml"
@@ -203,3 +204,12 @@ def _from_mapping(node: Mapping[str, Any] | DictConfig, where: str) -> Protocol:
     if missing:
         raise ConfigError(f"{where}: missing {', '.join(missing)}")
     return Protocol(**{str(key): value for key, value in values.items()})
+
+
+def _honest(protocol: Protocol) -> Protocol:
+    """The protocol, renamed if it was changed under a shipped name: its scores are not that protocol's."""
+    if not (conf_dir() / "protocol" / f"{protocol.name}.yaml").is_file():
+        return protocol
+    shipped = load_protocol(protocol.name)
+    changed = [key for key in _KINDS if getattr(protocol, key) != getattr(shipped, key)]
+    return replace(protocol, name=f"{protocol.name} (changed: {', '.join(changed)})") if changed else protocol

@@ -28,6 +28,7 @@ class BinHead(nn.Module):
         self, channels: list[int], hidden: int = 256, bins: int = 128, *, min_depth: float, max_depth: float
     ) -> None:
         super().__init__()
+        self.bins = bins
         self.min_depth = min_depth
         self.max_depth = max_depth
         self.projections = nn.ModuleList(nn.Conv2d(level, hidden, 1) for level in channels)
@@ -60,6 +61,7 @@ class ScanHead(nn.Module):
 
     def __init__(self, channels: list[int], hidden: int = 256, bins: int = 128, state: int = 16) -> None:
         super().__init__()
+        self.bins = bins
         self.fusion = SelectiveFusion(channels, hidden)
         self.norm1 = ChannelNorm(hidden)
         self.scan = SelectiveScan2d(hidden, state)
@@ -86,6 +88,7 @@ class ConvHead(nn.Module):
 
     def __init__(self, channels: list[int], hidden: int = 256, bins: int = 128) -> None:
         super().__init__()
+        self.bins = bins
         self.projections = nn.ModuleList(nn.Conv2d(level, hidden, 1) for level in channels)
         self.conv = nn.Conv2d(hidden, hidden, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(hidden)

@@ -47,7 +47,7 @@ class SA2Depth(nn.Module):
         spec: the plain dictionary it was built from, empty if it was built by hand.
 
     Raises:
-        ConfigError: unless ``0 <= min_depth < max_depth``.
+        ConfigError: unless ``0 <= min_depth < max_depth``, or if the heads differ in their number of bins.
     """
 
     pixel_mean: Tensor
@@ -76,10 +76,19 @@ class SA2Depth(nn.Module):
         self.decoder = decoder(channels)
         self.bin_head = bin_head(channels, min_depth=self.min_depth, max_depth=self.max_depth)
         self.depth_head = depth_head(channels)
+        self._check_bins()
         mean = getattr(encoder, "pixel_mean", IMAGENET_MEAN)
         std = getattr(encoder, "pixel_std", IMAGENET_STD)
         self.register_buffer("pixel_mean", torch.tensor(mean).reshape(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(std).reshape(3, 1, 1), persistent=False)
+
+    def _check_bins(self) -> None:
+        counts = [getattr(head, "bins", None) for head in (self.bin_head, self.depth_head)]
+        if None not in counts and counts[0] != counts[1]:
+            raise ConfigError(
+                f"the bin head predicts {counts[0]} bins and the depth head scores {counts[1]}: "
+                "bin_head.bins and depth_head.bins must be equal"
+            )
 
     def forward(self, image: Tensor) -> DepthOutput:
         """Predict depth.

@@ -1,4 +1,4 @@
-"""Top-k flexible attention and its modulator (paper section III-B; ``TKFA`` and ``Modulator`` as released)."""
+"""Top-k flexible attention and its modulator (paper section III-B; ``TKFA``, ``Modulator`` as released)."""
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +82,7 @@ class FlexibleAttention(nn.Module):
         super().__init__()
         if channels % dim_head or channels % 2:
             raise ConfigError(
-                f"attention on {channels} channels: dim_head {dim_head} must divide them, and they must be even; "
+                f"attention on {channels} channels: dim_head {dim_head} must divide them, an even number; "
                 "choose another decoder.dim_head or other encoder.channels"
             )
         self.heads = channels // dim_head

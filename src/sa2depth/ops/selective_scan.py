@@ -71,7 +71,7 @@ def selective_scan_2d(
         outputs = []
         for direction, tokens in enumerate((by_rows, by_columns, by_rows, by_columns)):
             projected = F.linear(tokens, x_proj_weight[direction])
-            low_rank, b, c = torch.split(projected, (rank, states, states), dim=-1)
+            low_rank, b, c = torch.split(projected, [rank, states, states], dim=-1)
             dt = F.softplus(F.linear(low_rank, dt_weight[direction], dt_bias[direction]))
             outputs.append(_scan_tokens(tokens, dt, decay_rate[direction], b, c, reverse=direction >= 2))
         rows = rearrange(outputs[0] + outputs[2], "(h w) b d -> b d h w", h=height)
@@ -110,24 +110,38 @@ class _Scan(torch.autograd.Function):
         reverse = ctx.reverse
         decay, state = _states(x, dt, decay_rate, b, reverse)
         grad_c = torch.einsum("lbnd,lbd->lbn", state, grad)
-        # The adjoint runs the other way round with the decay of the token it comes from.
-        adjoint = linear_recurrence(
-            _shift(decay, not reverse), grad.unsqueeze(2) * c.unsqueeze(3), reverse=not reverse
-        )
-        grad_drive = torch.einsum("lbnd,lbn->lbd", adjoint, b)
-        grad_b = torch.einsum("lbnd,lbd->lbn", adjoint, dt * x)
-        # d loss / d (dt * decay_rate)
-        grad_exponent = decay.mul_(adjoint).mul_(_shift(state, reverse))
-        grad_dt = torch.einsum("lbnd,nd->lbd", grad_exponent, decay_rate) + grad_drive * x
-        grad_rate = torch.einsum("lbnd,lbd->nd", grad_exponent, dt)
-        return grad_drive * dt, grad_dt, grad_rate, grad_b, grad_c, None
+        # With g_t = grad_t c_t, the state's gradient is G_t = g_t + P_next: what arrives here and what the next
+        # token hands back. P_t = decay_t G_t is a recurrence of its own, the other way round.
+        handed = linear_recurrence(decay, _outer(grad, c).mul_(decay), reverse=not reverse)
+        before, after = _neighbours(reverse)
+        product = dt * x
+        grad_product = grad * (b * c).sum(dim=-1, keepdim=True)
+        grad_product[before] += torch.einsum("lbnd,lbn->lbd", handed[after], b[before])
+        grad_b = c * (grad * product).sum(dim=-1, keepdim=True)
+        grad_b[before] += torch.einsum("lbnd,lbd->lbn", handed[after], product[before])
+        # gradient of the exponent dt * decay_rate; the first token has no state before it
+        grad_exponent = handed[after].mul_(state[before])
+        grad_dt = grad_product * x
+        grad_dt[after] += torch.einsum("lbnd,nd->lbd", grad_exponent, decay_rate)
+        grad_rate = torch.einsum("lbnd,lbd->nd", grad_exponent, dt[after])
+        return grad_product * dt, grad_dt, grad_rate, grad_b, grad_c, None
+
+
+def _neighbours(reverse: bool) -> tuple[slice, slice]:
+    """Slices of all tokens but the last, and all but the first, in the direction of the scan."""
+    head, tail = slice(None, -1), slice(1, None)
+    return (tail, head) if reverse else (head, tail)
+
+
+def _outer(channels: Tensor, states: Tensor) -> Tensor:
+    """``(L, B, D)`` and ``(L, B, N)`` to ``(L, B, N, D)``."""
+    return channels.unsqueeze(2) * states.unsqueeze(3)
 
 
 def _states(x: Tensor, dt: Tensor, decay_rate: Tensor, b: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
     """Decays and states, both ``(L, B, N, D)``."""
     decay = (dt.unsqueeze(2) * decay_rate).exp_()
-    drive = (dt * x).unsqueeze(2) * b.unsqueeze(3)
-    return decay, linear_recurrence(decay, drive, reverse=reverse)
+    return decay, linear_recurrence(decay, _outer(dt * x, b), reverse=reverse)
 
 
 def linear_recurrence(decay: Tensor, drive: Tensor, *, reverse: bool = False) -> Tensor:

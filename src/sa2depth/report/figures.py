@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from sa2depth.errors import ConfigError, ShapeError
-from sa2depth.holes import fill_from_nearest
+from sa2depth.metrics.holes import fill_from_nearest
 
 # Names of the colour maps, far to near the same in every picture of the project.
 COLORMAPS = {

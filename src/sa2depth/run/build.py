@@ -1,6 +1,8 @@
 """From a composed configuration to the objects of a run."""
 
-from typing import Any
+import logging
+import warnings
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -10,19 +12,35 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from sa2depth.config import check_config
+from sa2depth.data import DepthDataModule
 from sa2depth.errors import ConfigError
-from sa2depth.metrics import Protocol, load_protocol
+from sa2depth.metrics import Protocol
 from sa2depth.models import SA2Depth, build_model
 
 PATHS = ("data_dir", "runs_dir", "output_dir")
-SHARED_KEYS: dict[str, Any] = dict.fromkeys(
-    ("augment", "data", "protocol", "trainer", "name", "seed")
-) | {"paths": PATHS}
+SHARED_KEYS: dict[str, Any] = dict.fromkeys(("augment", "data", "protocol", "trainer", "name", "seed")) | {
+    "paths": PATHS
+}
 TRAIN_KEYS = SHARED_KEYS | dict.fromkeys(
-    ("encoder", "decoder", "bins", "head", "model", "loss", "optim", "schedule", "callbacks", "logger")
-    + ("min_depth", "max_depth", "pretrained_encoder", "resume", "baseline")
+    (
+        *("encoder", "decoder", "bins", "head", "model", "loss", "optim", "schedule", "callbacks", "logger"),
+        *("min_depth", "max_depth", "pretrained_encoder", "resume", "baseline"),
+    )
 )
 EVAL_KEYS = SHARED_KEYS | {"checkpoint": None, "released": ("min_depth", "max_depth")}
+
+
+def quiet_lightning() -> None:
+    """Silence what Lightning says of every run: the printed plan says it better, and some of it is advertising."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        "Experiment logs directory",  # the run folder is ours, and holds the configuration already
+        "The number of training batches",
+        "The '.*_dataloader' does not have many workers",
+        "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
+    ):
+        warnings.filterwarnings("ignore", message=f".*{message}")
 
 
 def prepare(cfg: DictConfig, known: dict[str, Any]) -> None:
@@ -31,6 +49,7 @@ def prepare(cfg: DictConfig, known: dict[str, Any]) -> None:
     Raises:
         ConfigError: for unknown or unanswered options, and for a multirun over several devices.
     """
+    quiet_lightning()
     check_config(cfg, known)
     _refuse_parallel_multirun(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -38,38 +57,34 @@ def prepare(cfg: DictConfig, known: dict[str, Any]) -> None:
 
 def build_network(cfg: DictConfig) -> SA2Depth:
     """The network of ``cfg.model``, with its spec attached."""
-    spec = OmegaConf.to_container(cfg.model, resolve=True)
-    assert isinstance(spec, dict)
-    return build_model(spec)
+    return build_model(cast(dict[str, Any], OmegaConf.to_container(cfg.model, resolve=True)))
 
 
-def build_data(cfg: DictConfig, stage: str) -> L.LightningDataModule:
+def build_data(cfg: DictConfig, protocol: Protocol, *stages: str) -> DepthDataModule:
     """The data module, set up, so that missing files are known before anything else starts.
 
     Args:
         cfg: the whole configuration.
-        stage: ``fit``, ``test`` or ``all``.
+        protocol: says how many test images it is defined on.
+        stages: ``fit``, ``test`` or both.
+
+    Raises:
+        DataError: if files are missing, or the test images are not those of the protocol.
     """
-    data: L.LightningDataModule = instantiate(cfg.data)
-    for name in ("fit", "test") if stage == "all" else (stage,):
-        data.setup(name)
+    data: DepthDataModule = instantiate(cfg.data)
+    for stage in stages:
+        data.setup(stage)
+    protocol.check_images(data.counts("test").get("test", 0))
     return data
-
-
-def build_protocol(cfg: DictConfig) -> Protocol:
-    """The evaluation protocol."""
-    return load_protocol(cfg.protocol)
 
 
 def build_trainer(cfg: DictConfig, with_logs: bool = True) -> L.Trainer:
     """Lightning's trainer with the configured callbacks and loggers (``False``: with neither)."""
     if not with_logs:
-        trainer: L.Trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False)
-        return trainer
+        return cast(L.Trainer, instantiate(cfg.trainer, logger=False, enable_checkpointing=False))
     callbacks = [instantiate(node) for node in (cfg.get("callbacks") or {}).values() if node is not None]
     loggers = [instantiate(node) for node in (cfg.get("logger") or {}).values() if node is not None]
-    trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
-    return trainer
+    return cast(L.Trainer, instantiate(cfg.trainer, callbacks=callbacks, logger=loggers))
 
 
 def device_count(cfg: DictConfig) -> int:

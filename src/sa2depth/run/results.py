@@ -41,10 +41,14 @@ def finish(
     """
     means = aggregate(module.test_table, module.protocol)
     if trainer.is_global_zero:
-        baselines = {} if baseline is None else {"median_depth_map": median_baseline(*baseline, module.protocol)}
+        baselines = (
+            {} if baseline is None else {"median_depth_map": median_baseline(*baseline, module.protocol)}
+        )
         details = {"device": describe_device(trainer), "baselines": baselines, **(notes or {})}
         files = [
-            write_metrics(means, module.test_table, module.protocol, module.frame, folder / "metrics.json", details),
+            write_metrics(
+                means, module.test_table, module.protocol, module.frame, folder / "metrics.json", details
+            ),
             write_table(module.test_table, folder / "per_image.csv"),
         ]
         if module.examples:
@@ -63,7 +67,9 @@ def finish(
 
 def median_baseline(train: Source, test: Source, protocol: Protocol) -> dict[str, float]:
     """Scores of the best predictor that looks at no image: the per-pixel median of the training depth maps."""
-    predictor = MedianDepthMap().fit(train)
+    predictor = MedianDepthMap(protocol.min_depth, protocol.max_depth).fit(
+        train[i].depth for i in range(len(train))
+    )
     rows = []
     for index in range(len(test)):
         sample = test[index]
@@ -74,17 +80,22 @@ def median_baseline(train: Source, test: Source, protocol: Protocol) -> dict[str
 
 
 def _grid(path: Path, module: DepthModule) -> Path:
-    images, truths, predictions = zip(*module.examples, strict=True)
-    return depth_grid(images, truths, predictions, module.protocol.max_depth, path)
+    images, truths, predictions, ids = zip(*module.examples, strict=True)
+    return depth_grid(images, truths, predictions, module.protocol.max_depth, path, titles=ids)
 
 
-def _print_scores(means: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]], protocol: Protocol) -> None:
-    table = Table(title=f"{protocol.name} v{protocol.version}, {means['images']} images", title_justify="left")
+def _print_scores(
+    means: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]], protocol: Protocol
+) -> None:
+    columns = {"this model": means, **baselines}
+    table = Table(
+        title=f"{protocol.name} v{protocol.version}, {means['images']} images", title_justify="left"
+    )
     table.add_column("")
+    for title in columns:
+        table.add_column(title.replace("_", " "), justify="right")
     for name in METRICS:
-        table.add_column(name, justify="right")
-    for title, scores in {"this model": means, **baselines}.items():
-        table.add_row(title.replace("_", " "), *(f"{scores[name]:.4f}" for name in METRICS))
+        table.add_row(name, *(f"{scores[name]:.4f}" for scores in columns.values()))
     Console().print(table)
 
 

@@ -124,17 +124,19 @@ class Builder:
     Attributes:
         dice: the scene's draws.
         eye: floor position of the camera, kept clear.
+        heading: where the camera looks, yaw in radians; more room is left in front of it.
         solids: what was built.
         taken: circles (x, y, radius) on the floor.
     """
 
     dice: Dice
     eye: tuple[float, float]
+    heading: float
     solids: list[Solid] = field(default_factory=list)
     taken: list[tuple[float, float, float]] = field(default_factory=list)
 
     def free(self, place: Place, width: float, depth: float, clear: float = 0.35) -> bool:
-        """Whether a footprint (m, from the place's origin forward) hits nothing and not the camera; takes it."""
+        """Whether a footprint (m, from the origin forward) hits nothing, nor the camera; if so, takes it."""
         short, long = sorted((width, depth))
         count = max(1, round(long / max(short, 0.3)))
         circles = []
@@ -145,7 +147,9 @@ class Builder:
             )
             circles.append((float(x), float(y), 0.5 * float(np.hypot(short, long / count)) * 0.92))
         for x, y, radius in circles:
-            if np.hypot(x - self.eye[0], y - self.eye[1]) < radius + clear:
+            away = float(np.hypot(x - self.eye[0], y - self.eye[1])) + 1e-6
+            ahead = (x - self.eye[0]) * np.sin(self.heading) + (y - self.eye[1]) * np.cos(self.heading)
+            if away < radius + clear + 0.7 * max(0.0, ahead / away) ** 2:
                 return False
             if any(np.hypot(x - a, y - b) < radius + r for a, b, r in self.taken):
                 return False

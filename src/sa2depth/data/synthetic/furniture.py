@@ -1,4 +1,4 @@
-"""Things that stand, lie and hang in rooms; each function builds one at a place whose back is at local y = 0."""
+"""Things that stand and lie in rooms; each function builds one at a place, its back at local y = 0."""
 
 from sa2depth.data.synthetic.builder import Builder, Place
 from sa2depth.data.synthetic.scene import Material
@@ -211,8 +211,8 @@ def clutter(b: Builder, place: Place, spread_x: float, spread_y: float, count: i
     for _ in range(count):
         x, y = d.between(-spread_x, spread_x), d.between(-spread_y, spread_y)
         material = d.surface(
-            ("plain", "stripes", "checks", "noise")[d.whole(0, 3)], (0, 1), (0.1, 0.8), (0.2, 0.95), (0.02, 0.06),
-            d.between(0.2, 0.9), gloss=d.between(0, 0.5),
+            ("plain", "stripes", "checks", "noise")[d.whole(0, 3)], (0, 1), (0.1, 0.8), (0.2, 0.95),
+            (0.02, 0.06), d.between(0.2, 0.9), gloss=d.between(0, 0.5),
         )  # fmt: skip
         kind = d.whole(0, 3)
         if kind == 0:

@@ -19,7 +19,7 @@ _EDGES = np.array([[a, b] for a in range(8) for b in (a ^ 1, a ^ 2, a ^ 4) if a 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The image-plane points that are looked through: ``x (W,)`` rightwards and ``y (H,)`` down, at depth 1."""
+    """The image-plane points looked through: ``x (W,)`` rightwards and ``y (H,)`` down, at depth 1."""
 
     x: Array
     y: Array
@@ -38,13 +38,12 @@ def local_rays(solid: Solid, view: View) -> tuple[Array, Array]:
     return origin.astype(np.float32), (solid.rotation.T @ view.rotation).astype(np.float32)
 
 
-def rectangles(solids: Sequence[Solid], view: View, grid: Grid, margin: float = 0.0) -> NDArray[np.int64]:
-    """Rows and columns ``(P, 4)`` = (top, bottom, left, right) that each solid can cover, ends excluded.
+def extents(solids: Sequence[Solid], view: View, margin: float = 0.0) -> Vector:
+    """Left, top, right, bottom ``(P, 4)`` of each solid on the image plane at depth 1; empty ones have inf.
 
     Args:
         solids: P solids.
         view: the camera.
-        grid: H by W image-plane points.
         margin: metres by which the solids are swollen.
     """
     half = np.stack([s.half for s in solids]) + margin
@@ -60,18 +59,19 @@ def rectangles(solids: Sequence[Solid], view: View, grid: Grid, margin: float = 
         flat = points[..., :2] / points[..., 2:]
     low = np.where(seen[..., None], flat, np.inf).min(1) - 1e-4
     high = np.where(seen[..., None], flat, -np.inf).max(1) + 1e-4
-    box = np.stack(
-        [
-            np.searchsorted(grid.y, low[:, 1]),
-            np.searchsorted(grid.y, high[:, 1], side="right"),
-            np.searchsorted(grid.x, low[:, 0]),
-            np.searchsorted(grid.x, high[:, 0], side="right"),
-        ],
-        axis=1,
-    )
-    inside = np.array([s.shape == Shape.INTERIOR for s in solids])
-    box[inside] = (0, len(grid.y), 0, len(grid.x))
+    box = np.concatenate([low, high], axis=1)
+    box[[s.shape == Shape.INTERIOR for s in solids]] = (-np.inf, -np.inf, np.inf, np.inf)
     return box
+
+
+def rectangles(extent: Vector, grid: Grid) -> list[tuple[int, slice, slice]]:
+    """Number, rows and columns of each solid that may be seen, from its ``extents (P, 4)``."""
+    # float32 ticks against float64 bounds would be converted at every call
+    x, y = grid.x.astype(np.float64), grid.y.astype(np.float64)
+    left, right = np.searchsorted(x, extent[:, 0]), np.searchsorted(x, extent[:, 2], side="right")
+    top, bottom = np.searchsorted(y, extent[:, 1]), np.searchsorted(y, extent[:, 3], side="right")
+    seen = np.flatnonzero((left < right) & (top < bottom)).tolist()
+    return [(n, slice(int(top[n]), int(bottom[n])), slice(int(left[n]), int(right[n]))) for n in seen]
 
 
 def _directions(axes: Array, grid: Grid, rows: slice, columns: slice) -> list[Array]:
@@ -128,13 +128,16 @@ def _frustum(origin: Array, half: Array, radii: tuple[float, float], rays: list[
     return best
 
 
-def cast(solids: Sequence[Solid], view: View, grid: Grid) -> tuple[Array, NDArray[np.int16]]:
+def cast(
+    solids: Sequence[Solid], view: View, grid: Grid, extent: Vector | None = None
+) -> tuple[Array, NDArray[np.int16]]:
     """First hits.
 
     Args:
         solids: P solids.
         view: the camera.
         grid: H by W image-plane points.
+        extent: ``extents(solids, view)`` where they are known already.
 
     Returns:
         Depth along the optical axis ``(H, W)``, metres, infinite where nothing is met, and the number of the
@@ -145,10 +148,8 @@ def cast(solids: Sequence[Solid], view: View, grid: Grid) -> tuple[Array, NDArra
     if not solids:
         return depth, index
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        for number, (top, bottom, left, right) in enumerate(rectangles(solids, view, grid).tolist()):
-            if top >= bottom or left >= right:
-                continue
-            solid, rows, columns = solids[number], slice(top, bottom), slice(left, right)
+        for number, rows, columns in rectangles(extents(solids, view) if extent is None else extent, grid):
+            solid = solids[number]
             origin, axes = local_rays(solid, view)
             half = solid.half.astype(np.float32)
             rays = _directions(axes, grid, rows, columns)

@@ -36,6 +36,15 @@ class _Wall:
         return None
 
 
+def _choose(b: Builder, walls: list[_Wall]) -> _Wall:
+    """A wall, mostly one that the camera sees."""
+    wall = walls[b.dice.whole(0, 3)]
+    # A wall at yaw a has its inward normal (-sin a, cos a), the camera looks along (sin h, cos h)
+    if np.cos(wall.yaw + b.heading) > 0.3 and b.dice.chance(0.75):
+        return walls[b.dice.whole(0, 3)]
+    return wall
+
+
 def _shell(dice: Dice, room: tuple[float, float, float]) -> Solid:
     """Floor, walls and ceiling."""
     kind = dice.whole(0, 5)
@@ -83,19 +92,19 @@ def _openings(b: Builder, walls: list[_Wall], height: float, day: float) -> list
     """Doors and windows; returns the windows (place, area) for the light that falls through them."""
     d, windows = b.dice, []
     for _ in range(d.whole(0, 2)):
-        wall, width = walls[d.whole(0, 3)], d.between(0.8, 0.95)
+        wall, width = _choose(b, walls), d.between(0.8, 0.95)
         along = wall.spot(d, width + 0.1)
         if along is None:
             continue
         place, frame = wall.place(along), d.wood(0.5)
-        door = Material(
-            "panels", d.wood().colour, (0.5, 0.45, 0.3), 0.3, 0.2, d.phase(), 0.1, 0.0, (width / 2, 1.01)
-        )
+        leaf = d.wood().colour
+        door = Material("panels", leaf, leaf, 0.3, 0.2, d.phase(), 0.1, 0.0, (width / 2, 1.01))
         b.box(place, (0, 0.02, 1.04), (width + 0.14, 0.04, 2.1), frame, shadow=False)
         b.box(place, (0, 0.03, 1.01), (width, 0.05, 2.02), door, shadow=False)
+        b.ball(place, (width * (0.42 if d.chance(0.5) else -0.42), 0.08, 1.03), (0.07, 0.07, 0.07), d.metal())
         b.taken.append((*place.at(0, 0.4, 0)[:2].tolist(), 0.35))
     for _ in range(d.whole(0, 2)):
-        wall, width = walls[d.whole(0, 3)], d.between(0.8, 2.0)
+        wall, width = _choose(b, walls), d.between(0.8, 2.0)
         along = wall.spot(d, width + 0.2)
         if along is None:
             continue
@@ -123,8 +132,8 @@ def _openings(b: Builder, walls: list[_Wall], height: float, day: float) -> list
 
 def _pictures(b: Builder, walls: list[_Wall], height: float) -> None:
     d = b.dice
-    for _ in range(d.whole(1, 4)):
-        wall, width = walls[d.whole(0, 3)], d.between(0.35, 1.2)
+    for _ in range(d.whole(2, 5)):
+        wall, width = _choose(b, walls), d.between(0.35, 1.2)
         along = wall.spot(d, width)
         if along is None:
             continue
@@ -140,8 +149,8 @@ def _pictures(b: Builder, walls: list[_Wall], height: float) -> None:
 def _against_walls(b: Builder, walls: list[_Wall], height: float) -> None:
     """Furniture with its back to a wall."""
     d = b.dice
-    for _ in range(d.whole(4, 8)):
-        if len(b.solids) > 46:
+    for _ in range(d.whole(6, 12)):
+        if len(b.solids) > 50:
             return
         kind = d.whole(0, 8)
         tall = d.between(0.7, 1.1) if d.chance(0.5) else d.between(1.7, min(2.2, height - 0.1))
@@ -149,7 +158,7 @@ def _against_walls(b: Builder, walls: list[_Wall], height: float) -> None:
             (2.0, 0.95), (1.7, 2.1), (d.between(0.6, 1.8), d.between(0.4, 0.6)), (1.3, 0.36),
             (1.5, 0.75), (1.8, 0.45), (0.45, 0.45), (0.5, 0.5), (0.6, 0.6),
         )[kind]  # fmt: skip
-        wall = walls[d.whole(0, 3)]
+        wall = _choose(b, walls)
         limit = (wall.length - width) / 2 - 0.05
         if limit <= 0:
             continue
@@ -168,8 +177,8 @@ def _against_walls(b: Builder, walls: list[_Wall], height: float) -> None:
                 )
             continue
         (
-            furniture.sofa, furniture.bed, furniture.sofa, furniture.shelves, furniture.desk, furniture.television,
-            furniture.lamp, furniture.plant, furniture.stuff,
+            furniture.sofa, furniture.bed, furniture.sofa, furniture.shelves, furniture.desk,
+            furniture.television, furniture.lamp, furniture.plant, furniture.stuff,
         )[kind](b, place)  # fmt: skip
 
 
@@ -183,8 +192,8 @@ def _in_the_middle(b: Builder, room: tuple[float, float, float]) -> None:
         )
         spot = Place(d.between(-0.15, 0.15) * room[0], d.between(-0.15, 0.15) * room[1], 0, d.normal(0, 0.1))
         b.box(spot, (0, 0, 0.006), (width, depth, 0.012), rug, shadow=False)
-    for _ in range(d.whole(2, 4)):
-        if len(b.solids) > 46:
+    for _ in range(d.whole(2, 6)):
+        if len(b.solids) > 54:
             return
         place = Place(
             d.between(-0.5, 0.5) * (room[0] - 1.4),
@@ -242,6 +251,12 @@ def _lamps(
     return lights
 
 
+def _ahead(room: tuple[float, float, float], eye: tuple[float, ...], yaw: float) -> float:
+    """Metres from the camera to the wall it faces."""
+    ways = ((np.sin(yaw), eye[0], room[0] / 2), (np.cos(yaw), eye[1], room[1] / 2))
+    return min(float((half - np.sign(way) * start) / max(abs(way), 1e-6)) for way, start, half in ways)
+
+
 def build_room(rng: np.random.Generator) -> Scene:
     """A random furnished room; all draws come from ``rng``."""
     d = Dice(rng)
@@ -260,9 +275,15 @@ def build_room(rng: np.random.Generator) -> Scene:
     yaw = float(np.arctan2(target[0] - eye[0], target[1] - eye[1])) + d.normal(0, 0.15)
     if d.chance(0.25):
         yaw = d.between(0, 2 * np.pi)
-    pitch = np.radians(d.normal(-9.0 - 6.0 * (height - 1.3), 7.0))
+    # A bare wall at arm's length shows nothing to learn from: turn on, but for one view in ten
+    if d.chance(0.9):
+        for _ in range(8):
+            if _ahead(room, eye, yaw) > 2.7:
+                break
+            yaw += 0.7
+    pitch = np.radians(d.normal(-7.0 - 6.0 * (height - 1.3), 6.0))
     view = look(np.array([*eye, height]), yaw, float(pitch), float(np.radians(d.normal(0, 2.0))))
-    b = Builder(d, (eye[0], eye[1]))
+    b = Builder(d, (eye[0], eye[1]), yaw)
     b.solids.append(_shell(d, room))
     walls = [_Wall(room, side) for side in range(4)]
     day = d.between(0.4, 2.5)

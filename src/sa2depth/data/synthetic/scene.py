@@ -3,6 +3,7 @@
 World axes: x east, y north, z up, metres. Camera axes: x right, y down, z forward (the pinhole convention).
 """
 
+import math
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Literal
@@ -151,14 +152,12 @@ class Scene:
 
 def turn(yaw: float, tilt: float = 0.0) -> Vector:
     """Rotation ``(3, 3)`` by ``yaw`` about z after ``tilt`` about x, radians."""
-    c, s, ct, st = np.cos(yaw), np.sin(yaw), np.cos(tilt), np.sin(tilt)
-    about_z = np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
-    about_x = np.array([[1.0, 0.0, 0.0], [0.0, ct, -st], [0.0, st, ct]])
-    return about_z @ about_x
+    c, s, ct, st = math.cos(yaw), math.sin(yaw), math.cos(tilt), math.sin(tilt)
+    return np.array([[c, -s * ct, s * st], [s, c * ct, -c * st], [0.0, st, ct]])
 
 
 def look(position: Vector, yaw: float, pitch: float = 0.0, roll: float = 0.0) -> View:
-    """A view from ``position``: ``yaw`` 0 looks north, positive turns east; ``pitch`` up, ``roll`` clockwise."""
+    """A view from ``position``: ``yaw`` 0 is north and grows to the east; ``pitch`` up, ``roll`` clockwise."""
     cy, sy, cp, sp, cr, sr = (f(a) for a in (yaw, pitch, roll) for f in (np.cos, np.sin))
     forward = np.array([sy * cp, cy * cp, sp])
     right = np.array([cy, -sy, 0.0])

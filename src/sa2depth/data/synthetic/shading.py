@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sa2depth.data.synthetic.raycast import Grid, cast, local_rays, rectangles
-from sa2depth.data.synthetic.scene import Array, Light, Material, Scene, Shape, Solid, Vector, View, turn
+from sa2depth.data.synthetic.raycast import Grid, cast, extents, local_rays, rectangles
+from sa2depth.data.synthetic.scene import Array, Light, Scene, Shape, Solid, Vector, View
 from sa2depth.data.synthetic.textures import reflectance
 
-_SHADOW_SIZE = 144  # texels a side of the shadow map
+_SHADOW_SIZE = 128  # texels a side of the shadow map
 _OCCLUSION_REACH = 0.35  # m; how far a solid darkens its surroundings
 
 
@@ -170,9 +170,11 @@ def _occlusion(scene: Scene, grid: Grid, depth: Array, index: NDArray[np.int16])
     )
     point = rays * np.where(seen, depth, 0) + scene.view.position.astype(np.float32)[:, None, None]
     result = np.ones((height, width), np.float32)
-    boxes = rectangles(scene.solids, scene.view, grid, margin=_OCCLUSION_REACH).tolist()
-    for number, (solid, (top, bottom, left, right)) in enumerate(zip(scene.solids, boxes, strict=True)):
-        if top >= bottom or left >= right or not (solid.shadow or solid.shape == Shape.INTERIOR):
+    for number, rows, columns in rectangles(extents(scene.solids, scene.view, _OCCLUSION_REACH), grid):
+        solid = scene.solids[number]
+        size = min(1.0, float(np.sort(solid.half)[1]) / 0.25)
+        # Table legs and boards darken nothing that would be seen
+        if solid.shape != Shape.INTERIOR and (not solid.shadow or size < 0.15):
             continue
         if solid.shape == Shape.INTERIOR:
             # A point on a wall touches that wall itself: the constant factor is taken out again
@@ -182,17 +184,15 @@ def _occlusion(scene: Scene, grid: Grid, depth: Array, index: NDArray[np.int16])
                 factor *= 1 - np.float32(0.38) * np.exp(gap.astype(np.float32) * np.float32(-3.2))
             result *= np.minimum(factor / np.float32(1 - 0.38), 1)
             continue
-        area = (slice(top, bottom), slice(left, right))
-        offset = point[:, area[0], area[1]] - solid.centre.astype(np.float32)[:, None, None]
+        offset = point[:, rows, columns] - solid.centre.astype(np.float32)[:, None, None]
         square = np.zeros(offset.shape[1:], np.float32)
         for k in range(3):
             r = solid.rotation[:, k].astype(np.float32)
             out = np.abs(r[0] * offset[0] + r[1] * offset[1] + r[2] * offset[2]) - np.float32(solid.half[k])
             out = np.maximum(out, 0, out=out)
             square += out * out
-        size = np.float32(min(1.0, float(np.sort(solid.half)[1]) / 0.25))
-        dark = np.float32(0.42) * size * np.exp(np.sqrt(square) * np.float32(-3.3 / _OCCLUSION_REACH))
-        result[area] *= 1 - dark * (index[area] != number)
+        dark = np.float32(0.42 * size) * np.exp(np.sqrt(square) * np.float32(-3.3 / _OCCLUSION_REACH))
+        result[rows, columns] *= 1 - dark * (index[rows, columns] != number)
     return np.where(seen, result, np.float32(1))
 
 
@@ -221,7 +221,8 @@ def radiance(scene: Scene, height: int, width: int) -> tuple[Array, Array]:
     u, v = np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64)
     middle = Grid.of(matrix, u, v)
     corner = Grid.of(matrix, np.append(u - 0.5, width - 0.5), np.append(v - 0.5, height - 0.5))
-    hits = [(grid, *cast(scene.solids, scene.view, grid)) for grid in (middle, corner)]
+    extent = extents(scene.solids, scene.view)
+    hits = [(grid, *cast(scene.solids, scene.view, grid, extent)) for grid in (middle, corner)]
     x = np.concatenate([np.tile(g.x, len(g.y)) for g, _, _ in hits])
     y = np.concatenate([np.repeat(g.y, len(g.x)) for g, _, _ in hits])
     depth = np.concatenate([d.ravel() for _, d, _ in hits])
@@ -245,7 +246,7 @@ def radiance(scene: Scene, height: int, width: int) -> tuple[Array, Array]:
 
 
 def _blur(image: Array, strength: float) -> Array:
-    """Three-tap blur of ``(3, H, W)`` along both axes; ``strength`` in [0, 0.25] is the weight of a neighbour."""
+    """Three-tap blur of ``(3, H, W)`` along both axes; ``strength`` in [0, 0.25] weighs a neighbour."""
     s = np.float32(strength)
     padded = np.pad(image, ((0, 0), (1, 1), (0, 0)), mode="edge")
     image = padded[:, 1:-1] * (1 - 2 * s) + (padded[:, :-2] + padded[:, 2:]) * s
@@ -276,7 +277,7 @@ def develop(image: Array, rng: np.random.Generator) -> NDArray[np.uint8]:
     white = np.array([1 + 0.07 * settings[3], 1.0, 1 - 0.07 * settings[3]], np.float32) * np.float32(gain)
     image = image * white[:, None, None]
     noise = rng.standard_normal(image.shape, dtype=np.float32)
-    image = image + noise * np.sqrt(np.maximum(image, 0) * np.float32(2e-4) + np.float32(1e-5)) * np.float32(
+    image = image + noise * np.sqrt(np.maximum(image, 0) * np.float32(2e-4) + np.float32(4e-6)) * np.float32(
         1 + 0.7 * settings[4]
     )
     # A soft shoulder keeps windows and lamps from burning out
@@ -284,6 +285,3 @@ def develop(image: Array, rng: np.random.Generator) -> NDArray[np.uint8]:
     image = image * (1 + image * np.float32(0.16)) / (1 + image * np.float32(0.75))
     image = np.clip(image * np.float32(1.3), 0, 1) ** np.float32(1 / 2.2)
     return np.ascontiguousarray((image * 255 + np.float32(0.5)).astype(np.uint8).transpose(1, 2, 0))
-
-
-__all__ = ["Material", "develop", "radiance", "turn"]

@@ -16,7 +16,7 @@ def _house(d: Dice) -> Material:
         return Material(
             "facade", first, (grey, grey, grey * 0.95), d.between(0.07, 0.2), 0.4, phase, size=size
         )
-    first = d.colour((0.0, 1.0), (0.03, 0.35), (0.6, 0.95))
+    first = d.colour((0.02, 0.18) if d.chance(0.7) else (0, 1), (0.03, 0.25), (0.6, 0.95))
     r, g, b = (c * 0.8 for c in first)
     return Material("facade", first, (r, g, b), 0.02, 0.15, phase, size=size)
 
@@ -136,7 +136,7 @@ def _furniture(b: Builder, width: float, pavement: float, far: float) -> None:
             b.ball(place, (0, 0, 0.75), (0.7, 0.7, 0.85), leaves)
         elif kind == 3:
             b.round(place, (0, 0, 0), d.between(0.7, 1.0), (0.09, 0.08), d.metal())
-        elif kind == 4 and width > 4:
+        elif kind == 4 and width > 4 and place.y > 3.0:
             _tree(b, place)
         else:
             for k in range(d.whole(1, 3)):
@@ -168,7 +168,7 @@ def _ground(b: Builder, width: float, pavement: float) -> None:
 
 
 def build_street(rng: np.random.Generator, max_depth: float) -> Scene:
-    """A random street whose width and length go with the range ``max_depth`` (m); all draws come from ``rng``."""
+    """A random street as wide and long as suits the range ``max_depth`` (m); all draws come from ``rng``."""
     d = Dice(rng)
     wide = max_depth > 20
     width = d.between(7.0, 16.0) if wide else d.between(2.6, 6.5)
@@ -187,15 +187,16 @@ def build_street(rng: np.random.Generator, max_depth: float) -> Scene:
         float(np.radians(pitch)),
         float(np.radians(d.normal(0, 1.5))),
     )
-    b = Builder(d, eye)
+    b = Builder(d, eye, yaw)
     pavement = 0.0 if width < 3.6 else d.between(0.7, 1.5)
     _ground(b, width, pavement)
-    _row(b, -1, width, far)
-    _row(b, 1, width, far)
-    if d.chance(0.8):
-        # A house across the end; the street bends or the yard closes
-        front = _house(d) if d.chance(0.75) else _blank(d)
-        b.box(Place(0, far, 0, d.normal(0, 0.15)), (0, 3.0, 3.5), (60, 6.0, d.between(5.0, 9.0)), front)
+    # A house across the end, where the street bends or the yard closes; for one in five beyond the range
+    end = far if d.chance(0.8) else max_depth + d.between(2.0, 8.0)
+    _row(b, -1, width, end)
+    _row(b, 1, width, end)
+    front = _house(d) if d.chance(0.75) else _blank(d)
+    tall = d.between(5.0, 9.0)
+    b.box(Place(0, end, 0, d.normal(0, 0.15)), (0, 3.0, tall / 2), (60, 6.0, tall), front)
     lane = width / 2 - pavement - 1.0
     if lane > 0.3:
         for _ in range(d.whole(1, 3) if not wide else d.whole(2, 6)):

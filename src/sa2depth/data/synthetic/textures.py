@@ -1,11 +1,12 @@
-"""Procedural surfaces with physical scale: because a brick is 7 cm high wherever it is, texture carries depth.
+"""Procedural surfaces with physical scale: a brick is 7 cm high wherever it is, so texture carries depth.
 
-Patterns are functions of surface coordinates ``u, v (N,)`` in metres and of the pixel's footprint there; edges
-are smoothed over the footprint and noise is read from a mip pyramid, so that far surfaces do not flicker.
+Patterns are functions of surface coordinates ``u, v (N,)`` in metres and of the pixel's footprint there;
+edges are smoothed over the footprint and noise is read from a mip pyramid, so that far surfaces do not flicker.
 """
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ Pattern = Callable[[Material, Array, Array, Array], Array]
 
 @cache
 def _pyramid() -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Flattened mip pyramid of one periodic 1/f noise tile with values around 0 (deviation 1), and its starts."""
+    """Flattened mip pyramid of one periodic 1/f noise tile (mean 0, deviation 1), and where its levels start."""
     rng = np.random.default_rng(20250101)
     fy, fx = np.fft.fftfreq(_SIZE)[:, None], np.fft.rfftfreq(_SIZE)[None]
     radius = np.hypot(fy, fx)
@@ -57,15 +58,30 @@ def noise(u: Array, v: Array, width: Array, phase: int, stretch: tuple[float, fl
     return table[starts[level] + ((iy >> level) * (_SIZE >> level)) + (ix >> level)]
 
 
+def _soft(u: Array, v: Array, width: Array, phase: int, stretch: float) -> Array:
+    """``noise`` with grains of ``stretch`` texels, interpolated: for patterns that are seen from near."""
+    unit = np.float32(_TEXEL * stretch)
+    a, b = u / unit, v / unit
+    column, row = np.floor(a), np.floor(b)
+    a, b = a - column, b - row
+    total = np.zeros_like(u)
+    for dx, wx in ((0.5, 1 - a), (1.5, a)):
+        for dy, wy in ((0.5, 1 - b), (1.5, b)):
+            total += (
+                noise((column + dx) * unit, (row + dy) * unit, width, phase, (stretch, stretch)) * wx * wy
+            )
+    return total
+
+
 def _cells(ix: Array, iy: Array, phase: int) -> Array:
     """A constant tone in [-1, 1] for each cell ``(N,)``."""
     number = ix.astype(np.int32) * 1619 + iy.astype(np.int32) * 3137 + phase * 521
     return _tones()[(number ^ (number >> 5)) & 4095]
 
 
-def _inside(distance: Array, width: Array) -> Array:
+def _inside(distance: NDArray[Any], width: Array) -> Array:
     """Coverage in [0, 1] of a pixel that lies ``distance`` metres inside an edge."""
-    return np.clip(np.float32(0.5) + distance / width, 0, 1)
+    return np.clip(np.float32(0.5) + distance / width, 0, 1).astype(np.float32, copy=False)
 
 
 def _fade(period: float, width: Array) -> Array:
@@ -174,7 +190,7 @@ def _spectrum(tone: Array) -> Array:
 
 
 def _books(m: Material, u: Array, v: Array, width: Array) -> Array:
-    """Backs of books from the foot of the face up; ``scale`` is their thickness, ``size[1]`` the shelf's height."""
+    """Backs of books from the foot of the face up; ``scale`` is their thickness, ``size[1]`` the row's height."""
     column = np.floor(u / m.scale + 0.3 * np.sin(u * np.float32(7)))
     tone = _cells(column, column, m.phase)
     top = m.size[1] * (np.float32(0.76) + 0.2 * _cells(column, column, m.phase + 3))
@@ -198,8 +214,8 @@ def _frame(m: Material, u: Array, v: Array, width: Array, bar: float) -> Array:
 def _picture(m: Material, u: Array, v: Array, width: Array) -> Array:
     """A framed painting: a horizon, hills and patches of colour."""
     a, b = u / m.size[0], v / m.size[1]
-    patch = noise(u / m.size[0], v / m.size[1], width, m.phase, (4.0, 4.0))
-    hill = noise(u / m.size[0], np.zeros_like(u), width, m.phase + 2, (5.0, 5.0)) * np.float32(0.15)
+    patch = _soft(u / m.size[0], v / m.size[1], width, m.phase, 6.0)
+    hill = _soft(u / m.size[0], np.zeros_like(u), width, m.phase + 2, 5.0) * np.float32(0.15)
     ground = _inside((hill - b) * m.size[1], width)[None]
     land = _spectrum(np.clip(patch * 0.3 + _tones()[m.phase & 4095], -1, 1)) + np.float32(0.1)
     air = _rgb(m.second) * (1 + b + 0.3 * a) + np.float32(0.08) * patch
@@ -214,7 +230,7 @@ def _window(m: Material, u: Array, v: Array, width: Array) -> Array:
     bar = np.maximum(bar, _inside(0.025 - np.abs(u), width))
     if m.phase % 2:
         bar = np.maximum(bar, _inside(0.02 - np.abs(v - 0.15 * m.size[1]), width))
-    outline = noise(u, np.zeros_like(u), width, m.phase, (3.0, 3.0)) * np.float32(0.12 * m.size[1])
+    outline = _soft(u, np.zeros_like(u), width, m.phase, 6.0) * np.float32(0.12 * m.size[1])
     below = _inside(outline - v - 0.18 * m.size[1], width)[None]
     air = _rgb(m.second) * (np.float32(0.85) + 0.3 * v / m.size[1])
     air = air * (1 - below) + below * np.array([[0.16], [0.2], [0.12]], dtype=np.float32)
@@ -222,7 +238,7 @@ def _window(m: Material, u: Array, v: Array, width: Array) -> Array:
 
 
 def _facade(m: Material, u: Array, v: Array, width: Array) -> Array:
-    """A house wall with rows of windows; ``size`` = (window spacing, storey height), ``scale`` of its bricks."""
+    """A house wall with rows of windows; ``size`` = (window spacing, storey height), ``scale`` of bricks."""
     wall = _bricks(m, u, v, width) if m.phase % 3 else _noise(m, u, v, width)
     a, b = u / m.size[0] + 0.37 * (m.phase % 7), v / m.size[1]
     column, row = np.floor(a), np.floor(b)
@@ -251,7 +267,9 @@ def _panels(m: Material, u: Array, v: Array, width: Array) -> Array:
     groove = 1 - _inside(edge - 0.008, width)
     inset = _inside(0.006 - np.abs(edge - 0.09 * min(m.size)), width)
     dark = np.maximum(groove * np.float32(0.7), inset * np.float32(0.4)) * _fade(min(m.size), width)
-    knob = _inside(0.02 - np.hypot(np.abs(x) - 0.36 * m.size[0], y), width)
+    # On the side where two doors meet
+    hand = np.where(column % 2 == 0, np.float32(0.36 * m.size[0]), np.float32(-0.36 * m.size[0]))
+    knob = _inside(0.02 - np.hypot(x - hand, y), width)
     grain = noise(u, v, width, m.phase, (0.8, 14.0))
     colour = _mix(m, np.zeros_like(u), grain * np.float32(0.5 * m.contrast)) * (1 - dark)
     return colour * (1 - knob) + _rgb(m.second) * knob
@@ -283,7 +301,7 @@ def _leaves(m: Material, u: Array, v: Array, width: Array) -> Array:
 def _screen(m: Material, u: Array, v: Array, width: Array) -> Array:
     """A display in a dark frame, showing patches of colour or nothing."""
     edge = _frame(m, u, v, width, 0.025)[None]
-    patch = noise(u, v, width, m.phase, (20.0, 20.0))
+    patch = _soft(u, v, width, m.phase, 20.0)
     lit = _spectrum(np.clip(patch * 0.4, -1, 1)) + np.float32(0.15) if m.phase % 2 else _rgb(m.second)
     return lit * (1 - edge) + _rgb(m.colour) * edge
 

@@ -1,6 +1,6 @@
 import numpy as np
 
-from sa2depth.holes import fill_from_nearest
+from sa2depth.metrics.holes import fill_from_nearest
 
 
 def test_nearest_known_pixel_within_reach():

@@ -1,0 +1,80 @@
+"""The demonstration: ``python -m sa2depth.demo`` trains, evaluates and predicts in minutes on two cores.
+
+Everything runs through the same doors that users take: ``experiment=demo`` and the predictor.
+"""
+
+import json
+import sys
+from datetime import datetime
+from importlib.resources import as_file, files
+from importlib.util import find_spec
+from pathlib import Path
+
+from rich.console import Console
+
+from sa2depth.config import launch
+from sa2depth.infer import Predictor, write
+from sa2depth.report import depth_grid
+from sa2depth.train import train
+from sa2depth.weights import load_model
+
+TRAINING_SIZE = (96, 128)
+"""Height and width of the scenes that the demo trains on; photos are shown to the network at this size."""
+
+
+def main() -> None:
+    """Entry point of ``python -m sa2depth.demo``; arguments are further overrides of the training."""
+    folder = Path("runs/demo") / datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S-%f")
+    # an absolute folder needs no quoting rules of Hydra's, but its name may hold characters that do
+    status = launch("train", train, ["experiment=demo", f"hydra.run.dir='{folder}'", *sys.argv[1:]])
+    if status == 0:
+        picture = predict_photo(folder)
+        _summarise(folder, picture)
+    sys.exit(status)
+
+
+def predict_photo(folder: Path) -> Path | None:
+    """Predict the depth of a real photo with the trained model.
+
+    Args:
+        folder: the run's folder, with ``model.safetensors``; the results go into ``photo/`` below it.
+
+    Returns:
+        Picture of photo and prediction side by side, or ``None`` if no photo is installed.
+    """
+    if find_spec("sklearn") is None:
+        return None
+    predictor = Predictor(load_model(folder / "model.safetensors"), size=TRAINING_SIZE)
+    # scikit-learn ships a photograph of the Summer Palace in Beijing
+    with as_file(files("sklearn.datasets.images") / "china.jpg") as path:
+        prediction = predictor(path, id="china")
+        write(prediction, folder / "photo", "china")
+        from sa2depth.data.images import read_rgb
+
+        photo = read_rgb(path)
+    return depth_grid([photo], [None], [prediction.depth], prediction.max_depth, folder / "photo" / "photo.png")
+
+
+def _summarise(folder: Path, picture: Path | None) -> None:
+    scores = json.loads((folder / "metrics.json").read_text())
+    model = scores["metrics"]["abs_rel"]
+    median = scores["baselines"]["median_depth_map"]["abs_rel"]
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(
+        f"\n[bold]abs_rel {model:.3f}[/bold] on unseen scenes; the best predictor that looks at no image, the "
+        f"median depth map, has {median:.3f}: [bold]{median / model:.1f} times better[/bold]"
+    )
+    console.print(f"look at  {folder / 'grid.png'}   image, truth, prediction and error of unseen scenes")
+    console.print(f"         {folder / 'curves.png'}   loss and scores over the training")
+    if picture is None:
+        console.print("no photo was predicted: it comes with scikit-learn (pip install 'sa2depth[dev]')")
+    else:
+        console.print(f"         {picture}   a real photo and its depth")
+    console.print(
+        f"next     sa2depth predict YOUR.jpg -o out --checkpoint {folder / 'model.safetensors'} "
+        f"--size {TRAINING_SIZE[0]}x{TRAINING_SIZE[1]}"
+    )
+
+
+if __name__ == "__main__":
+    main()
