@@ -205,7 +205,9 @@ def test_twice_the_resolution_is_the_same_scene():
         smooth = (inverse.min((2, 3)) > 0) & (spread < 0.03 * inverse.max((2, 3))) & (small.depth > 0)
         assert smooth.mean() > 0.3
         error = np.abs(1 / inverse.mean((2, 3))[smooth] / small.depth[smooth] - 1)
-        assert np.quantile(error, 0.98) < 2e-3
+        # ... except where a thin thing (a picture, a skirting board) begins between them
+        assert np.quantile(error, 0.85) < 1e-5
+        assert np.quantile(error, 0.98) < 1e-2
         shrunk = large.image.reshape(48, 2, 64, 2, 3).mean((1, 3))
         assert np.abs(shrunk - small.image).mean() < 14
 
