@@ -12,6 +12,24 @@ import torch
 from torch import Tensor, nn
 
 DATA = Path(__file__).parent / "data" / "golden"
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+# Test workers share the cores: threads of each would only wait for those of the others.
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out, by deselection and not by a silent pass, what this machine cannot run."""
+    cannot = {
+        "gpu": not torch.cuda.is_available(),
+        "real_data": not list(SHARED.glob("nyu_labelled_*.tar")),
+    }
+    left_out = [
+        item for item in items if any(cannot[m.name] for m in item.iter_markers() if m.name in cannot)
+    ]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 def _rng(tag: str) -> np.random.RandomState:

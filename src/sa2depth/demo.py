@@ -52,7 +52,9 @@ def predict_photo(folder: Path) -> Path | None:
         from sa2depth.data.images import read_rgb
 
         photo = read_rgb(path)
-    return depth_grid([photo], [None], [prediction.depth], prediction.max_depth, folder / "photo" / "photo.png")
+    return depth_grid(
+        [photo], [None], [prediction.depth], prediction.max_depth, folder / "photo" / "photo.png"
+    )
 
 
 def _summarise(folder: Path, picture: Path | None) -> None:

@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from sa2depth.config import launch
+from sa2depth.errors import CheckpointError
 from sa2depth.lit import DepthModule
 from sa2depth.metrics import load_protocol
 from sa2depth.models import SA2Depth
@@ -38,6 +39,8 @@ def train(cfg: DictConfig) -> float:
         UserError: for a configuration, a data set or weights that cannot work; raised before training starts.
     """
     prepare(cfg, TRAIN_KEYS)
+    if cfg.resume is not None and not Path(cfg.resume).is_file():
+        raise CheckpointError(f"resume={cfg.resume}: no such file; name a run's checkpoints/last.ckpt")
     model = build_network(cfg)
     encoder = _load_pretrained(model, cfg.pretrained_encoder)
     protocol = load_protocol(cfg.protocol)

@@ -53,7 +53,9 @@ def test_every_choice_of_a_group_composes_and_passes(group):
         if path.stem in ("default", "assembly"):
             continue
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            cfg = compose("train", overrides=[f"{group}={path.stem}", "paths.output_dir=out"])
+            cfg = compose(
+                "train", overrides=[f"{group}={path.stem}", "pretrained_encoder=null", "paths.output_dir=out"]
+            )
         check_config(cfg, TRAIN_KEYS)
 
 
@@ -65,6 +67,6 @@ def test_the_evaluation_composes_and_passes():
 @pytest.mark.parametrize("experiment", ["nyu_t", "nyu_s", "nyu_l"])
 def test_the_papers_experiments_ask_for_a_pretrained_encoder(experiment):
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("train", overrides=[f"experiment={experiment}"])
+        cfg = compose("train", overrides=[f"experiment={experiment}", "paths.output_dir=out"])
     with pytest.raises(ConfigError, match="pretrained_encoder="):
         check_config(cfg, TRAIN_KEYS)

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from sa2depth.errors import ConfigError
+
 NO_DECAY_LEAVES = ("a_log", "d_skip")
 """Parameter names of the scan that must not decay: both are in units of their own, zero means nothing there."""
 
@@ -62,7 +64,13 @@ def adamw(
     eps: float = 1e-8,
     encoder_lr_factor: float = 1.0,
 ) -> Optimizer:
-    """AdamW over :func:`parameter_groups`; the arguments are those of ``conf/optim/adamw.yaml``."""
+    """AdamW over :func:`parameter_groups`; the arguments are those of ``conf/optim/adamw.yaml``.
+
+    Raises:
+        ConfigError: if ``betas`` are not two numbers in [0, 1).
+    """
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ConfigError(f"optim.betas={list(betas)}: two numbers from 0 to below 1, such as [0.9,0.999]")
     first, second = betas
     groups = parameter_groups(model, lr, weight_decay, encoder_lr_factor)
     return AdamW(groups, lr=lr, betas=(first, second), eps=eps)

