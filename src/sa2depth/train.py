@@ -5,6 +5,7 @@ names every file it wrote.
 """
 
 import sys
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -69,7 +70,9 @@ def train(cfg: DictConfig) -> float:
         },
     )
     _log_hyperparameters(trainer, cfg)
+    start = time.perf_counter()
     trainer.fit(module, datamodule=data, ckpt_path=cfg.resume)
+    fit_s, steps = time.perf_counter() - start, trainer.global_step
     trainer.test(module, datamodule=data, ckpt_path=_best(trainer), verbose=False)
     train_source, test_source = data.source("train"), data.source("test")
     scores = finish(
@@ -77,7 +80,7 @@ def train(cfg: DictConfig) -> float:
         module,
         trainer,
         baseline=(train_source, test_source) if cfg.baseline and train_source and test_source else None,
-        notes={"encoder": encoder, "seed": cfg.seed, "steps": trainer.global_step},
+        notes={"encoder": encoder, "seed": cfg.seed, "steps": steps, "fit_s": round(fit_s, 1)},
         keep_model=True,
     )
     return scores["abs_rel"]

@@ -6,6 +6,7 @@ or numbers. It asks the objects that a run would build, never the configuration 
 
 import hashlib
 import zlib
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -136,15 +137,23 @@ class Data:
     def _samples(self, split):
         source = self._source(split)
         if hasattr(source, "frames"):
-            return len(source), digest(*((str(f.image), str(f.depth), f.id) for f in source.frames))
+            return len(source), digest(*((str(f.image), str(f.depth), f.id) for f in source.frames[:200]))
         samples = [source[index] for index in range(3)]
         return len(source), digest(
             *(part for s in samples for part in (s.image, s.depth, s.intrinsics, s.id))
         )
 
-    train = property(lambda self: self._samples("train"))
-    val = property(lambda self: self._samples("val"))
-    test = property(lambda self: self._samples("test"))
+    @cached_property
+    def train(self):
+        return self._samples("train")
+
+    @cached_property
+    def val(self):
+        return self._samples("val")
+
+    @cached_property
+    def test(self):
+        return self._samples("test")
 
     @property
     def train_loader(self):
@@ -209,7 +218,11 @@ def trainer(cfg):
         built.repeatable = torch.are_deterministic_algorithms_enabled()
         torch.use_deterministic_algorithms(before)
     built.connector = built._accelerator_connector
-    built.kinds = sorted({type(callback).__name__ for callback in built.callbacks})
+    kinds = {type(callback).__name__ for callback in built.callbacks}
+    built.stops_in_time = "Timer" in kinds
+    built.says_the_layers = bool(kinds & {"ModelSummary", "RichModelSummary"})
+    built.ddp = SimpleNamespace(**getattr(built.strategy, "_ddp_kwargs", {}))
+    built.layers_in_step = type(getattr(built.strategy, "_layer_sync", None)).__name__
     return built
 
 
@@ -230,8 +243,9 @@ def logger(cfg):
 
 def folder(cfg):
     """Folder of a run, without its date."""
-    hydra = OmegaConf.load(conf_dir() / "hydra" / "default.yaml")
-    return str(Path(OmegaConf.merge(cfg, {"hydra": hydra}).hydra.run.dir).parent)
+    OmegaConf.set_struct(cfg, False)
+    cfg.hydra = OmegaConf.load(conf_dir() / "hydra" / "default.yaml")
+    return str(Path(cfg.hydra.run.dir).parent)
 
 
 def training(cfg):
@@ -267,10 +281,10 @@ class _LoadedError(Exception):
 
 def evaluation(cfg):
     """What the evaluation program loads."""
-    asked = []
+    seen = SimpleNamespace()
 
-    def load_model(*args, **kwargs):
-        asked.append((args, kwargs))
+    def load_model(checkpoint, *, min_depth, max_depth):
+        seen.checkpoint, seen.min_depth, seen.max_depth = checkpoint, min_depth, max_depth
         raise _LoadedError
 
     with pytest.MonkeyPatch.context() as patch:
@@ -279,4 +293,4 @@ def evaluation(cfg):
         patch.setattr(evaluation_program, "load_model", load_model)
         with pytest.raises(_LoadedError):
             evaluation_program.evaluate(cfg)
-    return asked
+    return seen

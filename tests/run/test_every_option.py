@@ -7,8 +7,11 @@ another (``seed: ${seed}``) stands under the name of the one that it repeats.
 
 import operator
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from copy import deepcopy
+from functools import cache
+from itertools import zip_longest
 
 import pytest
 import torch
@@ -22,7 +25,7 @@ SMALL = ("data.train.height=32", "data.train.width=48")
 NANO = ("model=sa2depth_nano", "head.hidden=48", "head.bins=64", "protocol=synthetic")
 
 COMPOSITIONS = {
-    "demo": ("experiment=demo", "trainer=cpu", *SMALL),
+    "synthetic": ("trainer=cpu", "data.num_workers=1", *SMALL),
     "sync": (
         *("encoder=timm", "encoder.name=resnet18", "head=conv", *NANO[1:]),
         *("data=nyu_sync", "augment=nyu", "data.val.limit=null", "trainer=ddp", "logger=wandb"),
@@ -34,13 +37,13 @@ COMPOSITIONS = {
 }
 
 CHANGES = {
-    "demo": {
+    "synthetic": {
         "name": ("other", "folder"),
         "seed": (1, "training.weights training.order"),
         "min_depth": (0.5, "model training.counted"),
         "max_depth": (20.0, "model training.counted"),
         # continues for real in test_train.py: test_goes_on_from_the_last_checkpoint
-        "resume": ("last.ckpt", "training.resume"),
+        "resume": (__file__, "training.resume"),
         # measured for real in test_train.py: test_metrics_are_the_mean_of_the_table
         "baseline": (False, "training.baseline"),
         "encoder.channels": (32, "model"),
@@ -51,11 +54,11 @@ CHANGES = {
         "encoder.offset_scale": (2.0, "model"),
         "encoder.drop_path_rate": (0.5, "model"),
         "decoder.dim_head": (8, "model"),
-        "bins.hidden": (32, "model bin_head"),
-        "bins.bins": (32, "bin_head"),
-        "head.hidden": (32, "model depth_head"),
-        "head.bins": (32, "depth_head"),
-        "head.state": (4, "model depth_head"),
+        "bins.hidden": (24, "model bin_head"),
+        "bins.bins": (24, "bin_head"),
+        "head.hidden": (24, "model depth_head"),
+        "head.bins": (24, "depth_head"),
+        "head.state": (3, "model depth_head"),
         "loss.variance_focus": (0.5, "loss"),
         "loss.scale": (1.0, "loss"),
         "optim.lr": (1e-3, "optim"),
@@ -79,8 +82,8 @@ CHANGES = {
         "data.train.seed": (7, "data.train"),
         "data.train.height": (40, "data.train data.val data.test"),
         "data.train.width": (40, "data.train data.val data.test"),
-        "data.train.kind": ("streets", "data.train data.val data.test"),
-        "data.train.max_depth": (2.0, "data.train data.val data.test"),
+        "data.train.kind": ("rooms", "data.train data.val data.test"),
+        "data.train.max_depth": (5.0, "data.train data.val data.test"),
         "data.val.count": (9, "data.val"),
         "data.val.seed": (7, "data.val"),
         "data.test.count": (9, "data.test"),
@@ -100,9 +103,9 @@ CHANGES = {
         "trainer.accelerator": ("gpu", "trainer.strategy.root_device.type"),
         "trainer.devices": (2, "trainer.world_size"),
         "trainer.precision": ("bf16-mixed", "trainer.precision_plugin.precision"),
-        "trainer.max_epochs": (7, "trainer.fit_loop.max_epochs"),
+        "trainer.max_epochs": (3, "trainer.fit_loop.max_epochs"),
         "trainer.max_steps": (7, "trainer.fit_loop.epoch_loop.max_steps"),
-        "trainer.max_time": ("00:01:00:00", "trainer.kinds"),
+        "trainer.max_time": ("00:01:00:00", "trainer.stops_in_time"),
         "trainer.gradient_clip_val": (1.0, "trainer.gradient_clip_val"),
         "trainer.accumulate_grad_batches": (2, "trainer.accumulate_grad_batches"),
         "trainer.check_val_every_n_epoch": (2, "trainer.check_val_every_n_epoch"),
@@ -113,18 +116,22 @@ CHANGES = {
         "trainer.limit_test_batches": (2, "trainer.limit_test_batches"),
         "trainer.deterministic": (True, "trainer.repeatable"),
         "trainer.use_distributed_sampler": (True, "trainer.connector.use_distributed_sampler"),
-        "trainer.enable_model_summary": (True, "trainer.kinds"),
+        "trainer.enable_model_summary": (True, "trainer.says_the_layers"),
         "callbacks.checkpoint.dirpath": ("elsewhere", "callbacks.checkpoint.dirpath"),
         "callbacks.checkpoint.filename": ("other", "callbacks.checkpoint.filename"),
         "callbacks.checkpoint.monitor": ("val/rmse", "callbacks.checkpoint.monitor"),
         "callbacks.checkpoint.mode": ("max", "callbacks.checkpoint.mode callbacks.checkpoint.kth_value"),
         "callbacks.checkpoint.save_top_k": (3, "callbacks.checkpoint.save_top_k"),
-        "callbacks.checkpoint.save_last": (False, "callbacks.checkpoint.save_last"),
         "callbacks.checkpoint.auto_insert_metric_name": (
             True,
             "callbacks.checkpoint.auto_insert_metric_name",
         ),
         "callbacks.checkpoint.enable_version_counter": (True, "callbacks.checkpoint._enable_version_counter"),
+        "callbacks.last.dirpath": ("elsewhere", "callbacks.last.dirpath"),
+        "callbacks.last.filename": ("other", "callbacks.last.filename"),
+        "callbacks.last.every_n_epochs": (2, "callbacks.last._every_n_epochs"),
+        "callbacks.last.save_on_train_epoch_end": (False, "callbacks.last._save_on_train_epoch_end"),
+        "callbacks.last.enable_version_counter": (True, "callbacks.last._enable_version_counter"),
         "callbacks.learning_rate.logging_interval": ("epoch", "callbacks.learning_rate.logging_interval"),
         "callbacks.progress.leave": (True, "callbacks.progress._leave"),
         "logger.csv.name": ("other", "logger.csv.log_dir"),
@@ -139,10 +146,10 @@ CHANGES = {
         "encoder.name": ("resnet34", "model"),
         "encoder.channels": ([32, 64, 96, 128], "model"),
         "encoder.drop_path_rate": (0.5, "model"),
-        "head.hidden": (32, "model depth_head"),
-        "head.bins": (32, "depth_head"),
+        "head.hidden": (24, "model depth_head"),
+        "head.bins": (24, "depth_head"),
         "augment.border.mode": ("crop", "augment"),
-        "paths.data_dir": ("elsewhere", "data.train data.val data.test"),
+        "paths.data_dir": ("elsewhere", "data.test"),
         "data.train.root": ("elsewhere", "data.train data.val data.test"),
         "data.train.split": ("24231", "data.train data.val"),
         "data.train.part": ("all", "data.train"),
@@ -155,9 +162,9 @@ CHANGES = {
         "data.test.split": ("train", "data.test"),
         "data.test.limit": (5, "data.test"),
         "data.test.ids": (["test/bathroom/00045"], "data.test"),
-        "trainer.sync_batchnorm": (False, "trainer.strategy._layer_sync"),
-        "trainer.strategy.find_unused_parameters": (True, "trainer.strategy._ddp_kwargs"),
-        "trainer.strategy.broadcast_buffers": (True, "trainer.strategy._ddp_kwargs"),
+        "trainer.sync_batchnorm": (False, "trainer.layers_in_step"),
+        "trainer.strategy.find_unused_parameters": (True, "trainer.ddp.find_unused_parameters"),
+        "trainer.strategy.broadcast_buffers": (True, "trainer.ddp.broadcast_buffers"),
         "logger.wandb.project": ("other", "logger.wandb.project"),
         "logger.wandb.group": ("other", "logger.wandb.group"),
         "logger.wandb.tags": (["other"], "logger.wandb.tags"),
@@ -181,9 +188,9 @@ CHANGES = {
     },
     "anomaly": {"trainer.detect_anomaly": (False, "trainer._detect_anomaly")},
     "eval": {
-        "checkpoint": ("other.safetensors", "evaluation"),
-        "released.min_depth": (0.5, "evaluation"),
-        "released.max_depth": (20.0, "evaluation"),
+        "checkpoint": ("other.safetensors", "evaluation.checkpoint"),
+        "released.min_depth": (0.5, "evaluation.min_depth"),
+        "released.max_depth": (20.0, "evaluation.max_depth"),
     },
 }
 
@@ -230,45 +237,62 @@ def compositions(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def look(compositions, option_probes):
-    """``look(composition, probe, option, value)``: what a probe sees, as it is or with one option changed."""
-    kept = {}
+def build(compositions, option_probes):
+    """``build(composition, probe, **changes)``: what a probe makes of a composition, changed or not."""
 
-    def look(name, probe, option=None, value=None, again=False):
-        if option is None and not again:
-            if (name, probe) not in kept:
-                kept[name, probe] = look(name, probe, again=True)
-            return kept[name, probe]
+    def build(name, probe, changes=()):
         cfg = deepcopy(compositions[name])
-        if option is not None:
+        for option, value in dict(changes).items():
+            assert OmegaConf.select(cfg, option) != value, (
+                f"{option} is {value} already: choose another value"
+            )
             OmegaConf.update(cfg, option, value, merge=False)
-        function, _, attribute = probe.partition(".")
-        found = getattr(option_probes, function)(cfg)
-        return operator.attrgetter(attribute)(found) if attribute else found
+        return getattr(option_probes, probe)(cfg)
 
-    return look
+    return build
+
+
+@pytest.fixture(scope="module")
+def unchanged(build):
+    return cache(build)
+
+
+def part(found, attribute):
+    return operator.attrgetter(attribute)(found) if attribute else found
 
 
 @pytest.mark.parametrize(("name", "option"), ENTRIES, ids=[f"{name}:{option}" for name, option in ENTRIES])
-def test_a_change_is_seen(look, name, option):
+def test_a_change_is_seen(build, unchanged, name, option):
     value, probes = CHANGES[name][option]
-    for probe in probes.split():
-        assert look(name, probe, option, value) != look(name, probe), probe
+    for probe, _, attribute in (probe.partition(".") for probe in probes.split()):
+        changed = build(name, probe, {option: value})
+        assert part(changed, attribute) != part(unchanged(name, probe), attribute), (probe, attribute)
 
 
-def test_without_a_change_nothing_is_seen(look):
-    for name, changes in CHANGES.items():
-        for probe in {probe for _, probes in changes.values() for probe in probes.split()}:
-            assert look(name, probe, again=True) == look(name, probe), (name, probe)
+@pytest.mark.parametrize("name", CHANGES)
+def test_without_a_change_nothing_is_seen(build, unchanged, name):
+    looks = {probe for _, probes in CHANGES[name].values() for probe in probes.split()}
+    again = cache(build)
+    for probe, _, attribute in (look.partition(".") for look in sorted(looks)):
+        assert part(again(name, probe), attribute) == part(unchanged(name, probe), attribute), (
+            probe,
+            attribute,
+        )
 
 
-def choices():
-    """Every file of every group, and the two programs' own."""
-    yield "eval", ()
+def every_file():
+    """Programs and overrides that bring in each file of ``conf/`` at least once, several groups at a time."""
+    groups = defaultdict(list)
     for file in sorted(conf_dir().glob("*/**/*.yaml")):
-        group = file.parent.relative_to(conf_dir()).as_posix()
-        if group != "hydra":  # Hydra's own options: names of folders, see the probe `folder`
-            yield "train", (f"{group}={file.stem}",)
+        group, *choice = file.relative_to(conf_dir()).with_suffix("").parts
+        if group != "hydra":  # Hydra's own options, folders mostly: the probe `folder` looks at what they do
+            groups[group].append("/".join(choice))
+    yield "eval", []
+    for experiment in groups.pop("experiment"):
+        yield "train", [f"experiment={experiment}", "pretrained_encoder=null"]
+    for choices in zip_longest(*groups.values()):
+        chosen = [f"{group}={choice}" for group, choice in zip(groups, choices, strict=True) if choice]
+        yield "train", [*chosen, *(["encoder.name=resnet18"] if "encoder=timm" in chosen else [])]
 
 
 def test_every_option_of_every_file_has_a_line(compositions):
@@ -278,20 +302,14 @@ def test_every_option_of_every_file_has_a_line(compositions):
         for owner, option, _ in options(raw(compositions[name]))
         if option in changes
     }
-    missing = set()
-    for program, overrides in choices():
-        answers = ["encoder.name=resnet18"] if overrides == ("encoder=timm",) else []
-        answers += ["pretrained_encoder=null"] if program == "train" else []
-        cfg = composed(program, [*overrides, *answers])
-        leaves = {option: (owner, option, value) for owner, option, value in options(raw(cfg))}
-        for owner, option, value in leaves.values():
-            while (repeated := source(option, value)) is not None:
-                if OmegaConf.is_dict(OmegaConf.select(cfg, repeated)):
-                    break  # a whole group, whose options are all leaves of their own
-                owner, option, value = leaves[repeated]
-            if repeated is None and (owner, option) not in known:
-                missing.add((*overrides, owner, option))
-    assert not missing
+    for program, overrides in every_file():
+        cfg = composed(program, overrides)
+        leaves = {option: (owner, value) for owner, option, value in options(raw(cfg))}
+        for option, (owner, value) in leaves.items():
+            if (repeated := source(option, value)) is None:
+                assert (owner, option) in known, overrides
+            else:
+                assert repeated in leaves or OmegaConf.is_dict(OmegaConf.select(cfg, repeated)), option
 
 
 @pytest.mark.parametrize("name", CHANGES)
