@@ -88,15 +88,15 @@ def _print_scores(
     means: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]], protocol: Protocol
 ) -> None:
     columns = {"this model": means, **baselines}
-    table = Table(
-        title=f"{protocol.name} v{protocol.version}, {means['images']} images", title_justify="left"
-    )
+    table = Table()
     table.add_column("")
     for title in columns:
         table.add_column(title.replace("_", " "), justify="right")
     for name in METRICS:
         table.add_row(name, *(f"{scores[name]:.4f}" for scores in columns.values()))
-    Console().print(table)
+    console = Console(soft_wrap=True)
+    console.print(f"{protocol.name} v{protocol.version}, {means['images']} images", style="bold")
+    console.print(table)
 
 
 def _print_files(files: list[Path]) -> None:
