@@ -3,6 +3,9 @@
 The command-line programs print these without a traceback; anything else is a bug and keeps its traceback.
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class UserError(Exception):
     """Something the user can mend."""
@@ -22,3 +25,13 @@ class CheckpointError(UserError):
 
 class ShapeError(UserError, ValueError):
     """A tensor of the wrong shape, type or range."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """What a misspelt name may have meant: ``did you mean a or b? (known: a, b, c)``, the list only if it is short."""
+    names = sorted(set(known))
+    close = get_close_matches(word, names, n=3, cutoff=0.5)
+    hints = [f"did you mean {' or '.join(close)}?"] if close else []
+    if len(names) <= 20 or not close:
+        hints.append(f"(known: {', '.join(names[:40]) or 'none'})")
+    return " ".join(hints)

@@ -155,7 +155,7 @@ def test_handful():
     assert handful(frames, limit=5) == frames[::2]
     assert handful(frames, limit=99) == frames
     assert handful(frames, ids=["a14", "a12"]) == [frames[4], frames[2]]
-    with pytest.raises(DataError, match=r"'a1x'.*near: a1"):
+    with pytest.raises(DataError, match=r"'a1x'.*did you mean a1"):
         handful(frames, ids=["a1x"])
     with pytest.raises(ConfigError):
         handful(frames, limit=0)

@@ -149,7 +149,7 @@ def test_packages_that_cannot_serve():
 
 
 def test_hub_names_are_checked_before_the_network():
-    with pytest.raises(CheckpointError, match=r"'resnet18\.nobody'; near it: .*resnet18"):
+    with pytest.raises(CheckpointError, match=r"'resnet18\.nobody'; did you mean .*resnet18"):
         load_encoder(TimmEncoder("resnet18"), "timm:resnet18.nobody")
 
 

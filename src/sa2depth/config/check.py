@@ -7,26 +7,16 @@ the programs read.
 
 import inspect
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from sa2depth.errors import ConfigError
+from sa2depth.errors import ConfigError, nearest
 
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 FREE_NAMES = {"callbacks", "logger"}
 """Nodes whose keys are names that the user chooses."""
-
-
-def nearest(key: str, known: Iterable[str]) -> str:
-    """A sentence that helps with a misspelt key."""
-    known = sorted(set(known))
-    close = get_close_matches(key, known, n=3, cutoff=0.5)
-    if close:
-        return f"did you mean {' or '.join(close)}?"
-    return f"known: {', '.join(known)}" if known else "nothing is known here"
 
 
 def _accepted(target: str, where: str) -> tuple[set[str], bool]:

@@ -12,8 +12,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sa2depth.config.check import nearest
-from sa2depth.errors import UserError
+from sa2depth.errors import UserError, nearest
 from sa2depth.resources import conf_dir
 
 # Hydra swallows tracebacks and exits by itself unless told otherwise; launch() decides what people see.
@@ -61,7 +60,7 @@ def _missing_choice(error: MissingConfigException) -> str:
     group, _, choice = str(error.missing_cfg_file or "").rpartition("/")
     if not options:
         return str(error)
-    return f"there is no {group}={choice}; {nearest(choice, options)} (all: {', '.join(options)})"
+    return f"there is no {group}={choice}; {nearest(choice, options)}"
 
 
 def _unknown_override(error: ConfigCompositionException, config_name: str, arguments: Sequence[str]) -> str:

@@ -3,7 +3,6 @@
 The shipped protocols are ``conf/protocol/*.yaml``; their numbers follow the released evaluation scripts.
 """
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -14,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from sa2depth.errors import ConfigError, DataError, ShapeError
+from sa2depth.errors import ConfigError, DataError, ShapeError, nearest
 from sa2depth.resources import conf_dir
 
 # Fractions of height (top, bottom) and width (left, right), from Garg et al. (2016) and Eigen et al. (2014).
@@ -78,7 +77,7 @@ class Protocol:
             )
         if self.crop not in CROPS:
             raise ConfigError(
-                f"protocol '{self.name}': unknown crop '{self.crop}'{_nearest(self.crop, CROPS)}"
+                f"protocol '{self.name}': unknown crop '{self.crop}'; {nearest(self.crop, CROPS)}"
             )
 
     def crop_box(self, height: int, width: int) -> tuple[int, int, int, int]:
@@ -150,12 +149,6 @@ _KINDS = {
 }
 
 
-def _nearest(word: str, known: tuple[str, ...] | list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(close)}?" if close else ""
-    return f"{hint} (known: {', '.join(sorted(known))})"
-
-
 ProtocolLike = str | Path | Mapping[str, Any] | DictConfig | Protocol
 
 
@@ -179,7 +172,7 @@ def load_protocol(source: ProtocolLike) -> Protocol:
         path = conf_dir() / "protocol" / f"{source}.yaml"
     if not path.is_file():
         known = sorted(file.stem for file in (conf_dir() / "protocol").glob("*.yaml"))
-        raise ConfigError(f"there is no protocol '{source}'{_nearest(Path(source).stem, known)}")
+        raise ConfigError(f"there is no protocol '{source}'; {nearest(Path(source).stem, known)}")
     try:
         node = OmegaConf.load(path)
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
@@ -199,7 +192,7 @@ def _from_mapping(node: Mapping[str, Any] | DictConfig, where: str) -> Protocol:
     known = [field.name for field in fields(Protocol)]
     for key in values:
         if key not in known:
-            raise ConfigError(f"{where}: unknown key '{key}'{_nearest(str(key), known)}")
+            raise ConfigError(f"{where}: unknown key '{key}'; {nearest(str(key), known)}")
     missing = [key for key in ("name", "version", "min_depth", "max_depth") if key not in values]
     if missing:
         raise ConfigError(f"{where}: missing {', '.join(missing)}")

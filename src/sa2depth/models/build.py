@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from difflib import get_close_matches
 from typing import Any
 
 from hydra.utils import get_object, instantiate
 
-from sa2depth.errors import ConfigError
+from sa2depth.errors import ConfigError, nearest
 from sa2depth.models.presets import PRESETS
 from sa2depth.models.sa2depth import SA2Depth
 
@@ -64,10 +63,7 @@ def create_model(name: str, *, min_depth: float, max_depth: float) -> SA2Depth:
         ConfigError: if there is no model of that name.
     """
     if name not in PRESETS:
-        near = get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]
-        raise ConfigError(
-            f"no model is named '{name}', did you mean '{near}'? There are {', '.join(PRESETS)}"
-        )
+        raise ConfigError(f"no model is named '{name}'; {nearest(name, PRESETS)}")
     return build_model({**PRESETS[name], "min_depth": min_depth, "max_depth": max_depth})
 
 

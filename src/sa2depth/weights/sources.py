@@ -7,11 +7,10 @@ import importlib.metadata
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from sa2depth.errors import CheckpointError
+from sa2depth.errors import CheckpointError, nearest
 from sa2depth.weights.files import read_file
 
 _SUFFIXES = (".safetensors", ".pth", ".pt")
@@ -92,9 +91,9 @@ def _from_hub(name: str) -> Source:
 
     known = timm.list_pretrained()
     if name not in known and name not in {entry.partition(".")[0] for entry in known}:
-        close = get_close_matches(name, known, n=3)
-        hint = f"; near it: {', '.join(close)}" if close else ""
-        raise CheckpointError(f"timm {timm.__version__} has no pretrained weights called '{name}'{hint}")
+        raise CheckpointError(
+            f"timm {timm.__version__} has no pretrained weights called '{name}'; {nearest(name, known)}"
+        )
     try:
         model = timm.create_model(name, pretrained=True)
     # The hub's client raises errors of half a dozen libraries (requests, httpx, urllib, huggingface_hub ...).

@@ -4,12 +4,11 @@ The released code selects its best model on the test images; here a part of the 
 for that.
 """
 
-import difflib
 from collections.abc import Sequence
 from typing import Literal, get_args
 
 from sa2depth.data.index.frame import Frame
-from sa2depth.errors import ConfigError, DataError
+from sa2depth.errors import ConfigError, DataError, nearest
 
 Part = Literal["all", "fit", "held_out"]
 
@@ -63,9 +62,8 @@ def handful(
         by_id = {frame.id: frame for frame in frames}
         unknown = [name for name in ids if name not in by_id]
         if unknown:
-            near = difflib.get_close_matches(unknown[0], by_id, n=3, cutoff=0.0)
             raise DataError(
-                f"{len(unknown)} ids are not in this list, first '{unknown[0]}' (near: {', '.join(near)})"
+                f"{len(unknown)} ids are not in this list, first '{unknown[0]}'; {nearest(unknown[0], by_id)}"
             )
         return [by_id[name] for name in ids]
     if limit is None:

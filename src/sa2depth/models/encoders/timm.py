@@ -1,13 +1,12 @@
 """Any feature-pyramid network of timm as an encoder."""
 
-from difflib import get_close_matches
 from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from sa2depth.errors import ConfigError
+from sa2depth.errors import ConfigError, nearest
 
 _STRIDES = [4, 8, 16, 32]
 
@@ -36,9 +35,9 @@ class TimmEncoder(nn.Module):
     def __init__(self, name: str, channels: list[int] | None = None, drop_path_rate: float = 0.0) -> None:
         super().__init__()
         if not timm.is_model(name):
-            near = get_close_matches(name.split(".")[0], timm.list_models(), n=3)
-            hint = f"; near ones: {', '.join(near)}" if near else ""
-            raise ConfigError(f"timm has no network named '{name}'{hint}")
+            raise ConfigError(
+                f"timm has no network named '{name}'; {nearest(name.split('.')[0], timm.list_models())}"
+            )
         options = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
         backbone = _create(name, _pyramid_indices(name), options)
         self.backbone = backbone
