@@ -275,6 +275,9 @@ def test_describe_and_length():
         ({"count": 4, "offset": -2}, "offset"),
         ({"count": 4, "kind": "gardens"}, "rooms, streets"),
         ({"count": 4, "max_depth": 0.0}, "max_depth"),
+        ({"count": 4, "max_depth": 4.9}, "between 5 and 1000"),
+        ({"count": 4, "max_depth": 4.9, "kind": "streets"}, "between 5 and 1000"),
+        ({"count": 4, "max_depth": 0.9, "kind": "rooms"}, "between 1 and 1000"),
         ({"count": 4, "max_depth": float("nan")}, "max_depth"),
     ],
 )

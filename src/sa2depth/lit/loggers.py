@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def _logged_in() -> bool:
     import wandb
 
-    return bool(environ.get("WANDB_API_KEY") or wandb.api.api_key)
+    return bool(wandb.login(prompt=False))
 
 
 def wandb_logger(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
 from rich.table import Table
 from torch.distributed import destroy_process_group, is_available, is_initialized
@@ -53,8 +54,10 @@ def finish(
         ]
         if module.examples:
             files.append(_grid(folder / "grid.png", module))
-        if (folder / "metrics.csv").is_file():
-            files.append(plot_curves(folder / "metrics.csv", folder / "curves.png"))
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLogger):
+                curves = Path(logger.log_dir) / "metrics.csv"
+                files += [curves, plot_curves(curves, folder / "curves.png")]
         if keep_model:
             files.append(save_model(module.model, folder / "model.safetensors", {"scores": means}))
         files += sorted((folder / "checkpoints").glob("*.ckpt"))

@@ -65,8 +65,12 @@ class SyntheticScenes:
             raise ConfigError(
                 f"synthetic scenes: kind is {kind!r}; choose one of {', '.join(get_args(Kind))}"
             )
-        if not 1.0 <= max_depth <= 1000.0:
-            raise ConfigError(f"synthetic scenes: max_depth is {max_depth!r}; give metres between 1 and 1000")
+        # a street that ends nearer than that has no room for its houses
+        nearest_end = 1.0 if kind == "rooms" else 5.0
+        if not nearest_end <= max_depth <= 1000.0:
+            raise ConfigError(
+                f"synthetic scenes ({kind}): max_depth is {max_depth!r}; give metres between {nearest_end:g} and 1000"
+            )
         self.count, self.seed, self.offset = count, seed, offset
         self.height, self.width = height, width
         self.kind, self.max_depth = kind, float(max_depth)
