@@ -10,16 +10,16 @@ from importlib.resources import as_file, files
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from rich.console import Console
 
 from sa2depth.config import launch
+from sa2depth.data.images import read_rgb
 from sa2depth.infer import Predictor, write
-from sa2depth.report import depth_grid
+from sa2depth.report import colorize
 from sa2depth.train import train
 from sa2depth.weights import load_model
-
-TRAINING_SIZE = (96, 128)
-"""Height and width of the scenes that the demo trains on; photos are shown to the network at this size."""
 
 
 def main() -> None:
@@ -44,17 +44,22 @@ def predict_photo(folder: Path) -> Path | None:
     """
     if find_spec("sklearn") is None:
         return None
-    predictor = Predictor(load_model(folder / "model.safetensors"), size=TRAINING_SIZE)
+    predictor = Predictor(load_model(folder / "model.safetensors"), size=_training_size(folder))
     # scikit-learn ships a photograph of the Summer Palace in Beijing
     with as_file(files("sklearn.datasets.images") / "china.jpg") as path:
         prediction = predictor(path, id="china")
         write(prediction, folder / "photo", "china")
-        from sa2depth.data.images import read_rgb
-
         photo = read_rgb(path)
-    return depth_grid(
-        [photo], [None], [prediction.depth], prediction.max_depth, folder / "photo" / "photo.png"
-    )
+    picture = folder / "photo" / "photo.png"
+    depth = colorize(prediction.depth, 0.0, prediction.max_depth)
+    Image.fromarray(np.hstack((photo, depth))).save(picture)
+    return picture
+
+
+def _training_size(folder: Path) -> tuple[int, int]:
+    """Height and width of the scenes; a network so small knows depth at this size only."""
+    frame = json.loads((folder / "metrics.json").read_text())["protocol"]["frame"]
+    return frame["height"], frame["width"]
 
 
 def _summarise(folder: Path, picture: Path | None) -> None:
@@ -74,7 +79,7 @@ def _summarise(folder: Path, picture: Path | None) -> None:
         console.print(f"         {picture}   a real photo and its depth")
     console.print(
         f"next     sa2depth predict YOUR.jpg -o out --checkpoint {folder / 'model.safetensors'} "
-        f"--size {TRAINING_SIZE[0]}x{TRAINING_SIZE[1]}"
+        f"--size {'x'.join(map(str, _training_size(folder)))}"
     )
 
 

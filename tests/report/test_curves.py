@@ -53,3 +53,18 @@ def test_running_mean_does_not_lag():
     np.testing.assert_allclose(_smooth(line), line)
     noisy = np.array(line) + 0.2 * (-1.0) ** np.arange(200)
     assert np.abs(_smooth(noisy.tolist())[20:-20] - np.array(line)[20:-20]).max() < 0.02
+
+
+def test_learning_rates_share_a_panel_and_steady_counts_are_left_out():
+    steps = [0.0, 1.0]
+    curves = {
+        "lr-AdamW/encoder": (steps, [1.0, 0.5]),
+        "lr-AdamW/decoder": (steps, [2.0, 1.0]),
+        "val/images": (steps, [59.0, 59.0]),
+        "test/images": ([1.0], [654.0]),
+        "val/nonfinite_pixels": (steps, [0.0, 3.0]),
+        "val/abs_rel": ([1.0], [0.2]),
+    }
+    panels = _panels(curves)
+    assert set(panels) == {"learning rate", "nonfinite_pixels", "abs_rel"}
+    assert set(panels["learning rate"]) == {"lr-AdamW/encoder", "lr-AdamW/decoder"}

@@ -12,6 +12,7 @@ TINY = (
     "experiment=demo",
     "trainer.max_epochs=2",
     "trainer.log_every_n_steps=1",
+    "trainer.check_val_every_n_epoch=1",
     "data.train.count=8",
     "data.val.count=5",
     "data.test.count=7",
@@ -19,7 +20,6 @@ TINY = (
     "data.train.width=64",
     "data.batch_size=4",
     "data.eval_batch_size=2",
-    "data.num_workers=0",
     "schedule.warmup_steps=0",
     "trainer.accelerator=cpu",
 )

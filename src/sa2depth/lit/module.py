@@ -67,6 +67,7 @@ class DepthModule(L.LightningModule):
         self.max_depth = max_depth
         self.example_count = examples
         self.examples: list[Example] = []
+        self._shown: set[int] | None = None
         self.test_table: list[dict[str, Any]] = []
         self.frame = (0, 0)
         self.val_metrics = DepthMetrics(protocol)
@@ -106,10 +107,9 @@ class DepthModule(L.LightningModule):
         depth = self(batch["image"])
         self.frame = (depth.shape[-2], depth.shape[-1])
         self.test_metrics.update(depth, batch["depth"], batch["index"], batch["id"])
-        for image, truth, prediction, name in zip(
-            batch["image"], batch["depth"], depth, batch["id"], strict=True
-        ):
-            if len(self.examples) < self.example_count:
+        parts = (batch[key] for key in ("image", "depth", "id", "index"))
+        for image, truth, name, index, prediction in zip(*parts, depth, strict=True):
+            if self._shows(int(index)):
                 self.examples.append(
                     Example(image.float().cpu(), truth[0].cpu(), prediction[0].float().cpu(), name)
                 )
@@ -119,8 +119,13 @@ class DepthModule(L.LightningModule):
         self._share_buffers()
 
     def on_test_epoch_start(self) -> None:
-        """Every process evaluates the same network."""
+        """Every process evaluates the same network; the pictures will show images from all over the data set."""
         self._share_buffers()
+        loader: Any = self.trainer.test_dataloaders
+        images = len(loader.dataset)
+        spread = (i * (images - 1) // max(self.example_count - 1, 1) for i in range(self.example_count))
+        # the first process draws them, and it holds every world-size-th image
+        self._shown = {index - index % self.trainer.world_size for index in spread}
 
     def on_validation_epoch_end(self) -> None:
         """Log means over all validation images of all processes."""
@@ -140,6 +145,11 @@ class DepthModule(L.LightningModule):
         optimizer = self.optim(self.model)
         scheduler = self.schedule(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _shows(self, index: int) -> bool:
+        if self._shown is None:
+            return len(self.examples) < self.example_count
+        return index in self._shown
 
     def _log_metrics(self, stage: str, metrics: DepthMetrics) -> None:
         # compute() has gathered over the processes already: every process logs the same numbers

@@ -20,7 +20,8 @@ def plot_curves(metrics_csv: Path | str, path: Path | str) -> Path:
     """Draw every logged number over the training step, one panel for each name without its stage.
 
     ``train/loss`` and ``val/loss`` share the panel ``loss``; of a pair ``x_step`` and ``x_epoch`` both are
-    drawn. Cells that are empty, as the logger leaves most, or not a finite number are left out.
+    drawn. Cells that are empty, as the logger leaves most, or not a finite number are left out, and so are counts
+    of images that never change. Learning rates share a panel.
 
     Args:
         metrics_csv: File of Lightning's CSVLogger.
@@ -70,6 +71,9 @@ def plot_curves(metrics_csv: Path | str, path: Path | str) -> Path:
 
 Curve = tuple[list[float], list[float]]
 
+_COUNTS = {"images", "empty_images", "nonfinite_images", "nonfinite_pixels"}
+"""Logged so that a change is seen; a straight line says nothing."""
+
 
 def _read(path: Path) -> dict[str, Curve]:
     """Name -> (steps, values) of each column that has numbers."""
@@ -98,13 +102,17 @@ def _number(cell: object) -> float | None:
 
 
 def _panels(curves: dict[str, Curve]) -> dict[str, dict[str, Curve]]:
-    """Curves grouped by their name without stage and aggregation, losses first."""
+    """Curves grouped by their name without stage and aggregation, losses first; counts that stay are left out."""
     panels: dict[str, dict[str, Curve]] = {}
     for name in sorted(curves):
         title = name.split("/", 1)[-1].removesuffix("_step").removesuffix("_epoch")
         for stage in ("train_", "val_", "test_"):
             title = title.removeprefix(stage)
+        title = "learning rate" if title.startswith("lr-") else title
         panels.setdefault(title, {})[name] = curves[name]
+    for title in _COUNTS & set(panels):
+        if all(len(set(values)) == 1 for _, values in panels[title].values()):
+            del panels[title]
     return dict(sorted(panels.items(), key=lambda item: ("loss" not in item[0], item[0])))
 
 
