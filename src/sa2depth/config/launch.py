@@ -92,6 +92,8 @@ def _keys(config_name: str, arguments: Sequence[str], without: str) -> list[str]
 def _flat(node: Any, prefix: str = "") -> Any:
     if isinstance(node, dict):
         for key, value in node.items():
+            if str(key).startswith("_"):
+                continue  # Hydra's own
             name = f"{prefix}.{key}" if prefix else str(key)
             yield name
             yield from _flat(value, name)

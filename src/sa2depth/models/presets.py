@@ -19,7 +19,7 @@ def _spec(
     drop_path_rate: float = 0.1,
     hidden: int = 256,
     bins: int = 128,
-    **scan: int,
+    state: int = 16,
 ) -> dict[str, Any]:
     head = {"_partial_": True, "hidden": hidden, "bins": bins}
     return {
@@ -40,7 +40,7 @@ def _spec(
             "dim_head": dim_head,
         },
         "bin_head": {"_target_": "sa2depth.models.BinHead", **head},
-        "depth_head": {"_target_": "sa2depth.models.ScanHead", **head, **scan},
+        "depth_head": {"_target_": "sa2depth.models.ScanHead", **head, "state": state},
     }
 
 

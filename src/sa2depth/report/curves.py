@@ -108,7 +108,7 @@ def _panels(curves: dict[str, Curve]) -> dict[str, dict[str, Curve]]:
         title = name.split("/", 1)[-1].removesuffix("_step").removesuffix("_epoch")
         for stage in ("train_", "val_", "test_"):
             title = title.removeprefix(stage)
-        title = "learning rate" if title.startswith("lr-") else title
+        title = "learning rate" if name.startswith("lr-") else title
         panels.setdefault(title, {})[name] = curves[name]
     for title in _COUNTS & set(panels):
         if all(len(set(values)) == 1 for _, values in panels[title].values()):
