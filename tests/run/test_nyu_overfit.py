@@ -12,7 +12,7 @@ import pytest
 pytestmark = [pytest.mark.real_data, pytest.mark.slow, pytest.mark.xdist_group("overfit")]
 
 SHARDS = Path(__file__).parents[3] / "shared" / "data"
-HEIGHT, WIDTH = 96, 128
+HEIGHT, WIDTH = 64, 96
 
 
 IDS = (
@@ -51,7 +51,7 @@ def test_overfits_four_real_images(data_dir, program, tmp_path):
     done = program(
         *("sa2depth.train", "experiment=nyu_labelled", "data=nyu_labelled_overfit", "augment=none"),
         *(f"paths.data_dir={data_dir}", "data.train.limit=null", ids, "protocol=synthetic", "trainer=cpu"),
-        *("trainer.max_epochs=150", "trainer.check_val_every_n_epoch=150", "optim.lr=1e-3"),
+        *("trainer.max_epochs=60", "trainer.check_val_every_n_epoch=60", "optim.lr=1e-3"),
         *("head.hidden=64", "head.state=4", "bins.hidden=64", "schedule.warmup_steps=5", "hydra.run.dir=out"),
         cwd=tmp_path,
         timeout=800,
