@@ -135,6 +135,8 @@ def test_learns(tiny_run):
         ("encoder=timm", ["encoder.name"]),
         ("min_depth=20", ["min_depth", "20"]),
         ("optim.betas=[0.9]", ["betas"]),
+        ("loss.variance_focus=2", ["variance_focus", "in loss"]),
+        ("trainer.precision=33", ["33", "in trainer"]),
         ("resume=nowhere.ckpt", ["nowhere.ckpt"]),
         ("pretrained_encoder=nowhere.pth", ["nowhere.pth"]),
     ],
@@ -154,6 +156,14 @@ def test_missing_data_is_known_before_anything_starts(program, tmp_path):
     assert "datasets/nyu" in done.stderr
     assert "official_splits" in done.stderr
     assert "sa2depth.train:" not in done.stdout  # not even the plan
+
+
+def test_a_missing_gpu_is_said_in_one_line(program, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    done = program("sa2depth.train", *tiny[:2], "trainer=gpu", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "gpu" in done.stderr.lower()
 
 
 def test_a_sweep_leaves_one_folder_a_job(program, tiny, tmp_path):

@@ -8,7 +8,13 @@ from typing import Any
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+)
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -40,6 +46,10 @@ def launch(config_name: str, job: Callable[[DictConfig], Any], arguments: Sequen
         _complain(str(error))
     except MissingConfigException as error:
         _complain(_missing_choice(error))
+    except InstantiationException as error:
+        if not isinstance(error.__cause__, UserError | MisconfigurationException | ValueError):
+            raise
+        _complain(_cannot_build(error))
     except ConfigCompositionException as error:
         _complain(_unknown_override(error, config_name, sys.argv[1:]))
     except (HydraException, OmegaConfBaseException) as error:
@@ -53,6 +63,12 @@ def launch(config_name: str, job: Callable[[DictConfig], Any], arguments: Sequen
 
 def _complain(message: str) -> None:
     sys.stderr.write(f"error: {message}\n")
+
+
+def _cannot_build(error: InstantiationException) -> str:
+    """What a class said of its options, and which node of the configuration it was built from."""
+    _, _, node = str(error).partition("full_key: ")
+    return f"{error.__cause__}{f' (in {node.strip()})' if node else ''}"
 
 
 def _missing_choice(error: MissingConfigException) -> str:
