@@ -4,11 +4,14 @@ import csv
 import json
 import math
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 
 from sa2depth import load_model
+from sa2depth.data.index.tables import read_table
 from sa2depth.data.synthetic import SyntheticScenes
 
 pytestmark = pytest.mark.xdist_group("train")
@@ -181,3 +184,35 @@ def test_a_sweep_over_several_devices_a_job_is_refused(program, tiny, tmp_path):
     done = program("sa2depth.train", "-m", *tiny[:-1], "trainer=ddp_sim", "optim.lr=1e-4,1e-3", cwd=tmp_path)
     assert done.returncode == 2
     assert "--multirun with 2 devices a job is refused" in done.stderr
+
+
+def test_a_corrupt_image_is_named_also_from_a_loader_process(program, tmp_path):
+    ids = _labelled_tree(tmp_path / "data/nyu/official_splits/train", 4)
+    broken = tmp_path / "data/nyu/official_splits/train" / f"{ids[2][0]}/rgb_{ids[2][1]}.jpg"
+    broken.write_bytes(broken.read_bytes()[:200])
+    names = ",".join(f"train/{scene}/{number}" for scene, number in ids)
+    done = program(
+        *(
+            "sa2depth.train",
+            "data=nyu_labelled_overfit",
+            "trainer=cpu",
+            f"paths.data_dir={tmp_path / 'data'}",
+        ),
+        *("data.train.limit=null", f"data.train.ids=[{names}]", "data.num_workers=1", "augment=none"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2, done.stderr[-3000:]
+    message = done.stderr[done.stderr.index("error: ") :]
+    assert str(broken) in message
+    assert "Traceback" not in message
+
+
+def _labelled_tree(root, count):
+    """Frames that the labelled list names, 64x64 pixels each; returns ``(scene, number)`` of them."""
+    frames = read_table("nyu_v2_labelled_train_795")[:count]
+    for scene, number in frames:
+        folder = root / scene
+        folder.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / f"rgb_{number:05d}.jpg"), np.full((64, 64, 3), 90, np.uint8))
+        cv2.imwrite(str(folder / f"sync_depth_{number:05d}.png"), np.full((64, 64), 2000, np.uint16))
+    return [(scene, f"{number:05d}") for scene, number in frames]

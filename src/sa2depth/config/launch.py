@@ -43,7 +43,7 @@ def launch(config_name: str, job: Callable[[DictConfig], Any], arguments: Sequen
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
     except UserError as error:
-        _complain(str(error))
+        _complain(_own_words(error))
     except MissingConfigException as error:
         _complain(_missing_choice(error))
     except InstantiationException as error:
@@ -63,6 +63,13 @@ def launch(config_name: str, job: Callable[[DictConfig], Any], arguments: Sequen
 
 def _complain(message: str) -> None:
     sys.stderr.write(f"error: {message}\n")
+
+
+def _own_words(error: UserError) -> str:
+    """The message without the traceback that PyTorch writes into errors of its loader processes."""
+    name = f"{type(error).__module__}.{type(error).__qualname__}: "
+    text = str(error)
+    return text.rpartition(name)[2].strip() if text.startswith("Caught ") and name in text else text
 
 
 def _cannot_build(error: InstantiationException) -> str:
