@@ -1,9 +1,12 @@
 """Weights & Biases, offline where nobody is logged in, and imported only when asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from os import environ
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.loggers import Logger
 
 from sa2depth.errors import ConfigError
 
@@ -46,5 +49,24 @@ def wandb_logger(
     if offline is None:
         offline = environ.get("WANDB_MODE") == "offline" or not _logged_in()
     return WandbLogger(
-        project=project, name=name, save_dir=save_dir, offline=offline, group=group, tags=list(tags)
+        project=project,
+        name=name,
+        save_dir=save_dir,
+        offline=offline,
+        # wandb has read its environment by now: Lightning's way of going offline would come too late
+        mode="offline" if offline else "online",
+        group=group,
+        tags=list(tags),
     )
+
+
+def close_loggers(loggers: Iterable[Logger], pictures: Sequence[Path]) -> None:
+    """Send a run's pictures to the loggers that show pictures, and end their runs.
+
+    An open W&B run would swallow the next job of a sweep.
+    """
+    for logger in loggers:
+        if hasattr(logger, "log_image"):
+            dashboard: Any = logger
+            dashboard.log_image("pictures", [str(path) for path in pictures])
+            dashboard.experiment.finish()

@@ -11,7 +11,7 @@ from rich.table import Table
 from torch.distributed import destroy_process_group, is_available, is_initialized
 
 from sa2depth.data.sample import Source
-from sa2depth.lit import DepthModule
+from sa2depth.lit import DepthModule, close_loggers
 from sa2depth.metrics import METRICS, MedianDepthMap, Protocol, aggregate, evaluate_image
 from sa2depth.report import depth_grid, plot_curves, write_metrics, write_table
 from sa2depth.run.plan import describe_device
@@ -62,6 +62,7 @@ def finish(
             files.append(save_model(module.model, folder / "model.safetensors", {"scores": means}))
         files += sorted((folder / "checkpoints").glob("*.ckpt"))
         _print_scores(means, baselines, module.protocol)
+        close_loggers(trainer.loggers, [path for path in files if path.suffix == ".png"])
         _print_files(files)
     if is_available() and is_initialized():
         destroy_process_group()
