@@ -9,6 +9,8 @@ import threading
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -332,3 +334,15 @@ def test_model_with_timm_encoder_round_trip(image, tmp_path):
     path = save_model(model, tmp_path / "timm.safetensors")
     same(model, load_model(path), image)
     assert read_checkpoint(path).architecture == "SA2Depth with TimmEncoder mobilenetv3_small_050"
+
+
+@given(st.binary(min_size=1, max_size=64))
+@example(b"abc")
+@example(b"a")
+@example(b"]")
+@settings(max_examples=200, deadline=None)
+def test_no_bytes_whatever_escape_as_another_error(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("bytes") / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"weights\.pth"):
+        load_model(path)

@@ -113,7 +113,8 @@ def _read_torch(file: Path) -> WeightFile:
                 "torch.save(c.get('model', c.get('state_dict', c)), 'NEW')\""
             ) from error
         raise _foreign(file) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    # Bytes that are no pickle are read as its instructions: anything can be raised, an IndexError for one.
+    except Exception as error:
         if _is_pickle(file):
             raise CheckpointError(
                 f"{file} is a damaged PyTorch file ({_first_line(error)}): it was cut off or altered, fetch "
