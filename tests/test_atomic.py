@@ -1,6 +1,5 @@
 """Files appear whole or not at all."""
 
-import os
 import stat
 
 import pytest
@@ -34,7 +33,6 @@ def test_failure_leaves_the_old_file(tmp_path):
     assert [item.name for item in tmp_path.iterdir()] == ["a.txt"]
 
 
-@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
 def test_permissions_are_those_of_an_ordinary_file(tmp_path):
     plain, target = tmp_path / "plain", tmp_path / "target"
     plain.touch()

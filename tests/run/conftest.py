@@ -1,5 +1,6 @@
 """A tiny training through the real door, shared by the tests that look at what it leaves."""
 
+import json
 import os
 import subprocess
 import sys
@@ -73,3 +74,22 @@ def option_probes():
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def evaluate_tiny():
+    """``(model file, empty folder) -> metrics`` of the tiny training's test scenes by ``sa2depth.eval``."""
+
+    def evaluate(model: Path, folder: Path) -> dict[str, float]:
+        done = run_program(
+            "sa2depth.eval",
+            *(f"checkpoint={model}", "protocol=synthetic", "data=synthetic", "data.train.kind=streets"),
+            *("data.test.count=7", "data.train.height=64", "data.train.width=64", "data.num_workers=0"),
+            *("trainer=cpu", "hydra.run.dir=out"),
+            cwd=folder,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert (folder / "out/grid.png").is_file()
+        return json.loads((folder / "out/metrics.json").read_text())["metrics"]
+
+    return evaluate

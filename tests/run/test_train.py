@@ -77,27 +77,10 @@ def test_the_shared_model_is_the_best_checkpoint_and_predicts_what_was_scored(ti
         assert "abs_rel" in file.metadata()["sa2depth"]
 
 
-def test_evaluation_of_the_model_gives_the_same_table(tiny_run, program, tmp_path):
+def test_evaluation_of_the_model_gives_the_same_table(tiny_run, evaluate_tiny, tmp_path):
     folder, _ = tiny_run
-    done = program(
-        "sa2depth.eval",
-        f"checkpoint={folder / 'model.safetensors'}",
-        *(
-            "protocol=synthetic",
-            "data=synthetic",
-            "data.train.kind=streets",
-            "data.test.count=7",
-            "trainer=cpu",
-            "data.num_workers=0",
-        ),
-        *("data.train.height=64", "data.train.width=64", "hydra.run.dir=out"),
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
     trained = json.loads((folder / "metrics.json").read_text())["metrics"]
-    again = json.loads((tmp_path / "out/metrics.json").read_text())["metrics"]
-    assert again == pytest.approx(trained, rel=1e-4)
-    assert (tmp_path / "out/grid.png").is_file()
+    assert evaluate_tiny(folder / "model.safetensors", tmp_path) == pytest.approx(trained, rel=1e-4)
 
 
 def test_goes_on_from_the_last_checkpoint(tiny_run, program, tiny, tmp_path):
