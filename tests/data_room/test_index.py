@@ -3,17 +3,18 @@ import sys
 
 import pytest
 
+from sa2depth.data.depth_files import PngDepth
 from sa2depth.data.index import nyu
 from sa2depth.data.index.frame import Frame
 from sa2depth.data.index.selection import handful, hold_out
 from sa2depth.data.index.tables import parse_ranges, read_table, tables
+from sa2depth.data.sources import from_listing
 from sa2depth.errors import ConfigError, DataError
 
 
 def frames_of(names):
     return [
-        Frame(nyu.Path("x"), None, 1.0, nyu.INTRINSICS, f"{name}{i}", name[:-1])
-        for i, name in enumerate(names)
+        Frame(nyu.Path("x"), None, nyu.INTRINSICS, f"{name}{i}", name[:-1]) for i, name in enumerate(names)
     ]
 
 
@@ -69,12 +70,12 @@ def test_unknown_table_names_the_others():
 
 def test_labelled_layout(labelled_tree):
     root, ids = labelled_tree("train", 3)
-    frames = nyu.labelled(root, "train", choose=lambda all_frames: handful(all_frames, ids=ids))
+    frames = handful(nyu.labelled(root, "train").frames, ids=ids)
     assert [frame.id for frame in frames] == ids
     scene, number = ids[0].split("/")[1:]
     assert frames[0].image == root / "official_splits" / "train" / scene / f"rgb_{number}.jpg"
     assert frames[0].depth == root / "official_splits" / "train" / scene / f"sync_depth_{number}.png"
-    assert frames[0].depth_scale == 1000.0
+    assert frames[0].decode == PngDepth(1000.0)
     assert frames[0].intrinsics == (518.8579, 519.4696, 325.5824, 253.7362)
 
 
@@ -85,13 +86,15 @@ def test_sync_is_found_with_and_without_its_folder(tmp_path, inner):
     for name in ("rgb_00007.jpg", "sync_depth_00007.png"):
         (folder / name).touch()
     wanted = ["sync/basement_0001a/00007"]
-    frames = nyu.sync(tmp_path, "24231", choose=lambda all_frames: handful(all_frames, ids=wanted))
+    listing = nyu.sync(tmp_path, "24231")
+    frames = handful(listing.frames, ids=wanted)
+    listing.require(frames)
     assert frames[0].image == folder / "rgb_00007.jpg"
 
 
 def test_absent_root_fails_with_count_names_and_advice(tmp_path):
     with pytest.raises(DataError) as caught:
-        nyu.test(tmp_path / "nowhere")
+        nyu.labelled(tmp_path / "nowhere", "test").require()
     text = str(caught.value)
     assert "1,308 of 1,308 files are missing" in text
     assert "does not exist" in text
@@ -107,7 +110,7 @@ def test_a_few_absent_files_are_named_alone(labelled_tree):
     (folder / "sync_depth_00046.png").unlink()
     (folder / "rgb_00507.jpg").unlink()
     with pytest.raises(DataError) as caught:
-        nyu.labelled(root, "test", choose=lambda all_frames: handful(all_frames, ids=ids))
+        from_listing(nyu.labelled(root, "test"), ids=ids)
     text = str(caught.value)
     assert "2 of 8 files are missing" in text
     assert "bathroom/sync_depth_00046.png" in text

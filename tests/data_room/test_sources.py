@@ -2,8 +2,9 @@ import cv2
 import numpy as np
 import pytest
 
+from sa2depth.data import nyu_labelled
 from sa2depth.data.sample import Source
-from sa2depth.data.sources import FileSource, nyu_labelled
+from sa2depth.data.sources import FileSource
 from sa2depth.errors import DataError
 
 

@@ -64,7 +64,8 @@ def test_autocast_stays_finite_and_close(dtype):
     assert ((mixed - exact) / exact).square().mean().sqrt() < 0.01
 
 
-def test_training_in_bf16_overfits_a_batch():
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_training_overfits_a_batch(precision):
     torch.manual_seed(0)
     model = create_model("sa2depth_nano", min_depth=0.1, max_depth=10).cuda()
     image = torch.nn.functional.interpolate(torch.rand(4, 3, 4, 4, device="cuda"), 64, mode="bilinear")
@@ -72,12 +73,13 @@ def test_training_in_bf16_overfits_a_batch():
     optimizer, loss = torch.optim.AdamW(model.parameters(), 3e-3), SILog()
     losses = []
     for _ in range(150):
-        with torch.autocast("cuda", torch.bfloat16):
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bfloat16"):
             value = loss(model(image).depth, depth, depth > 0)
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
         losses.append(value.item())
+    print(precision, [round(value, 4) for value in losses[::10]])
     assert losses[-1] < 0.4 * losses[0]
 
 

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from sa2depth.data.datamodule import DepthDataModule
     from sa2depth.data.dataset import DepthDataset
     from sa2depth.data.sample import RawSample, Source
-    from sa2depth.data.sources import FileSource, nyu_labelled, nyu_sync
+    from sa2depth.data.sets.nyu import nyu_labelled, nyu_sync
+    from sa2depth.data.sources import FileSource
     from sa2depth.data.synthetic import SyntheticScenes
 
 __all__ = [
@@ -37,8 +38,8 @@ _HOMES = {
     "RawSample": "sample",
     "Source": "sample",
     "SyntheticScenes": "synthetic",
-    "nyu_labelled": "sources",
-    "nyu_sync": "sources",
+    "nyu_labelled": "sets.nyu",
+    "nyu_sync": "sets.nyu",
 }
 
 

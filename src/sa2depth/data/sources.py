@@ -1,15 +1,23 @@
-"""Sources that read files: frames in, samples out; and the data sets by name, as configurations call them."""
+"""Sources that read files: frames in, samples out."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
-from sa2depth.data.images import read_depth, read_rgb
-from sa2depth.data.index import nyu
+import numpy as np
+import numpy.typing as npt
+
+from sa2depth.data.images import read_mask, read_rgb
 from sa2depth.data.index.frame import Frame
+from sa2depth.data.index.listing import Listing
 from sa2depth.data.index.selection import Part, handful, hold_out
 from sa2depth.data.sample import RawSample, camera_matrix
 from sa2depth.errors import DataError
+
+Prepare = Callable[[RawSample], RawSample]
+
+_MISSING_ALLOWED: ContextVar[bool] = ContextVar("missing_files_allowed", default=False)
 
 
 class FileSource:
@@ -19,14 +27,32 @@ class FileSource:
         frames: which files; never empty.
         title: what the printed plan calls them.
         available: number of frames they were chosen from, where only a handful is used.
+        without_truth: number of images of the split that were left out because the data set has no ground
+            truth for them; a protocol says how many it expects.
+        prepare: fixed change of every sample as it is read, before any augmentation.
+        listing: the split that the frames were chosen from, if there is one.
+
+    Raises:
+        DataError: the list is empty.
     """
 
-    def __init__(self, frames: Sequence[Frame], title: str = "files", available: int | None = None) -> None:
+    def __init__(
+        self,
+        frames: Sequence[Frame],
+        title: str = "files",
+        available: int | None = None,
+        without_truth: int = 0,
+        prepare: Prepare | None = None,
+        listing: Listing | None = None,
+    ) -> None:
         if not frames:
             raise DataError(f"{title}: the list of frames is empty")
         self.frames = tuple(frames)
         self.title = title
         self.available = len(self.frames) if available is None else available
+        self.without_truth = without_truth
+        self.prepare = prepare
+        self.listing = listing
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -42,79 +68,128 @@ class FileSource:
         Raises:
             DataError: a file is broken, or image and depth differ in size; with the file's name.
         """
-        frame = self.frames[index]
-        image = read_rgb(frame.image)
-        depth = None if frame.depth is None else read_depth(frame.depth, frame.depth_scale)
-        if depth is not None and depth.shape != image.shape[:2]:
-            raise DataError(
-                f"{frame.depth}: expected the size of its image {frame.image.name}, "
-                f"{image.shape[0]}x{image.shape[1]}, found {depth.shape[0]}x{depth.shape[1]}"
-            )
-        return RawSample(image, depth, camera_matrix(*frame.intrinsics), frame.id)
+        sample = read_frame(self.frames[index])
+        return sample if self.prepare is None else self.prepare(sample)
 
     def describe(self) -> str:
         """For example ``NYU v2 labelled, test: 654 images, 16 place(s), below /data/nyu``."""
         places = len({frame.place for frame in self.frames})
         folder = _common_folder(self.frames)
         total = "" if len(self) == self.available else f" of {self.available:,}"
-        return f"{self.title}: {len(self):,}{total} images, {places:,} place(s), below {folder}"
+        without = f", {self.without_truth:,} more have no ground truth" if self.without_truth else ""
+        return f"{self.title}: {len(self):,}{total} images, {places:,} place(s), below {folder}{without}"
 
 
-def nyu_sync(
-    root: Path | str,
-    split: str = "36253",
+def from_listing(
+    listing: Listing,
     part: Part = "all",
     every: int = 20,
     limit: int | None = None,
     ids: Sequence[str] | None = None,
+    *,
+    keep_without_truth: bool = False,
+    prepare: Prepare | None = None,
 ) -> FileSource:
-    """NYU v2 raw sequences for training.
+    """The chosen frames of a listing as a source; their files must be there.
 
     Args:
-        root: see `sa2depth.data.index.nyu.sync`.
-        split: ``36253`` or ``24231``.
+        listing: what the split holds.
         part: ``all``, ``fit`` or ``held_out``, see `sa2depth.data.index.selection.hold_out`.
         every: every ``every``-th place is held out.
         limit: use at most so many images, evenly spread.
         ids: use exactly these images.
+        keep_without_truth: whether images without ground truth stay (for prediction); else they are left out
+            and counted.
+        prepare: see `FileSource`.
+
+    Raises:
+        ConfigError: the choice leaves no frame.
+        DataError: files are missing, an id is unknown, or no frame has ground truth.
     """
-    return _chosen(partial(nyu.sync, root, split), f"NYU v2 sync {split}", part, every, limit, ids)
-
-
-def nyu_labelled(
-    root: Path | str,
-    split: str = "train",
-    part: Part = "all",
-    every: int = 20,
-    limit: int | None = None,
-    ids: Sequence[str] | None = None,
-) -> FileSource:
-    """NYU v2 labelled set: 795 training or 654 test images; arguments as in `nyu_sync`."""
-    return _chosen(partial(nyu.labelled, root, split), f"NYU v2 labelled, {split}", part, every, limit, ids)
-
-
-def _chosen(
-    read: Callable[..., list[Frame]],
-    title: str,
-    part: Part,
-    every: int,
-    limit: int | None,
-    ids: Sequence[str] | None,
-) -> FileSource:
-    available = 0
-
-    def choose(frames: Sequence[Frame]) -> list[Frame]:
-        nonlocal available
-        divided = hold_out(frames, part, every)
-        available = len(divided)
-        return handful(divided, limit, ids)
-
+    usable = [frame for frame in listing.frames if keep_without_truth or frame.depth is not None]
+    if not usable:
+        raise DataError(f"{listing.title}: none of {len(listing.frames):,} images has ground truth")
+    divided = hold_out(usable, part, every)
+    chosen = handful(divided, limit, ids)
+    if not _MISSING_ALLOWED.get():
+        listing.require(chosen)
     titles = {
-        "all": title,
-        "fit": f"{title} without every {every}th place",
-        "held_out": f"{title}, every {every}th place held out",
+        "all": listing.title,
+        "fit": f"{listing.title} without every {every}th place",
+        "held_out": f"{listing.title}, every {every}th place held out",
     }
-    return FileSource(read(choose=choose), titles[part], available)
+    without_truth = len(listing.frames) - len(usable) if part == "all" and ids is None else 0
+    return FileSource(chosen, titles[part], len(divided), without_truth, prepare, listing)
+
+
+@contextmanager
+def missing_files_allowed() -> Iterator[None]:
+    """Sources made inside may lack files: for those who look what is missing, as `sa2depth data check` does."""
+    token = _MISSING_ALLOWED.set(True)
+    try:
+        yield
+    finally:
+        _MISSING_ALLOWED.reset(token)
+
+
+def read_frame(frame: Frame) -> RawSample:
+    """Read the files of one frame.
+
+    Returns:
+        A sample at the photograph's own size; the camera matrix holds NaN where the camera is unknown.
+
+    Raises:
+        DataError: a file is absent or broken, or the sizes differ; with the file's name.
+    """
+    image = read_rgb(frame.image)
+    size = (image.shape[0], image.shape[1])
+    depth = None
+    if frame.depth is not None:
+        depth = frame.decode(frame.depth, size)
+        _same_size(frame.depth, depth.shape, frame.image, size)
+        if frame.mask is not None:
+            mask = read_mask(frame.mask)
+            _same_size(frame.mask, mask.shape, frame.image, size)
+            depth = np.where(mask, depth, np.float32(0))
+    return RawSample(image, depth, _camera(frame), frame.id)
+
+
+def read_camera(path: Path) -> npt.NDArray[np.float64]:
+    """``(3, 3)`` camera matrix of a text file with its nine numbers.
+
+    Raises:
+        DataError: the file is absent or holds something else.
+    """
+    try:
+        numbers = [float(word) for word in path.read_text().split()]
+    except OSError as error:
+        raise DataError(f"{path}: cannot read this camera matrix ({error.strerror})") from error
+    except ValueError as error:
+        raise DataError(
+            f"{path}: expected the nine numbers of a camera matrix, found other text ({error})"
+        ) from error
+    if len(numbers) != 9 or min(numbers[0], numbers[4]) <= 0:
+        raise DataError(
+            f"{path}: expected the nine numbers of a camera matrix with positive focal lengths, found {numbers}"
+        )
+    return np.array(numbers).reshape(3, 3)
+
+
+def _camera(frame: Frame) -> npt.NDArray[np.float64]:
+    if frame.intrinsics is not None:
+        return camera_matrix(*frame.intrinsics)
+    if frame.intrinsics_file is not None:
+        return read_camera(frame.intrinsics_file)
+    unknown = np.full((3, 3), np.nan)
+    unknown[2] = 0.0, 0.0, 1.0
+    return unknown
+
+
+def _same_size(path: Path, found: tuple[int, ...], image: Path, size: tuple[int, int]) -> None:
+    if found != size:
+        raise DataError(
+            f"{path}: expected the size of its image {image.name}, {size[0]}x{size[1]}, found {found[0]}x{found[1]}"
+        )
 
 
 def _common_folder(frames: Sequence[Frame]) -> Path:

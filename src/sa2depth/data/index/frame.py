@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sa2depth.data.depth_files import MILLIMETRE_PNG, DepthDecoder
 from sa2depth.errors import DataError
 
 _NAMES_SHOWN = 5
@@ -15,25 +16,33 @@ class Frame:
 
     Attributes:
         image: the photograph.
-        depth: its depth PNG; None where the data set has none for this image.
-        depth_scale: units of the depth PNG that make one metre.
-        intrinsics: ``(fx, fy, cx, cy)`` in pixels.
+        depth: its depth file; None where the data set has none for this image.
+        intrinsics: ``(fx, fy, cx, cy)`` in pixels; None: in ``intrinsics_file``, or unknown without one.
         id: name of the frame, unique within a data set, e.g. ``train/office_0003/00002``.
         place: where it was taken. Frames of one place look alike: they stay together when a list is divided.
+        decode: reads ``depth`` as metres.
+        mask: 8-bit image, 0 where depth must not be used; None: use all of it.
+        intrinsics_file: text file with the nine numbers of the camera matrix.
     """
 
     image: Path
     depth: Path | None
-    depth_scale: float
-    intrinsics: tuple[float, float, float, float]
+    intrinsics: tuple[float, float, float, float] | None
     id: str
     place: str = ""
+    decode: DepthDecoder = MILLIMETRE_PNG
+    mask: Path | None = None
+    intrinsics_file: Path | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """All files that reading this frame opens."""
+        given = (self.image, self.depth, self.mask, self.intrinsics_file)
+        return [path for path in given if path is not None]
 
 
 def require_files(frames: Sequence[Frame], *, dataset: str, root: Path, advice: str) -> None:
     """Fail unless every file of ``frames`` is there.
-
-    Folders are listed once each: quicker than asking for 72,000 files one by one, on network disks above all.
 
     Args:
         frames: what is to be read later.
@@ -45,10 +54,10 @@ def require_files(frames: Sequence[Frame], *, dataset: str, root: Path, advice: 
         DataError: with the number of missing files, the first names, the folder searched and the advice.
     """
     # OFFICIAL: the released loader skips an image whose ground truth is missing and evaluates the rest.
-    wanted = [path for frame in frames for path in (frame.image, frame.depth) if path is not None]
-    missing = _missing(wanted)
+    wanted = [path for frame in frames for path in frame.files]
+    missing = missing_files(wanted)
     if missing:
-        names = "".join(f"\n  {path.relative_to(root)}" for path in missing[:_NAMES_SHOWN])
+        names = "".join(f"\n  {_below(path, root)}" for path in missing[:_NAMES_SHOWN])
         more = f"\n  ... and {len(missing) - _NAMES_SHOWN:,} more" if len(missing) > _NAMES_SHOWN else ""
         state = "" if root.is_dir() else " (this folder does not exist)"
         raise DataError(
@@ -57,7 +66,11 @@ def require_files(frames: Sequence[Frame], *, dataset: str, root: Path, advice: 
         )
 
 
-def _missing(paths: Iterable[Path]) -> list[Path]:
+def missing_files(paths: Iterable[Path]) -> list[Path]:
+    """Those of ``paths`` that are not there.
+
+    Folders are listed once each: quicker than asking for 72,000 files one by one, on network disks above all.
+    """
     listings: dict[Path, set[str]] = {}
     missing = []
     for path in paths:
@@ -67,3 +80,7 @@ def _missing(paths: Iterable[Path]) -> list[Path]:
         if path.name not in listings[folder]:
             missing.append(path)
     return missing
+
+
+def _below(path: Path, root: Path) -> Path:
+    return path.relative_to(root) if path.is_relative_to(root) else path

@@ -4,19 +4,19 @@ Images are 640x480 with a black border; depth PNGs hold millimetres.
 """
 
 import re
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sa2depth.data.index.frame import Frame, require_files
+from sa2depth.data.index.frame import Frame
+from sa2depth.data.index.listing import Listing
 from sa2depth.data.index.tables import read_table
 from sa2depth.errors import ConfigError
 
 INTRINSICS = (518.8579, 519.4696, 325.5824, 253.7362)
 """``(fx, fy, cx, cy)`` in pixels of the colour camera, from the data set's toolbox."""
 
-MILLIMETRES = 1000.0
-
-Choose = Callable[[Sequence[Frame]], list[Frame]]
+SIZE = (480, 640)
+DEPTH_RANGE = (0.1, 12.0)
+"""Metres; the Kinect's own limits with a margin."""
 
 SYNC_TABLES = {"36253": "nyu_v2_train_36253", "24231": "nyu_v2_train_24231"}
 LABELLED_TABLES = {"train": "nyu_v2_labelled_train_795", "test": "nyu_v2_test_654"}
@@ -34,70 +34,58 @@ _LABELLED_ADVICE = (
 )
 
 
-def sync(root: Path | str, split: str = "36253", choose: Choose = list) -> list[Frame]:
+def sync(root: Path | str, split: str = "36253") -> Listing:
     """Training frames of the raw sequences.
 
     Args:
         root: folder with ``SCENE/rgb_%05d.jpg`` and ``SCENE/sync_depth_%05d.png``, or with a folder ``sync``
             of these.
         split: ``36253``, the list of SA2Depth, IEBins and NeWCRFs, or ``24231``, the list of BTS.
-        choose: picks the frames to use; only their files need to be there.
 
     Returns:
-        Frames sorted by scene and number, as far as ``choose`` leaves them.
+        Frames sorted by scene and number.
 
     Raises:
         ConfigError: no such split.
-        DataError: files are missing.
     """
     split = str(split)
     if split not in SYNC_TABLES:
         raise ConfigError(f"NYU v2 sync has no split '{split}': choose one of {', '.join(SYNC_TABLES)}")
     root = Path(root).expanduser()
     folder = root / "sync" if (root / "sync").is_dir() else root
-    frames = choose(
-        [_frame(folder, scene, number, "sync") for scene, number in read_table(SYNC_TABLES[split])]
-    )
-    require_files(frames, dataset=f"NYU v2 sync {split}", root=folder, advice=_SYNC_ADVICE)
-    return frames
+    return _listing(f"NYU v2 sync {split}", folder, SYNC_TABLES[split], "sync", _SYNC_ADVICE)
 
 
-def labelled(root: Path | str, split: str = "train", choose: Choose = list) -> list[Frame]:
+def labelled(root: Path | str, split: str = "train") -> Listing:
     """Frames of the labelled set.
 
     Args:
         root: folder with ``official_splits/{train,test}/SCENE/rgb_%05d.jpg`` and ``sync_depth_%05d.png``.
         split: ``train`` (795 images) or ``test`` (654 images), the official division.
-        choose: picks the frames to use; only their files need to be there.
 
     Returns:
-        Frames sorted by scene and number, as far as ``choose`` leaves them.
+        Frames sorted by scene and number.
 
     Raises:
         ConfigError: no such split.
-        DataError: files are missing.
     """
     if split not in LABELLED_TABLES:
         raise ConfigError(
             f"NYU v2 labelled has no split '{split}': choose one of {', '.join(LABELLED_TABLES)}"
         )
     folder = Path(root).expanduser() / "official_splits" / split
-    table = read_table(LABELLED_TABLES[split])
-    frames = choose([_frame(folder, scene, number, split) for scene, number in table])
-    require_files(frames, dataset=f"NYU v2 labelled, {split}", root=folder, advice=_LABELLED_ADVICE)
-    return frames
+    return _listing(f"NYU v2 labelled, {split}", folder, LABELLED_TABLES[split], split, _LABELLED_ADVICE)
 
 
-def test(root: Path | str) -> list[Frame]:
-    """The 654 images that every published NYU v2 number is measured on."""
-    return labelled(root, "test")
+def _listing(title: str, folder: Path, table: str, prefix: str, advice: str) -> Listing:
+    frames = tuple(_frame(folder, scene, number, prefix) for scene, number in read_table(table))
+    return Listing(title, folder, frames, advice, SIZE, DEPTH_RANGE)
 
 
 def _frame(folder: Path, scene: str, number: int, prefix: str) -> Frame:
     return Frame(
         image=folder / scene / f"rgb_{number:05d}.jpg",
         depth=folder / scene / f"sync_depth_{number:05d}.png",
-        depth_scale=MILLIMETRES,
         intrinsics=INTRINSICS,
         id=f"{prefix}/{scene}/{number:05d}",
         # basement_0001a and basement_0001b are two recordings of one room
