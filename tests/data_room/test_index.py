@@ -1,8 +1,10 @@
+import pkgutil
 import subprocess
 import sys
 
 import pytest
 
+from sa2depth.data import index
 from sa2depth.data.depth_files import PngDepth
 from sa2depth.data.index import nyu
 from sa2depth.data.index.frame import Frame
@@ -19,10 +21,9 @@ def frames_of(names):
 
 
 def test_index_needs_no_torch():
-    code = (
-        "import sys, sa2depth.data.index.nyu, sa2depth.data.index.selection, sa2depth.data.index.tables;"
-        "assert 'torch' not in sys.modules"
-    )
+    names = [f"sa2depth.data.index.{module.name}" for module in pkgutil.iter_modules(index.__path__)]
+    assert len(names) > 8
+    code = f"import sys, {', '.join(names)}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -65,7 +66,8 @@ def test_the_official_halves_of_the_labelled_set_share_no_image():
 def test_unknown_table_names_the_others():
     with pytest.raises(DataError, match="nyu_v2_test_654"):
         read_table("nyu_v3")
-    assert len(tables()) == 4
+    assert {name.split("_")[0] for name in tables()} == {"kitti", "nyu"}
+    assert len(tables()) == 7
 
 
 def test_labelled_layout(labelled_tree):

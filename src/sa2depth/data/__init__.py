@@ -8,16 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sa2depth.data.augment import Augmentation
-    from sa2depth.data.borders import NyuBorder
+    from sa2depth.data.borders import BottomCentre, NyuBorder
     from sa2depth.data.datamodule import DepthDataModule
     from sa2depth.data.dataset import DepthDataset
     from sa2depth.data.sample import RawSample, Source
+    from sa2depth.data.sets.custom import custom
+    from sa2depth.data.sets.diml import diml_outdoor
+    from sa2depth.data.sets.kitti import kitti_eigen, kitti_official
     from sa2depth.data.sets.nyu import nyu_labelled, nyu_sync
+    from sa2depth.data.sets.sunrgbd import sunrgbd
     from sa2depth.data.sources import FileSource
     from sa2depth.data.synthetic import SyntheticScenes
 
 __all__ = [
     "Augmentation",
+    "BottomCentre",
     "DepthDataModule",
     "DepthDataset",
     "FileSource",
@@ -25,12 +30,18 @@ __all__ = [
     "RawSample",
     "Source",
     "SyntheticScenes",
+    "custom",
+    "diml_outdoor",
+    "kitti_eigen",
+    "kitti_official",
     "nyu_labelled",
     "nyu_sync",
+    "sunrgbd",
 ]
 
 _HOMES = {
     "Augmentation": "augment",
+    "BottomCentre": "borders",
     "DepthDataModule": "datamodule",
     "DepthDataset": "dataset",
     "FileSource": "sources",
@@ -38,8 +49,13 @@ _HOMES = {
     "RawSample": "sample",
     "Source": "sample",
     "SyntheticScenes": "synthetic",
+    "custom": "sets.custom",
+    "diml_outdoor": "sets.diml",
+    "kitti_eigen": "sets.kitti",
+    "kitti_official": "sets.kitti",
     "nyu_labelled": "sets.nyu",
     "nyu_sync": "sets.nyu",
+    "sunrgbd": "sets.sunrgbd",
 }
 
 

@@ -59,3 +59,44 @@ class NyuBorder:
         depth = sample.depth * 0
         depth[self.ROWS, self.COLUMNS] = inside
         return replace(sample, depth=depth)
+
+
+class BottomCentre:
+    """The window at the bottom and in the middle of an image: "kb crop" of the KITTI benchmark.
+
+    The scanner sees nothing above it, and images of different recording days get one size.
+
+    Args:
+        height: of the window, pixels.
+        width: of the window, pixels.
+
+    Raises:
+        ConfigError: a size below 1.
+    """
+
+    def __init__(self, height: int = 352, width: int = 1216) -> None:
+        if min(height, width) < 1:
+            raise ConfigError(
+                f"augment.border height={height}, width={width}: a window has at least one pixel"
+            )
+        self.height, self.width = height, width
+
+    def __call__(self, sample: RawSample) -> RawSample:
+        """Cut one sample; the principal point moves with the corner.
+
+        Raises:
+            DataError: the image is smaller than the window.
+        """
+        height, width = sample.image.shape[:2]
+        if height < self.height or width < self.width:
+            # OFFICIAL: a negative offset is an index from the other end there: 2 rows are left of a lower image.
+            raise DataError(
+                f"{sample.id}: {height}x{width} pixels are too few for the bottom-centre window of "
+                f"{self.height}x{self.width}: set augment.border=null, or a smaller augment.border.height and width"
+            )
+        top, left = height - self.height, (width - self.width) // 2
+        window = slice(top, height), slice(left, left + self.width)
+        intrinsics = sample.intrinsics.copy()
+        intrinsics[:2, 2] -= (left, top)
+        depth = None if sample.depth is None else sample.depth[window]
+        return replace(sample, image=sample.image[window], depth=depth, intrinsics=intrinsics)

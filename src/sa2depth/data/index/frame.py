@@ -54,7 +54,8 @@ def require_files(frames: Sequence[Frame], *, dataset: str, root: Path, advice: 
         DataError: with the number of missing files, the first names, the folder searched and the advice.
     """
     # OFFICIAL: the released loader skips an image whose ground truth is missing and evaluates the rest.
-    wanted = [path for frame in frames for path in frame.files]
+    # one calibration file belongs to many frames
+    wanted = list(dict.fromkeys(path for frame in frames for path in frame.files))
     missing = missing_files(wanted)
     if missing:
         names = "".join(f"\n  {_below(path, root)}" for path in missing[:_NAMES_SHOWN])

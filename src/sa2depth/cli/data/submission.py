@@ -1,0 +1,119 @@
+"""`sa2depth data write-submission` and `validate-submission`: results for KITTI's depth prediction server."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sa2depth.cli.friendly import complain
+from sa2depth.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from sa2depth.data.depth_files import DepthMap
+    from sa2depth.data.index.frame import Frame
+    from sa2depth.data.submission import SubmissionReport
+    from sa2depth.infer import Predictor
+
+
+def write_submission(
+    checkpoint: Annotated[
+        str, typer.Option("--checkpoint", "-c", metavar="FILE", help="Weights of any known format.")
+    ],
+    root: Annotated[
+        Path,
+        typer.Option(metavar="KITTI", help="Folder with depth_selection/test_depth_prediction_anonymous."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="ZIP", help="The zip to write.")] = Path(
+        "submission.zip"
+    ),
+    min_depth: Annotated[
+        float | None, typer.Option(help="Metres; only for released files, which lack it.")
+    ] = None,
+    max_depth: Annotated[
+        float | None, typer.Option(help="Metres; only for released files, which lack it.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    flip: Annotated[
+        bool,
+        typer.Option("--flip/--no-flip", help="Average with the mirrored image, as published numbers do."),
+    ] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace ZIP where it exists.")] = False,
+) -> None:
+    """Predict the 500 anonymous test images of KITTI, pack them for the server and check the zip."""
+    from rich.console import Console
+
+    if output.exists() and not force:
+        raise ConfigError(f"{output} exists: choose another name, or replace it with --force")
+
+    from sa2depth.data import submission
+    from sa2depth.data.index.kitti_official import official
+
+    listing = official(root, "test")
+    listing.require()
+
+    from sa2depth.infer import Predictor
+    from sa2depth.weights import load_model
+
+    model = load_model(checkpoint, min_depth=min_depth, max_depth=max_depth)
+    predictor = Predictor(
+        model,
+        device=device,
+        precision=precision,  # type: ignore[arg-type]  # the Predictor refuses others by name
+        flip=flip,
+    )
+    console = Console(stderr=True)
+    with _progress(console) as progress:
+        submission.write_submission(output, _predictions(predictor, listing.frames, progress))
+    _tell(_validated(output, console))
+
+
+def validate_submission(
+    archive: Annotated[Path, typer.Argument(metavar="ZIP", help="What you are about to send.")],
+) -> None:
+    """Check a submission for KITTI's depth prediction server; exit status 1 if it would be refused."""
+    from rich.console import Console
+
+    _tell(_validated(archive, Console(stderr=True)))
+
+
+def _predictions(
+    predictor: "Predictor", frames: "Sequence[Frame]", progress: "Progress"
+) -> "Iterator[tuple[int, DepthMap]]":
+    for number, frame in enumerate(progress.track(frames, description="predicting")):
+        yield number, predictor(frame.image, id=frame.id).depth
+
+
+def _validated(archive: Path, console: "Console") -> "SubmissionReport":
+    from sa2depth.data import submission
+
+    with _progress(console) as progress:
+        task = progress.add_task("checking", total=submission.COUNT)
+        return submission.validate_submission(archive, lambda done: progress.update(task, completed=done))
+
+
+def _tell(report: "SubmissionReport") -> None:
+    """Print every complaint and one verdict line; exit status 1 where there is an error."""
+    for error in report.errors:
+        complain(error)
+    for warning in report.warnings:
+        typer.secho(f"warning: {warning}", fg=typer.colors.YELLOW, err=True)
+    if not report.valid:
+        count = len(report.errors)
+        print(
+            f"{report.path}: not fit to send, {count} error{'s' if count > 1 else ''}; {report.images} images are right"
+        )
+        raise typer.Exit(1)
+    size = report.path.stat().st_size / 1e6
+    print(f"{report.path}: fit to send, {report.images} images, {size:.1f} MB")
+
+
+def _progress(console: "Console") -> "Progress":
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
