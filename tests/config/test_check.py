@@ -47,15 +47,19 @@ def test_every_experiment_composes_and_passes(experiment):
         check_config(compose("train", overrides=overrides), TRAIN_KEYS)
 
 
-@pytest.mark.parametrize("group", ["trainer", "logger", "debug", "schedule", "augment", "protocol", "model"])
+GROUPS = ["trainer", "logger", "debug", "schedule", "augment", "protocol", "model", "data"]
+MUST_BE_GIVEN = {"protocol=custom": ["protocol.max_depth=20"]}
+
+
+@pytest.mark.parametrize("group", GROUPS)
 def test_every_choice_of_a_group_composes_and_passes(group):
     for path in (conf_dir() / group).glob("*.yaml"):
         if path.stem in ("default", "assembly"):
             continue
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            cfg = compose(
-                "train", overrides=[f"{group}={path.stem}", "pretrained_encoder=null", "paths.output_dir=out"]
-            )
+            choice = f"{group}={path.stem}"
+            given = ["pretrained_encoder=null", "paths.output_dir=out", *MUST_BE_GIVEN.get(choice, [])]
+            cfg = compose("train", overrides=[choice, *given])
         check_config(cfg, TRAIN_KEYS)
 
 

@@ -1,8 +1,5 @@
-import json
 import logging
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -103,45 +100,3 @@ def test_wrong_shapes():
         metric.update(pred, depth[..., 1:], torch.arange(2))
     with pytest.raises(ShapeError, match=r"2 images, .* 1 ids"):
         metric.update(pred, depth, torch.arange(2), ["a"])
-
-
-WORKER = """
-import json, sys, torch, torch.distributed as dist
-from sa2depth.metrics import DepthMetrics, Protocol
-
-rank, folder, cases = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
-dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-pred, depth = torch.load(f"{folder}/maps.pt")
-metric = DepthMetrics(Protocol(name="open", version=1, min_depth=1e-3, max_depth=10.0))
-results = []
-for shares in cases:
-    for i in shares[rank]:
-        metric.update(pred[i : i + 1], depth[i : i + 1], torch.tensor([i]), ["image" * i])
-    results.append([metric.compute(), metric.table(), len(metric.rows)])
-    metric.reset()
-json.dump(results, open(f"{folder}/{rank}.json", "w"))
-dist.destroy_process_group()
-"""
-
-
-def test_two_processes_equal_one(tmp_path):
-    pred, depth = maps(5)
-    torch.save((pred, depth), tmp_path / "maps.pt")
-    cases = [[[4, 0, 2], [1, 3]], [[0, 1, 2, 3, 4], []]]  # unequal counts; a process without images
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(rank), str(tmp_path), json.dumps(cases)],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for worker in workers:
-        _, errors = worker.communicate(timeout=120)
-        assert worker.returncode == 0, errors
-    metric = DepthMetrics(OPEN)
-    metric.update(pred, depth, torch.arange(5), ["image" * i for i in range(5)])
-    for rank in range(2):
-        # the same numbers everywhere; each process keeps its own rows afterwards
-        expected = [[metric.compute(), metric.table(), len(shares[rank])] for shares in cases]
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected

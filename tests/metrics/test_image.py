@@ -45,6 +45,31 @@ def test_golden(row, protocol, as_torch):
     assert (nonfinite > 0) == ("kitti" not in row)
 
 
+@pytest.mark.parametrize("protocol", ["kitti_eigen_garg", "kitti_eigen_eigen"])
+@pytest.mark.parametrize("size", [(370, 1224), (376, 1241), (352, 1216)])
+def test_whole_images_are_cut_to_the_frame(protocol, size):
+    """The golden maps inside a larger image, with rubbish around them."""
+    pred, gt = golden_maps("kitti")
+    top, left = size[0] - 352, (size[1] - 1216) // 2
+    whole_pred, whole_gt = np.full(size, np.nan, np.float32), np.full(size, 3.0, np.float32)
+    for whole, part in ((whole_pred, pred), (whole_gt, gt)):
+        whole[top:, left : left + 1216] = part
+    assert evaluate_image(whole_pred, whole_gt, protocol) == evaluate_image(pred, gt, protocol)
+
+
+def test_images_smaller_than_the_frame():
+    with pytest.raises(ShapeError, match="the frame is 352x1216 pixels"):
+        evaluate_image(np.ones((350, 1242)), np.ones((350, 1242)), "kitti_eigen_garg")
+
+
+def test_garg_on_the_whole_image_is_another_score():
+    pred, gt = golden_maps("kitti")
+    full = evaluate_image(pred, gt, "kitti_eigen_garg_full")
+    assert full == evaluate_image(pred, gt, "kitti_eigen_garg")  # an image that is all frame
+    wide = [np.pad(side, ((23, 0), (13, 13)), mode="edge") for side in (pred, gt)]
+    assert evaluate_image(*wide, "kitti_eigen_garg_full")["pixels"] > full["pixels"]
+
+
 def plain_numpy(pred, gt, low, high):
     """Independent formula, straight from Eigen et al."""
     keep = [(p, g) for p, g in zip(pred.ravel().tolist(), gt.ravel().tolist(), strict=True) if low < g < high]
@@ -183,5 +208,7 @@ def test_every_protocol_field_that_scores_has_effect():
     reference = evaluate_image(pred, gt, base)
     from dataclasses import replace
 
-    for change in ({"min_depth": 1.0}, {"max_depth": 5.0}, {"crop": "none"}, {"clip_both_at": 4.0}):
+    changes = [{"min_depth": 1.0}, {"max_depth": 5.0}, {"crop": "none"}, {"clip_both_at": 4.0}]
+    changes += [{"metrics": ("abs_rel", "irmse")}, {"crop": "none", "frame": (100, 100)}]
+    for change in changes:
         assert evaluate_image(pred, gt, replace(base, **change)) != reference

@@ -6,18 +6,21 @@ The average is the mean of the per-image errors, as in the released ``eval.py`` 
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torchmetrics import Metric
 
 from sa2depth.errors import DataError, ShapeError
-from sa2depth.metrics.image import COUNTS, METRICS, image_row
-from sa2depth.metrics.protocol import Protocol, ProtocolLike, load_protocol
+from sa2depth.metrics.by_depth import SUMS_PER_RANGE, range_rows, range_sums
+from sa2depth.metrics.formulas import measure
+from sa2depth.metrics.image import COUNTS, score_pixels
+from sa2depth.metrics.protocol import Protocol
+from sa2depth.metrics.protocol_files import ProtocolLike, load_protocol
 
 _LOG = logging.getLogger(__name__)
-_COLUMNS = ("index", *METRICS, *COUNTS)
 _END = 0  # the byte that ends an id
 
 Row = dict[str, Any]
@@ -32,7 +35,7 @@ class DepthMetrics(Metric):
 
     Args:
         protocol: A ``Protocol``, or its name, file or mapping.
-        kwargs: Of ``torchmetrics.Metric``.
+        kwargs: Of ``torchmetrics.Metric``; results are always those of all processes.
 
     Raises:
         ConfigError: Unknown protocol.
@@ -45,8 +48,10 @@ class DepthMetrics(Metric):
     ids: list[torch.Tensor]
 
     def __init__(self, protocol: ProtocolLike, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**{**kwargs, "sync_on_compute": False})  # see `_gathered`
         self.protocol = load_protocol(protocol)
+        self._columns = ("index", *self.protocol.metrics, *COUNTS)
+        self._width = len(self._columns) + SUMS_PER_RANGE * max(len(self.protocol.depth_ranges) - 1, 0)
         self.add_state("rows", default=[], dist_reduce_fx="cat")
         self.add_state("ids", default=[], dist_reduce_fx="cat")
 
@@ -56,8 +61,8 @@ class DepthMetrics(Metric):
         """Score a batch.
 
         Args:
-            pred: ``(B,1,H,W)`` predicted metres.
-            depth: ``(B,1,H,W)`` ground truth in metres, 0 = not measured.
+            pred: ``(B,1,H,W)`` predicted metres, of whole images or of the protocol's frame.
+            depth: ``(B,1,H,W)`` ground truth in metres of the same size, 0 = not measured.
             index: ``(B,)`` place of each image in its data set.
             ids: B names for tables and messages; the index where not given.
 
@@ -76,7 +81,7 @@ class DepthMetrics(Metric):
             )
         if not len(pred):
             return
-        errors = torch.stack([image_row(p[0], d[0], self.protocol) for p, d in zip(pred, depth, strict=True)])
+        errors = torch.stack([self._row(p[0], d[0]) for p, d in zip(pred, depth, strict=True)])
         self.rows.append(torch.cat([index.to(errors)[:, None], errors], dim=1))
         encoded = b"".join(name.replace("\0", " ").encode() + bytes([_END]) for name in names)
         self.ids.append(torch.tensor(list(encoded), dtype=torch.uint8, device=errors.device))
@@ -87,33 +92,74 @@ class DepthMetrics(Metric):
         Raises:
             DataError: No image at all, none with a scored pixel, or an image scored twice.
         """
-        return aggregate(self._table(), self.protocol)
+        with self._gathered():
+            table = self._table()
+        return aggregate(table, self.protocol)
 
     def table(self) -> list[Row]:
         """Rows of all images of all processes, sorted by ``index``: call it on every process.
 
         Returns:
-            One dict an image: ``id``, ``index``, ``METRICS``, ``pixels``, ``nonfinite_pixels``.
+            One dict an image: ``id``, ``index``, the protocol's metrics, ``pixels``, ``nonfinite_pixels``.
 
         Raises:
             DataError: An image was scored twice.
         """
-        with self.sync_context(
-            dist_sync_fn=self.dist_sync_fn, distributed_available=self.distributed_available_fn
-        ):
+        with self._gathered():
             return self._table()
 
-    def _table(self) -> list[Row]:
-        rows, codes = (
-            torch.cat(state) if isinstance(state, list) and state else state
-            for state in (self.rows, self.ids)
+    def by_depth(self) -> list[Row]:
+        """Errors in each of the protocol's ``depth_ranges``, pooled over the pixels of all images.
+
+        Call it on every process.
+
+        Returns:
+            One dict an interval of true depth: ``from`` (included) and ``to`` (excluded) in metres,
+            ``pixels``, ``abs_rel``, ``rmse`` (metres), ``d1`` (share), ``bias`` (mean of prediction minus
+            truth, metres); NaN where there is no pixel. Empty if the protocol names no ranges.
+
+        Raises:
+            DataError: An image was scored twice.
+        """
+        with self._gathered():
+            self._table()  # refuses duplicates
+            rows = _joined(self.rows)
+        sums = [] if rows is None else rows[:, len(self._columns) :].tolist()
+        return range_rows(sums, self.protocol.depth_ranges)
+
+    def _row(self, pred: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
+        """Errors, counts and sums by depth of one ``(H,W)`` map: all columns but the index, float64."""
+        scored = score_pixels(pred, depth, self.protocol)
+        pixels = torch.tensor(len(scored.true_depth), device=scored.nonfinite.device)
+        return torch.cat(
+            [
+                measure(scored.errors, self.protocol.metrics),
+                torch.stack([pixels, scored.nonfinite]).double(),
+                range_sums(scored.errors, scored.true_depth, self.protocol.depth_ranges),
+            ]
         )
-        if not isinstance(rows, torch.Tensor) or not isinstance(codes, torch.Tensor):
+
+    @contextmanager
+    def _gathered(self) -> Iterator[None]:
+        """Inside, the states hold the rows of all processes.
+
+        ``torchmetrics``' own context leaves the states gathered when something inside it raises, and every
+        later question then fails with another error than the first.
+        """
+        self.sync(dist_sync_fn=self.dist_sync_fn, distributed_available=self.distributed_available_fn)
+        try:
+            yield
+        finally:
+            self.unsync(should_unsync=self._is_synced)
+
+    def _table(self) -> list[Row]:
+        rows, codes = _joined(self.rows), _joined(self.ids)
+        if rows is None or codes is None:
             return []
         names = bytes(codes.tolist()).split(bytes([_END]))[:-1]
         table: list[Row] = []
-        for values, name in zip(rows.tolist(), names, strict=True):
-            row: Row = {"id": name.decode(), **dict(zip(_COLUMNS, values, strict=True))}
+        for values, name in zip(rows[:, : len(self._columns)].tolist(), names, strict=True):
+            row: Row = {"id": name.decode(), **dict(zip(self._columns, values, strict=True))}
             for key in ("index", *COUNTS):
                 row[key] = int(row[key])
             table.append(row)
@@ -125,9 +171,16 @@ class DepthMetrics(Metric):
         # A process without images would offer torchmetrics' empty float32 vector, whose type and rank do not
         # match what the other processes gather.
         if not len(self.rows):
-            self.rows = [torch.empty(0, len(_COLUMNS), dtype=torch.float64, device=self.device)]
+            self.rows = [torch.empty(0, self._width, dtype=torch.float64, device=self.device)]
             self.ids = [torch.empty(0, dtype=torch.uint8, device=self.device)]
         super()._sync_dist(*args, **kwargs)
+
+
+def _joined(state: Any) -> torch.Tensor | None:
+    """A state in one piece, whether gathered already or not; None while empty."""
+    if isinstance(state, torch.Tensor):
+        return state
+    return torch.cat(state) if state else None
 
 
 def aggregate(rows: Sequence[Mapping[str, Any]], protocol: Protocol) -> dict[str, float]:
@@ -138,10 +191,10 @@ def aggregate(rows: Sequence[Mapping[str, Any]], protocol: Protocol) -> dict[str
 
     Args:
         rows: Results of ``evaluate_image``; ``id`` or ``index`` name the image where given.
-        protocol: Named in the messages.
+        protocol: Whose metrics are averaged; named in the messages.
 
     Returns:
-        ``METRICS``, ``images`` (those in the mean), ``empty_images``, ``nonfinite_images``,
+        The protocol's metrics, ``images`` (those in the mean), ``empty_images``, ``nonfinite_images``,
         ``nonfinite_pixels``.
 
     Raises:
@@ -170,7 +223,7 @@ def aggregate(rows: Sequence[Mapping[str, Any]], protocol: Protocol) -> dict[str
             "evaluation does (NaN as the smallest depth, infinity as the largest): %s",
             len(broken), len(rows), nonfinite_pixels, _some(broken),
         )  # fmt: skip
-    means = {key: math.fsum(row[key] for row in scored) / len(scored) for key in METRICS}
+    means = {key: math.fsum(row[key] for row in scored) / len(scored) for key in protocol.metrics}
     return {
         **means,
         "images": len(scored),

@@ -1,11 +1,10 @@
-"""The nine depth errors of one image, in float64 under a protocol (Eigen et al. 2014).
+"""The depth errors of one image, in float64 under a protocol (Eigen et al. 2014).
 
 Counterpart of ``compute_errors`` and the loop of ``eval.py`` in the released code, and equal to them on
 finite input.
 """
 
-import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,9 +12,11 @@ from numpy.typing import NDArray
 
 from sa2depth.errors import ShapeError
 from sa2depth.masks import valid_mask
-from sa2depth.metrics.protocol import Protocol, ProtocolLike, load_protocol
+from sa2depth.metrics.formulas import Errors, measure
+from sa2depth.metrics.input_size import cut_frame
+from sa2depth.metrics.protocol import Protocol
+from sa2depth.metrics.protocol_files import ProtocolLike, load_protocol
 
-METRICS = ("silog", "abs_rel", "log10", "rmse", "sq_rel", "log_rmse", "d1", "d2", "d3")
 COUNTS = ("pixels", "nonfinite_pixels")
 
 
@@ -25,36 +26,55 @@ def evaluate_image(
     """Errors of one predicted depth map.
 
     Args:
-        pred: ``(H,W)`` predicted metres (leading axes of length 1 are fine), NumPy or torch, floating.
+        pred: ``(H,W)`` predicted metres (leading axes of length 1 are fine), NumPy or torch, floating; of the
+            whole image or of the protocol's frame.
         gt: Ground truth in metres of the same size, 0 where not measured.
         protocol: A ``Protocol``, or its name, file or mapping.
 
     Returns:
-        ``METRICS`` (``silog`` times 100, ``rmse`` in metres, the thresholds ``d1..d3`` as shares in [0, 1]),
-        ``pixels``, the number of scored pixels, and ``nonfinite_pixels``, the number of NaN and infinite
-        predictions anywhere in the frame. Without a scored pixel the errors are NaN and ``pixels`` is 0.
+        The protocol's ``metrics`` (units: ``sa2depth.metrics.formulas.measure``), ``pixels``, the number of
+        scored pixels, and ``nonfinite_pixels``, the number of NaN and infinite predictions anywhere in the
+        frame. Without a scored pixel the errors are NaN and ``pixels`` is 0.
 
     Raises:
-        ShapeError: The sizes differ, are not one image, do not fit the protocol's crop, or are not floating.
+        ShapeError: The sizes differ, are not one image, do not fit the protocol's frame or crop, or are not
+            floating.
         ConfigError: Unknown protocol.
     """
-    row = image_row(_as_map(pred, "pred"), _as_map(gt, "gt"), load_protocol(protocol))
-    return dict(zip((*METRICS, *COUNTS), row.tolist(), strict=True))
+    protocol = load_protocol(protocol)
+    scored = score_pixels(_as_map(pred, "pred"), _as_map(gt, "gt"), protocol)
+    values = measure(scored.errors, protocol.metrics).tolist()
+    counts = (float(len(scored.true_depth)), float(scored.nonfinite))
+    return dict(zip((*protocol.metrics, *COUNTS), (*values, *counts), strict=True))
 
 
-def image_row(pred: torch.Tensor, gt: torch.Tensor, protocol: Protocol) -> torch.Tensor:
-    """``evaluate_image`` on tensors.
+class ScoredPixels(NamedTuple):
+    """The pixels of one image that count.
+
+    Attributes:
+        errors: Of prediction and truth as they are scored: repaired, clamped, clipped.
+        true_depth: ``(n,)`` metres as measured, float64, before any clipping.
+        nonfinite: ``()`` number of NaN and infinite predictions anywhere in the frame.
+    """
+
+    errors: Errors
+    true_depth: torch.Tensor
+    nonfinite: torch.Tensor
+
+
+def score_pixels(pred: torch.Tensor, gt: torch.Tensor, protocol: Protocol) -> ScoredPixels:
+    """What of a prediction is scored, under a protocol.
 
     Args:
-        pred: ``(H,W)`` floating, metres.
-        gt: ``(H,W)`` floating, metres.
+        pred: ``(H,W)`` floating, metres; the whole image or the protocol's frame.
+        gt: The same.
         protocol: What to score and how.
 
     Returns:
-        ``(11,)`` float64 on the device of ``pred``: ``METRICS``, ``pixels``, ``nonfinite_pixels``.
+        Scored pixels, float64, on the device of ``pred`` (on the CPU if that has no float64).
 
     Raises:
-        ShapeError: The sizes differ or do not fit the protocol's crop.
+        ShapeError: The sizes differ or do not fit the protocol.
     """
     if pred.shape != gt.shape:
         raise ShapeError(
@@ -64,7 +84,7 @@ def image_row(pred: torch.Tensor, gt: torch.Tensor, protocol: Protocol) -> torch
     pred, gt = pred.detach(), gt.detach()
     if pred.device.type == "mps":  # has no float64
         pred, gt = pred.cpu(), gt.cpu()
-    gt = gt.to(pred.device)
+    pred, gt = cut_frame(pred, protocol), cut_frame(gt.to(pred.device), protocol)
     nonfinite = (~torch.isfinite(pred)).sum()
 
     top, bottom, left, right = protocol.crop_box(*gt.shape)
@@ -77,31 +97,9 @@ def image_row(pred: torch.Tensor, gt: torch.Tensor, protocol: Protocol) -> torch
         guess, nan=protocol.min_depth, posinf=protocol.max_depth, neginf=protocol.min_depth
     )
     guess = guess.clamp(protocol.min_depth, protocol.max_depth)
-    if protocol.clip_both_at is not None:
-        truth, guess = truth.clamp(max=protocol.clip_both_at), guess.clamp(max=protocol.clip_both_at)
-    counts = torch.stack([valid.sum(), nonfinite]).double()
-    return torch.cat([_errors(guess, truth), counts])
-
-
-def _errors(guess: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """``(9,)`` errors as in ``METRICS`` of ``(n,)`` positive depths; the mean of nothing is NaN."""
-    log_error = guess.log() - truth.log()
-    error = guess - truth
-    ratio = torch.maximum(guess / truth, truth / guess)
-    mean_log = log_error.mean()
-    return torch.stack(
-        [
-            # OFFICIAL: sqrt(mean(e^2) - mean(e)^2), which rounds below zero on exactly scaled predictions
-            # (NaN in the released float32 code); the same number as a mean of squares cannot.
-            100.0 * (log_error - mean_log).square().mean().sqrt(),
-            (error.abs() / truth).mean(),
-            log_error.abs().mean() / math.log(10.0),
-            error.square().mean().sqrt(),
-            (error.square() / truth).mean(),
-            log_error.square().mean().sqrt(),
-            *((ratio < 1.25**power).double().mean() for power in (1, 2, 3)),
-        ]
-    )
+    if (clip := protocol.clip_both_at) is None:
+        return ScoredPixels(Errors(guess, truth), truth, nonfinite)
+    return ScoredPixels(Errors(guess.clamp(max=clip), truth.clamp(max=clip)), truth, nonfinite)
 
 
 def _as_map(values: torch.Tensor | NDArray[Any], name: str) -> torch.Tensor:

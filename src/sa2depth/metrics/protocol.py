@@ -1,20 +1,14 @@
-"""What a depth score means: range, crop and clamping of an evaluation, under a name and a version.
+"""What a depth score means: frame, range, crop and clamping of an evaluation, under a name and a version.
 
-The shipped protocols are ``conf/protocol/*.yaml``; their numbers follow the released evaluation scripts.
+The shipped protocols are ``conf/protocol/*.yaml``; their numbers follow the released evaluation scripts and,
+for ``kitti_official``, the benchmark's development kit.
 """
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
-
-from sa2depth.errors import ConfigError, DataError, ShapeError, nearest
-from sa2depth.resources import conf_dir
+from sa2depth.errors import DataError, ShapeError
+from sa2depth.metrics.formulas import METRICS
+from sa2depth.metrics.protocol_fields import KINDS, check_fields
 
 # Fractions of height (top, bottom) and width (left, right), from Garg et al. (2016) and Eigen et al. (2014).
 _FRACTIONS = {
@@ -24,12 +18,17 @@ _FRACTIONS = {
 # Eigen's crop of NYU v2 in pixels; it means something on a 480x640 frame only.
 _NYU_FRAME = (480, 640)
 _NYU_BOX = (45, 471, 41, 601)
-CROPS = ("none", "nyu_eigen", *_FRACTIONS)
+
+Box = tuple[int, int, int, int]
+"""``(top, bottom, left, right)`` in pixels, bottom and right excluded."""
 
 
 @dataclass(frozen=True)
 class Protocol:
     """An evaluation protocol. Frozen: a score belongs to exactly one.
+
+    An image and its truth are cut to ``frame``; the network sees that frame as ``input`` says; its prediction
+    comes back to the frame; of it ``crop`` is scored. Truth is cut, never resampled.
 
     Attributes:
         name: Unique name, written into every result.
@@ -38,18 +37,27 @@ class Protocol:
             it.
         max_depth: Upper limit in metres: ground truth at or above it is not scored, predictions are lowered
             to it.
-        crop: ``none``, ``nyu_eigen`` (rows 45-470, columns 41-600 of 480x640), ``garg`` or ``kitti_eigen``
-            (fractions of the frame).
+        crop: ``none``, ``nyu_eigen`` (rows 45-470, columns 41-600 of 480x640, no other frame), ``nyu_pixels``
+            (the same pixels of any frame, cut to it), ``garg`` or ``kitti_eigen`` (fractions of the frame).
         clip_both_at: Metres at which prediction *and* ground truth are clipped before scoring (SUN RGB-D: 8),
             or None. Pixels that saturate in both count as perfect.
-        expected_images: Number of images of the full test split, or None where there is none;
-            ``check_images`` fails on any other count.
-        flip: Whether the prediction is averaged with the one on the mirrored image (``flip_average``); read
-            by the code that runs the model.
+        expected_images: Number of images with ground truth of the full test split, or None where there is
+            none; ``check_images`` fails on any other count.
+        images_without_truth: How many images of the full split have no ground truth and are left out.
+        frame: ``(height, width)`` of the bottom-centre window to which image and truth are cut before
+            anything else, or None for the whole image.
+        input: What the network sees of the frame (``prepare_input``): ``as_is``, ``pad``, ``resize``,
+            ``max_side`` or ``bottom_centre``.
+        input_size: ``(height, width)`` in pixels of ``resize`` and ``bottom_centre``.
+        max_side: Longest side in pixels of ``max_side``.
+        metrics: Names of the errors that are reported, in this order, out of ``KNOWN_METRICS``.
+        depth_ranges: Edges in metres, rising; errors are also pooled over the pixels of each interval of true
+            depth (``DepthMetrics.by_depth``). Empty: they are not.
+        flip: Whether the prediction is averaged with the one on the mirrored image (``flip_average``).
         description: One sentence for people, copied into the results.
 
     Raises:
-        ConfigError: A value is out of its range.
+        ConfigError: A value is out of its range, or two contradict each other.
     """
 
     name: str
@@ -59,150 +67,175 @@ class Protocol:
     crop: str = "none"
     clip_both_at: float | None = None
     expected_images: int | None = None
+    images_without_truth: int = 0
+    frame: tuple[int, int] | None = None
+    input: str = "as_is"
+    input_size: tuple[int, int] | None = None
+    max_side: int | None = None
+    metrics: tuple[str, ...] = METRICS
+    depth_ranges: tuple[float, ...] = ()
     flip: bool = False
     description: str = ""
 
     def __post_init__(self) -> None:
-        for key, kind in _KINDS.items():
-            value = getattr(self, key)
-            if not kind.accepts(value):
-                raise ConfigError(f"protocol '{self.name}': {key} must be {kind.words}, not {value!r}")
-        if not self.min_depth < self.max_depth:
-            raise ConfigError(
-                f"protocol '{self.name}': min_depth {self.min_depth} must be below max_depth {self.max_depth}"
-            )
-        if self.clip_both_at is not None and self.clip_both_at <= self.min_depth:
-            raise ConfigError(
-                f"protocol '{self.name}': clip_both_at must be above min_depth {self.min_depth}"
-            )
-        if self.crop not in CROPS:
-            raise ConfigError(
-                f"protocol '{self.name}': unknown crop '{self.crop}'; {nearest(self.crop, CROPS)}"
-            )
+        for key in ("frame", "input_size", "metrics", "depth_ranges"):
+            if isinstance(getattr(self, key), list):  # as YAML has them
+                object.__setattr__(self, key, tuple(getattr(self, key)))
+        check_fields({key: getattr(self, key) for key in KINDS}, self.name)
 
-    def crop_box(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """What is scored: ``(top, bottom, left, right)`` in pixels, bottom and right excluded.
+    def frame_box(self, height: int, width: int) -> Box:
+        """Where the frame lies in an image of ``height`` x ``width`` pixels.
+
+        The bottom-centre window of the KITTI benchmark's own cropping: rows from ``height - h``, columns from
+        ``int((width - w) / 2)``.
 
         Raises:
-            ShapeError: The crop is defined for another frame size than ``height`` x ``width``.
+            ShapeError: The image is smaller than the frame.
         """
-        if self.crop == "none":
+        if self.frame is None:
             return 0, height, 0, width
-        if self.crop == "nyu_eigen":
-            # OFFICIAL: the released scripts put this pixel box onto frames of any size.
-            if (height, width) != _NYU_FRAME:
-                raise ShapeError(
-                    f"protocol '{self.name}': the crop nyu_eigen is defined on 480x640 frames, not on "
-                    f"{height}x{width}: bring both to that frame or use another protocol"
-                )
-            return _NYU_BOX
-        top, bottom, left, right = _FRACTIONS[self.crop]
-        return int(top * height), int(bottom * height), int(left * width), int(right * width)
+        return _bottom_centre(height, width, self.frame, f"protocol '{self.name}': the frame")
 
-    def check_images(self, found: int) -> None:
+    def input_box(self, height: int, width: int) -> Box:
+        """Which part of a *frame* of ``height`` x ``width`` pixels the network sees: all, but for bottom_centre.
+
+        Raises:
+            ShapeError: The frame is smaller than the window, or the crop is not inside it: the network would
+                be scored on what it has not seen.
+        """
+        if self.input != "bottom_centre" or self.input_size is None:
+            return 0, height, 0, width
+        where = f"protocol '{self.name}': the network's window"
+        top, bottom, left, right = window = _bottom_centre(height, width, self.input_size, where)
+        box = self._crop_box(height, width)
+        if box[0] < top or box[1] > bottom or box[2] < left or box[3] > right:
+            raise ShapeError(
+                f"{where} {_words(window)} of a {height}x{width} frame does not hold the scored box "
+                f"{_words(box)}: enlarge input_size, or use another crop or input policy"
+            )
+        return window
+
+    def crop_box(self, height: int, width: int) -> Box:
+        """What is scored of an image, in its own pixels: ``(top, bottom, left, right)``.
+
+        Args:
+            height: Of the image in pixels; whole, or already cut to the protocol's frame.
+            width: The same.
+
+        Raises:
+            ShapeError: The image is smaller than the frame, or the crop is defined on another frame.
+        """
+        top, bottom, left, right = self.frame_box(height, width)
+        box = self._crop_box(bottom - top, right - left)
+        return top + box[0], top + box[1], left + box[2], left + box[3]
+
+    def check_images(self, found: int, without_truth: int = 0) -> None:
         """Refuse to call a partial evaluation by this protocol's name.
 
+        Where ``expected_images`` is None (partial runs), images without truth may be fewer than the protocol
+        says, never more.
+
+        Args:
+            found: Images that are to be scored: those with ground truth.
+            without_truth: Images of the split that are left out because they have none.
+
         Raises:
-            DataError: The full split has another number of images.
+            DataError: There is no image, or the full split has another number of either.
         """
+        if found < 1:
+            raise DataError(
+                f"protocol '{self.name}': no image to evaluate; check the data folder and the split"
+            )
         if self.expected_images is not None and found != self.expected_images:
             raise DataError(
                 f"protocol '{self.name}' has {self.expected_images} images, but {found} were evaluated: "
                 "check the data folder and the split, or set protocol.expected_images=null for a partial run"
             )
+        partial = self.expected_images is None and without_truth < self.images_without_truth
+        if without_truth != self.images_without_truth and not partial:
+            raise DataError(
+                f"protocol '{self.name}' has {self.images_without_truth} images without ground truth, but "
+                f"{without_truth} were found: complete the data set, or, if they really have none, say so with "
+                f"protocol.images_without_truth={without_truth}"
+            )
+
+    def describe(self, frame: tuple[int, int] | None = None) -> list[str]:
+        """The protocol in words, one line a fact, for the screen and for reports.
+
+        Args:
+            frame: ``(height, width)`` of the images in pixels, for the crop box; None where they differ.
+
+        Raises:
+            ShapeError: The protocol does not fit images of that size.
+        """
+        size = frame or self.frame or (_NYU_FRAME if self.crop == "nyu_eigen" else None)
+        clip = "" if self.clip_both_at is None else f", both clipped at {self.clip_both_at:g} m"
+        count = "any number" if self.expected_images is None else f"{self.expected_images:,}"
+        missing = f", {self.images_without_truth} more without truth" if self.images_without_truth else ""
+        lines = [
+            f"protocol: {self.name} v{self.version}: {self.description}".rstrip(": "),
+            f"images: {count}{missing}",
+            f"frame: {self._frame_words()}",
+            f"input: {self._input_words()}",
+            f"crop: {self.crop}"
+            + ("" if size is None else f", {_words(self.crop_box(*size))} of {_by(size)}"),
+            f"depth: {self.min_depth:g}-{self.max_depth:g} m, limits excluded{clip}",
+            f"flip averaging: {'yes' if self.flip else 'no'}",
+            f"metrics: {', '.join(self.metrics)}; mean of per-image errors",
+        ]
+        if self.depth_ranges:
+            lines.append(f"also by true depth: {', '.join(f'{edge:g}' for edge in self.depth_ranges)} m")
+        return lines
+
+    def _crop_box(self, height: int, width: int) -> Box:
+        """The scored box in pixels of a frame of that size."""
+        if self.crop == "none":
+            return 0, height, 0, width
+        if self.crop in _FRACTIONS:
+            top, bottom, left, right = _FRACTIONS[self.crop]
+            return int(top * height), int(bottom * height), int(left * width), int(right * width)
+        # OFFICIAL: the released scripts put this pixel box onto frames of any size; only `nyu_pixels` does.
+        if self.crop == "nyu_eigen" and (height, width) != _NYU_FRAME:
+            raise ShapeError(
+                f"protocol '{self.name}': the crop nyu_eigen is defined on 480x640 frames, not on "
+                f"{height}x{width}: bring both to that frame or use another protocol"
+            )
+        top, bottom, left, right = _NYU_BOX
+        if height <= top or width <= left:
+            raise ShapeError(
+                f"protocol '{self.name}': of a {height}x{width} frame nothing is left by the crop "
+                f"{self.crop}, {_words(_NYU_BOX)}"
+            )
+        return top, min(bottom, height), left, min(right, width)
+
+    def _frame_words(self) -> str:
+        return "whole image" if self.frame is None else f"bottom-centre {_by(self.frame)} of the image"
+
+    def _input_words(self) -> str:
+        size = "" if self.input_size is None else _by(self.input_size)
+        return {
+            "as_is": "the frame as it is",
+            "pad": "the frame, mirrored at the right and the bottom up to the next multiple of 32",
+            "resize": f"the frame resized to {size}, the prediction resized back (bilinear)",
+            "max_side": f"the frame shrunk to at most {self.max_side} pixels, the prediction resized back "
+            "(bilinear)",
+            "bottom_centre": f"bottom-centre {size} of the frame",
+        }[self.input]
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """What a field accepts, and how to say it."""
-
-    words: str
-    number: bool = False
-    whole: bool = False
-    optional: bool = False
-    types: tuple[type, ...] = (str,)
-    above: float = -math.inf
-
-    def accepts(self, value: object) -> bool:
-        if value is None:
-            return self.optional
-        if not self.number:
-            return isinstance(value, self.types)
-        if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
-            return False
-        return math.isfinite(value) and value > self.above
+def _bottom_centre(height: int, width: int, size: tuple[int, int], what: str) -> Box:
+    if height < size[0] or width < size[1]:
+        raise ShapeError(
+            f"{what} is {_by(size)} pixels (height x width), but an image has {height}x{width}: check the data "
+            "set, or use a protocol for smaller images"
+        )
+    top, left = height - size[0], (width - size[1]) // 2
+    return top, top + size[0], left, left + size[1]
 
 
-_KINDS = {
-    "name": _Kind("a text"),
-    "version": _Kind("a whole number from 1", number=True, whole=True, above=0),
-    # 0 would make log(min_depth) infinite for every prediction that is clamped to it
-    "min_depth": _Kind("a positive number of metres", number=True, above=0),
-    "max_depth": _Kind("a positive number of metres", number=True, above=0),
-    "crop": _Kind("a text"),
-    "clip_both_at": _Kind("a positive number of metres or null", number=True, above=0, optional=True),
-    "expected_images": _Kind(
-        "a positive whole number or null", number=True, whole=True, above=0, optional=True
-    ),
-    "flip": _Kind("true or false", types=(bool,)),
-    "description": _Kind("a text"),
-}
+def _words(box: Box) -> str:
+    return f"rows {box[0]}-{box[1] - 1}, columns {box[2]}-{box[3] - 1}"
 
 
-ProtocolLike = str | Path | Mapping[str, Any] | DictConfig | Protocol
-
-
-def load_protocol(source: ProtocolLike) -> Protocol:
-    """Protocol by name, from a YAML file, or from the node Hydra composed out of ``conf/protocol``.
-
-    Args:
-        source: Name of a file in ``conf/protocol``, path of a ``.yaml`` file, a mapping of the fields, or a
-            ``Protocol``, which is returned as it is. A mapping that bears the name of a shipped protocol but
-            differs from it (``protocol.max_depth=5`` on the command line) gets a name that says so.
-
-    Raises:
-        ConfigError: Unknown name or key (with the nearest known ones), a missing key or a bad value.
-    """
-    if isinstance(source, Protocol):
-        return source
-    if isinstance(source, (Mapping, DictConfig)):
-        return _honest(_from_mapping(source, "the protocol's configuration"))
-    path = Path(source)
-    if path.suffix not in (".yaml", ".yml"):
-        path = conf_dir() / "protocol" / f"{source}.yaml"
-    if not path.is_file():
-        known = sorted(file.stem for file in (conf_dir() / "protocol").glob("*.yaml"))
-        raise ConfigError(f"there is no protocol '{source}'; {nearest(Path(source).stem, known)}")
-    try:
-        node = OmegaConf.load(path)
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not readable YAML: {error}") from error
-    if not isinstance(node, DictConfig):
-        raise ConfigError(f"{path} must hold a mapping of protocol fields")
-    return _from_mapping(node, str(path))
-
-
-def _from_mapping(node: Mapping[str, Any] | DictConfig, where: str) -> Protocol:
-    try:
-        values: Any = node
-        if isinstance(node, DictConfig):
-            values = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{where}: {error}") from error
-    known = [field.name for field in fields(Protocol)]
-    for key in values:
-        if key not in known:
-            raise ConfigError(f"{where}: unknown key '{key}'; {nearest(str(key), known)}")
-    missing = [key for key in ("name", "version", "min_depth", "max_depth") if key not in values]
-    if missing:
-        raise ConfigError(f"{where}: missing {', '.join(missing)}")
-    return Protocol(**{str(key): value for key, value in values.items()})
-
-
-def _honest(protocol: Protocol) -> Protocol:
-    """The protocol, renamed if it was changed under a shipped name: its scores are not that protocol's."""
-    if not (conf_dir() / "protocol" / f"{protocol.name}.yaml").is_file():
-        return protocol
-    shipped = load_protocol(protocol.name)
-    changed = [key for key in _KINDS if getattr(protocol, key) != getattr(shipped, key)]
-    return replace(protocol, name=f"{protocol.name} (changed: {', '.join(changed)})") if changed else protocol
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
