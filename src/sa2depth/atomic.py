@@ -6,9 +6,12 @@ half-way leaves the old file, or none, never half of one.
 
 import contextlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
+
+TEMPORARY = r"\.(?P<stem>.+)-[0-9a-f]{16}(?P<suffix>\.[^.]*)?"
+"""Pattern of the temporary names: what a killed run leaves."""
 
 
 @contextlib.contextmanager
@@ -29,15 +32,12 @@ def atomic_path(destination: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(destination)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem[:40]}-", suffix=target.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = target.with_name(f".{target.stem[:40]}-{secrets.token_hex(8)}{target.suffix}")
+    # Not tempfile's: its files can be read by their owner only, and asking for the umask means changing it for a
+    # moment, for all threads.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temporary
-        # mkstemp makes files that only their owner may read; give what an ordinary open() would have given.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -29,7 +29,8 @@ _SYNC_ADVICE = (
 )
 _LABELLED_ADVICE = (
     "Expected official_splits/{train,test}/SCENE/rgb_00000.jpg and sync_depth_00000.png. "
-    "BTS's extraction script makes them from nyu_depth_v2_labeled.mat of the data set's page.\n"
+    "Make them from nyu_depth_v2_labeled.mat of the data set's page:\n"
+    "sa2depth data prepare nyu_labelled --from nyu_depth_v2_labeled.mat --root ROOT\n"
     "Set paths.data_dir (its folder 'nyu' is searched) or data.train.root."
 )
 

@@ -1,0 +1,191 @@
+"""`sa2depth data prepare`: from the archives or folders a user has to the tree that the package reads."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sa2depth.cli.friendly import complain
+from sa2depth.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sa2depth.data.prepare import Outcome, Plan, Recipe, SplitState
+    from sa2depth.data.prepare.plan import Step
+
+_SHOWN = 5
+
+
+def prepare(
+    dataset: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATASET",
+            help="nyu_labelled, nyu_sync, kitti_eigen, kitti_official, sunrgbd or diml_outdoor.",
+        ),
+    ],
+    root: Annotated[
+        Path, typer.Option("--root", metavar="DIR", help="Folder of the tree, e.g. datasets/kitti.")
+    ],
+    sources: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--from", metavar="PATH", help="Archive, folder or .mat file; give it as often as needed."
+        ),
+    ] = None,
+    copy: Annotated[
+        bool, typer.Option("--copy", help="Copy the files of folders instead of linking to them.")
+    ] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All frames of the archives, not only those of the split lists.")
+    ] = False,
+    velodyne: Annotated[bool, typer.Option("--velodyne", help="KITTI: the laser scans as well.")] = False,
+    depth: Annotated[
+        str | None,
+        typer.Option(metavar="raw|filled", help="NYU .mat: measured (default) or in-painted depth."),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare the contents of files that are there already.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads; as many as cores, at most 8, by default.")
+    ] = None,
+) -> None:
+    """Bring a data set into the layout that training and evaluation expect.
+
+    Links by default, extracts from archives member by member, may be stopped at any moment and continues when it is
+    run again. Exit status: 0 complete, 1 something is still missing, 2 the command or a source is at fault.
+    """
+    from rich.console import Console
+
+    from sa2depth.data.prepare import make_plan, make_recipe, what_is_missing
+    from sa2depth.data.prepare.sources import open_sources
+
+    recipe = make_recipe(dataset, root, everything=everything, velodyne=velodyne, depth=depth)
+    if not sources:
+        raise ConfigError(f"say with --from what to prepare {recipe.title} from: {recipe.archives}")
+    console = Console(stderr=True)
+    with console.status("looking at the sources and the tree"):
+        opened = open_sources(sources, recipe)
+        if depth and not any(source.path.suffix.lower() == ".mat" for source in opened):
+            raise ConfigError("--depth chooses between the depths of a .mat file, and no such file was given")
+        plan = make_plan(recipe, opened, copy=copy)
+    _show_plan(plan, recipe)
+    if not any(count for _, count in plan.found) and not recipe.enough(what_is_missing(recipe)):
+        raise DataError(f"nothing of {recipe.title} was found in these sources. Expected {recipe.archives}")
+    plan.require_space()
+    outcome = None
+    if not dry_run:
+        outcome = _carry_out(plan, workers, verify, console)
+        _show_outcome(outcome)
+    _give_verdict(recipe, what_is_missing(recipe, plan.targets if dry_run else ()), outcome)
+
+
+def _show_plan(plan: "Plan", recipe: "Recipe") -> None:
+    """Sources, counts and bytes."""
+    from sa2depth.data.prepare.plan import State
+
+    print(f"{recipe.title} below {plan.root}")
+    for source, count in plan.found:
+        print(f"  {source.path}: {source.kind}, {count:,} files of this data set")
+    to_do = plan.to_do
+    links = sum(step.link for step in to_do)
+    states = plan.states
+    rows = [
+        (
+            f"{len(to_do) - links:,} files to write, about {plan.bytes_needed() / 1e6:,.1f} MB",
+            len(to_do) - links,
+        ),
+        (f"{links:,} links to make", links),
+        (f"{states[State.WHOLE]:,} files are there already", states[State.WHOLE]),
+        (
+            f"{states[State.DIFFERS]:,} of them replace a file or link with other contents",
+            states[State.DIFFERS],
+        ),
+        (f"{states[State.DANGLING]:,} of them replace links that lead nowhere", states[State.DANGLING]),
+        (f"{plan.twice:,} files are in more than one source; the first is used", plan.twice),
+        (f"{len(plan.leftovers):,} unfinished files of a run that was stopped are removed", plan.leftovers),
+        (f"{len(plan.dangling):,} files of the sources are links that lead nowhere", plan.dangling),
+    ]
+    for text, wanted in rows:
+        if wanted:
+            print(f"  {text}")
+
+
+def _carry_out(plan: "Plan", workers: int | None, verify: bool, console: "Console") -> "Outcome":
+    """Execute with a progress bar of bytes and files."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from sa2depth.data.prepare import execute
+    from sa2depth.data.prepare.engine import work
+
+    steps = work(plan, verify=verify)
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        # A link counts as one byte: where there is nothing else, the bar moves all the same.
+        task = progress.add_task("preparing", total=sum(_weight(step) for step in steps))
+        try:
+            return execute(
+                plan,
+                workers=workers,
+                verify=verify,
+                tick=lambda step: progress.update(task, advance=_weight(step)),
+            )
+        except KeyboardInterrupt:
+            complain("stopped; every file that is there is whole. The same command continues")
+            raise typer.Exit(130) from None
+
+
+def _weight(step: "Step") -> int:
+    return 1 if step.link else step.member.size
+
+
+def _show_outcome(outcome: "Outcome") -> None:
+    counts = {
+        "written": outcome.written,
+        "links made": outcome.linked,
+        "compared and right": outcome.verified,
+        "compared, wrong and written again": outcome.repaired,
+    }
+    print(
+        "done: "
+        + (", ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "nothing to do")
+    )
+    for failure in outcome.failures[:_SHOWN]:
+        complain(failure)
+    if len(outcome.failures) > _SHOWN:
+        complain(f"and {len(outcome.failures) - _SHOWN:,} more files could not be read from their sources")
+
+
+def _give_verdict(recipe: "Recipe", states: "Sequence[SplitState]", outcome: "Outcome | None") -> None:
+    """One line a split, one line for all, and the exit status."""
+    origins: Counter[str] = Counter()
+    for state in states:
+        if state.later:
+            print(f"  {state.title}: a split is what will be found in the tree; nothing to compare with yet")
+        elif state.problem:
+            print(f"  {state.problem}")
+        elif state.complete:
+            print(f"  {state.title}: complete, {state.frames:,} images")
+        else:
+            origins += state.origins
+            print(f"  {state.title}: {len(state.missing):,} of {state.files:,} files are missing")
+            for path in state.missing[:_SHOWN]:
+                print(f"    {path}")
+    failed = outcome is not None and bool(outcome.failures)
+    enough = recipe.enough(states) and not failed
+    if enough:
+        ready = "; ".join(state.title for state in states if state.complete)
+        print(f"{'WOULD BE COMPLETE' if outcome is None else 'COMPLETE'}: {ready}")
+        return
+    names = [f"{name} ({count:,} files)" for name, count in origins.most_common(_SHOWN)]
+    more = f" and {len(origins) - _SHOWN:,} more archives" if len(origins) > _SHOWN else ""
+    needed = f"still needed: {', '.join(names)}{more}" if names else f"needed: {recipe.archives}"
+    if failed:
+        needed = "some sources are damaged, see above" + (f"; {needed}" if names else "")
+    print(f"{'WOULD BE INCOMPLETE' if outcome is None else 'INCOMPLETE'}: {needed}")
+    raise typer.Exit(1)
