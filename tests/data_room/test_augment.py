@@ -1,5 +1,6 @@
 import os
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -206,6 +207,14 @@ def test_to_float():
     assert to_float(np.array([[[0.5]]], np.float64)).dtype == np.float32
 
 
+@pytest.mark.parametrize("shape", [(5, 7, 3), (1, 9, 3), (6, 1, 3), (4, 4, 1)])
+def test_to_float_is_a_division_and_lies_channel_by_channel(shape):
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    result = to_float(image[:, ::-1])
+    assert np.array_equal(result, image[:, ::-1].astype(np.float32) / np.float32(255))
+    assert result.transpose(2, 0, 1).flags.c_contiguous
+
+
 def test_nyu_border_masks_depth_alone(raw_sample):
     sample = raw_sample(480, 640)
     result = NyuBorder("mask")(sample)
@@ -238,6 +247,18 @@ def test_a_sample_without_depth_is_augmented_too(raw_sample):
     result = full(raw_sample(depth=False))
     assert result.depth is None
     assert result.image.shape == (20, 30, 3)
+
+
+def test_a_camera_that_nobody_knows_stays_unknown(raw_sample):
+    known = raw_sample()
+    unknown = replace(known, intrinsics=np.array([[np.nan] * 3, [np.nan] * 3, [0.0, 0.0, 1.0]]))
+    for place in range(5):
+        options = {"rotation": 5, "crop": [20, 30], "horizontal_flip": 0.5, "cut_flip": 0.5}
+        one, two = apply(options, known, place), apply(options, unknown, place)
+        assert np.array_equal(one.image, two.image)
+        assert np.array_equal(one.depth, two.depth)
+        assert np.isnan(two.intrinsics[:2]).all()
+        assert np.isfinite(one.intrinsics).all()
 
 
 def test_same_stream_same_result_and_survives_pickling(raw_sample):

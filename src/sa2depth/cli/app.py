@@ -5,8 +5,10 @@ from typing import Annotated
 import typer
 
 from sa2depth.cli.convert import convert
+from sa2depth.cli.data.app import data
 from sa2depth.cli.friendly import friendly
 from sa2depth.cli.predict import predict
+from sa2depth.cli.report import report
 from sa2depth.version import __version__
 
 app = typer.Typer(
@@ -39,3 +41,5 @@ def options(
 
 app.command()(friendly(predict))
 app.command()(friendly(convert))
+app.command()(friendly(report))
+app.add_typer(data)

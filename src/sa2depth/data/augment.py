@@ -95,7 +95,7 @@ class Augmentation:
         # decisions.
         self.geometry.set_random_state(rng, random.Random(int(rng.integers(2**63))))
         # The principal point travels as a key point: shifted by crops, mirrored by flips, turned by rotations
-        # (a camera that rolls). The focal lengths stay.
+        # (a camera that rolls). The focal lengths stay. The NaN of an unknown camera stays NaN.
         data: dict[str, Any] = {
             "image": sample.image,
             "keypoints": sample.intrinsics[None, :2, 2].astype(np.float32),

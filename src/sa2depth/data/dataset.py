@@ -45,18 +45,21 @@ class DepthDataset(Dataset[Batch]):
         sample = self.source[index]
         if self.augment is not None:
             sample = self.augment(sample, stream(self.seed, 1, epoch, index))
-        item: Batch = {
-            "image": torch.from_numpy(
-                np.ascontiguousarray(rearrange(to_float(sample.image), "h w c -> c h w"))
-            ),
-            "intrinsics": torch.from_numpy(sample.intrinsics.astype(np.float32)),
-            "id": sample.id,
-            "index": index,
-        }
-        if sample.depth is not None:
-            depth = np.ascontiguousarray(sample.depth, dtype=np.float32)
-            item["depth"] = torch.from_numpy(rearrange(depth, "h w -> 1 h w"))
-        return item
+        return to_item(sample, index)
+
+
+def to_item(sample: RawSample, index: int) -> Batch:
+    """The tensors of one sample; see `DepthDataset`."""
+    item: Batch = {
+        "image": torch.from_numpy(np.ascontiguousarray(rearrange(to_float(sample.image), "h w c -> c h w"))),
+        "intrinsics": torch.from_numpy(sample.intrinsics.astype(np.float32)),
+        "id": sample.id,
+        "index": index,
+    }
+    if sample.depth is not None:
+        depth = np.ascontiguousarray(sample.depth, dtype=np.float32)
+        item["depth"] = torch.from_numpy(rearrange(depth, "h w -> 1 h w"))
+    return item
 
 
 def collate(items: Sequence[Batch]) -> Batch:

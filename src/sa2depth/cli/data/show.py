@@ -1,0 +1,94 @@
+"""`sa2depth data show`: a contact sheet of a data set, before and after augmentation."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sa2depth.cli.data.choose import build_module, compose_data, require_source
+from sa2depth.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sa2depth.data.dataset import DepthDataset
+    from sa2depth.data.sample import Source
+    from sa2depth.report.contact_sheet import SheetRow
+
+
+def show(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A file of conf/data, as nyu_sync.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE...]", help="As for training: data.train.ids=[...]."),
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the data set; else as configured.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Images to show.")] = 6,
+    split: Annotated[
+        str | None, typer.Option(help="train, val or test; the first that the data set has otherwise.")
+    ] = None,
+    augment: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Show this file of conf/augment too.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of images and of the augmentation.")] = 0,
+    max_depth: Annotated[
+        float | None, typer.Option(min=0.001, help="Metres at the end of the colours; else from the images.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="PNG to write.")] = Path(
+        "sheet.png"
+    ),
+) -> None:
+    """Draw photographs, depth and its histogram, before and after augmentation, as one PNG."""
+    from sa2depth.cli.data.choose import SPLITS
+
+    if split is not None and split not in SPLITS:
+        raise ConfigError(f"--split {split}: choose one of {', '.join(SPLITS)}")
+    if output.suffix.lower() != ".png":
+        raise ConfigError(f"{output}: what is written is PNG, so name it {output.with_suffix('.png')}")
+    cfg = compose_data(dataset, root, overrides or (), augment)
+    chosen_split, source = require_source(cfg, SPLITS if split is None else (split,))
+    indices, missing = _choose(source, count, seed)
+
+    from sa2depth.data.dataset import DepthDataset
+    from sa2depth.report.contact_sheet import contact_sheet
+
+    change = None if augment is None else build_module(cfg).augment
+    augmented = DepthDataset(source, change, seed)
+    rows = [_row(augmented, index) for index in indices]
+    heading = f"{dataset}, {chosen_split}: {len(rows)} of {len(source):,} images"
+    heading += "" if augment is None else f"; augmentation {augment}, seed {seed}"
+    contact_sheet(rows, output, heading, max_depth)
+    if missing:
+        typer.echo(
+            f"{missing:,} of {len(source):,} images lack files: 'sa2depth data check' names them", err=True
+        )
+    print(f"{len(rows)} of {len(source):,} images of {chosen_split} in {output}")
+
+
+def _choose(source: "Source", count: int, seed: int) -> tuple[list[int], int]:
+    """Numbers of images drawn at random, in order, from those whose files are there; and how many lack files."""
+    from sa2depth.data.index.frame import missing_files
+    from sa2depth.data.samplers import stream
+    from sa2depth.data.sources import FileSource
+
+    usable = list(range(len(source)))
+    if isinstance(source, FileSource):
+        missing = set(missing_files(file for frame in source.frames for file in frame.files))
+        if missing:
+            usable = [number for number in usable if missing.isdisjoint(source.frames[number].files)]
+        if not usable and source.listing is not None:
+            source.listing.require()
+    drawn = stream(seed, 2).permutation(len(usable))[:count]
+    return sorted(usable[number] for number in drawn), len(source) - len(usable)
+
+
+def _row(dataset: "DepthDataset", index: int) -> "SheetRow":
+    """One image as read, and as training gets it in its first epoch."""
+    from sa2depth.report.contact_sheet import SheetRow
+
+    sample = dataset.source[index]
+    if dataset.augment is None:
+        return SheetRow(sample.id, sample.image, sample.depth)
+    item = dataset[index]
+    depth = item["depth"][0].numpy() if "depth" in item else None
+    return SheetRow(sample.id, sample.image, sample.depth, item["image"].permute(1, 2, 0).numpy(), depth)

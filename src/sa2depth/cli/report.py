@@ -1,0 +1,53 @@
+"""`sa2depth report`: one self-contained HTML page about a finished evaluation."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sa2depth.errors import ConfigError
+
+
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN", help="Folders with a metrics.json; each gets a page of its own."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The HTML file, for one RUN. Default: RUN/report.html."),
+    ] = None,
+    compare: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--compare",
+            "-c",
+            metavar="OTHER",
+            help="Another run of the same protocol, compared image by image; may be given several times.",
+        ),
+    ] = None,
+) -> None:
+    """Write a page with scores, how they were measured, charts, pictures and every image: RUN/report.html."""
+    if output is not None and len(runs) > 1:
+        raise ConfigError(
+            f"--output names one file, but there are {len(runs)} runs: leave it out or name one"
+        )
+    if output is not None and output.is_dir():
+        raise ConfigError(
+            f"--output {output} is a folder: name a file in it, such as {output / 'report.html'}"
+        )
+
+    from sa2depth.report.page import write_page
+    from sa2depth.report.run_files import read_run
+
+    # all are read before the first page is written: a misspelt name is said at once
+    files = [read_run(run) for run in runs]
+    others = [read_run(other) for other in compare or ()]
+    if len(files) == 1 and any(other.folder == files[0].folder for other in others):
+        raise ConfigError(f"--compare {files[0].folder} is the run itself: name another")
+    for run in files:
+        # among several runs, one may be the reference of the others
+        path = write_page(run, output, [other for other in others if other.folder != run.folder])
+        print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+        for gap in run.gaps:
+            print(f"  {gap}")

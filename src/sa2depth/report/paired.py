@@ -1,0 +1,175 @@
+"""Two evaluations of the same images compared image by image, which sees differences that two means hide."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sa2depth.errors import ConfigError, DataError
+from sa2depth.report.metric_facts import facts_of
+from sa2depth.report.run_files import ImageScore, RunFiles
+from sa2depth.report.tables import NOT_APPLICABLE
+
+# rules that say nothing about a score, or only repeat another
+_NO_RULE = {"description", "averaging"}
+
+
+@dataclass(frozen=True)
+class PairedMetric:
+    """Difference of one metric over the images of both runs.
+
+    Attributes:
+        name: The metric.
+        mean: Mean of the run over these images.
+        other_mean: Mean of the other run over these images.
+        difference: ``mean - other_mean``.
+        standard_error: Of the difference, images taken as independent; NaN for a single image.
+        better: Share of images on which the run is better, in [0, 1]; NaN where no direction is better.
+        equal: Share of images with the same value.
+    """
+
+    name: str
+    mean: float
+    other_mean: float
+    difference: float
+    standard_error: float
+    better: float
+    equal: float
+
+    @property
+    def worse(self) -> float:
+        """Share of images on which the run is worse."""
+        return 1.0 - self.better - self.equal
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A run against another.
+
+    Attributes:
+        other: The other run.
+        metrics: One entry for each metric that both report.
+        changes: ``(id, run's abs_rel, other's abs_rel)`` of each image, most improved first.
+        main: The metric of ``changes``.
+        only_here: Images that the other run lacks.
+        only_there: Images that this run lacks.
+        unscored: Images of both that have no finite value in one of them.
+    """
+
+    other: RunFiles
+    metrics: tuple[PairedMetric, ...]
+    changes: tuple[tuple[str, float, float], ...]
+    main: str
+    only_here: int
+    only_there: int
+    unscored: int
+
+
+def compare(run: RunFiles, other: RunFiles) -> Comparison:
+    """Compare image by image, matched by id.
+
+    Args:
+        run: The run the page is about.
+        other: The one to compare with.
+
+    Returns:
+        Paired differences ``run - other``.
+
+    Raises:
+        ConfigError: The protocols differ (name, version or a rule).
+        DataError: A table is missing, an id is not unique, no image is in both, or the same image was scored
+            on another number of pixels.
+    """
+    _require_same_protocol(run, other)
+    mine, theirs = _by_id(run), _by_id(other)
+    shared = [name for name in mine if name in theirs]
+    if not shared:
+        raise DataError(
+            f"{run.folder} and {other.folder} share no image: expected equal ids, found "
+            f"'{next(iter(mine))}' and '{next(iter(theirs))}'"
+        )
+    moved = [name for name in shared if mine[name].pixels != theirs[name].pixels]
+    if moved:
+        raise DataError(
+            f"{run.folder} and {other.folder} scored different pixels of {len(moved)} of {len(shared)} images "
+            f"('{moved[0]}': {mine[moved[0]].pixels} and {theirs[moved[0]].pixels}): their ground truth differs, "
+            "so the difference would not be the models'. Evaluate both on the same data"
+        )
+    names = [name for name in run.names if name in other.names]
+    names = [name for name in names if all(name in next(iter(t.values())).scores for t in (mine, theirs))]
+    main = "abs_rel" if "abs_rel" in names else (names or [""])[0]
+    pairs = [(mine[name], theirs[name]) for name in shared]
+    scored = [pair for pair in pairs if all(_is_scored(image, names) for image in pair)]
+    if not names or not scored:
+        raise DataError(f"{run.folder} and {other.folder} share no metric with a finite value in both")
+    changes = [(a.id, a.scores[main], b.scores[main]) for a, b in scored]
+    sign = facts_of(main).better or -1
+    changes.sort(key=lambda change: sign * (change[2] - change[1]))
+    return Comparison(
+        other=other,
+        metrics=tuple(_paired(name, scored) for name in names),
+        changes=tuple(changes),
+        main=main,
+        only_here=len(mine) - len(shared),
+        only_there=len(theirs) - len(shared),
+        unscored=len(shared) - len(scored),
+    )
+
+
+def _paired(name: str, pairs: list[tuple[ImageScore, ImageScore]]) -> PairedMetric:
+    a, b = (np.array([pair[side].scores[name] for pair in pairs], np.float64) for side in (0, 1))
+    difference = a - b
+    better = facts_of(name).better
+    spread = float(difference.std(ddof=1)) if len(difference) > 1 else math.nan
+    return PairedMetric(
+        name=name,
+        mean=float(a.mean()),
+        other_mean=float(b.mean()),
+        difference=float(difference.mean()),
+        standard_error=spread / math.sqrt(len(difference)),
+        better=float((difference * better > 0).mean()) if better else math.nan,
+        equal=float((difference == 0).mean()),
+    )
+
+
+def _is_scored(image: ImageScore, names: list[str]) -> bool:
+    return image.pixels > 0 and all(math.isfinite(image.scores[name]) for name in names)
+
+
+def _by_id(run: RunFiles) -> dict[str, ImageScore]:
+    if not run.images:
+        raise DataError(f"{run.folder} has no rows in per_image.csv: a comparison needs them of both runs")
+    twice = [name for name, count in Counter(image.id for image in run.images).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"{run.folder}/per_image.csv: the id '{twice[0]}' is not unique, images cannot be paired"
+        )
+    return {image.id: image for image in run.images}
+
+
+def _require_same_protocol(run: RunFiles, other: RunFiles) -> None:
+    names = [f"{_rule(r, 'name')} v{_rule(r, 'version')}" for r in (run, other)]
+    if names[0] != names[1]:
+        raise ConfigError(
+            f"{run.folder} was scored by {names[0]}, {other.folder} by {names[1]}: "
+            "scores of two protocols do not compare. Evaluate both by one"
+        )
+    # Rules that only one of them knows come from another version of the program, which then raised `version`
+    # wherever scores changed.
+    both = (run.protocol.keys() & other.protocol.keys()) - _NO_RULE
+    pairs = {key: (run.protocol[key], other.protocol[key]) for key in both}
+    # predictions that were read from files know no flip or input policy, and may still be compared with a network
+    changed = sorted(key for key, (a, b) in pairs.items() if a != b and NOT_APPLICABLE not in (a, b))
+    if changed:
+        raise ConfigError(
+            f"{run.folder} and {other.folder} were both scored by {names[0]}, but with another "
+            f"{', '.join(changed)}: scores do not compare. Evaluate both by one protocol"
+        )
+
+
+def _rule(run: RunFiles, name: str) -> Any:
+    protocol: Mapping[str, Any] = run.protocol
+    return protocol.get(name, "?")
