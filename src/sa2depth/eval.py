@@ -1,32 +1,51 @@
 """Evaluation: ``python -m sa2depth.eval checkpoint=... protocol=nyu_eigen``.
 
-Scores a checkpoint of ours, of Lightning or of the released code on the test images of a data set.
+Scores a checkpoint of ours, of Lightning or of the released code on the test images of a data set; or, with
+``predictions=DIR``, the depth that any other program has written into files.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from sa2depth.config import launch
+from sa2depth.errors import ConfigError, DataError
 from sa2depth.lit import DepthModule
 from sa2depth.metrics import load_protocol
-from sa2depth.run.build import EVAL_KEYS, build_data, build_trainer, prepare
-from sa2depth.run.plan import count_parameters, describe_device, print_plan
+from sa2depth.run.build import EVAL_KEYS, build_data, build_trainer, prepare, without_truth
+from sa2depth.run.plan import count_parameters, describe_device, device_facts, print_plan
+from sa2depth.run.predictions import PredictionReader
 from sa2depth.run.results import finish
+from sa2depth.run.scoring import PredictionFiles
+from sa2depth.run.summary import protocol_rows
 from sa2depth.weights import load_model
 
 
 def evaluate(cfg: DictConfig) -> float:
-    """Score one checkpoint.
+    """Score one checkpoint, or one folder of predictions.
 
     Returns:
         ``abs_rel``, the mean over the test images.
 
     Raises:
-        UserError: for a configuration, a data set or a checkpoint that cannot work.
+        UserError: for a configuration, a data set, a checkpoint or predictions that cannot work.
     """
     prepare(cfg, EVAL_KEYS)
+    if (cfg.checkpoint is None) == (cfg.predictions is None):
+        given = "neither" if cfg.checkpoint is None else "both"
+        raise ConfigError(
+            f"give either checkpoint=FILE (a network to run) or predictions=DIR (depth in files), found {given}"
+        )
+    return evaluate_network(cfg) if cfg.predictions is None else evaluate_files(cfg)
+
+
+def evaluate_network(cfg: DictConfig) -> float:
+    """Run a checkpoint on the test images and score its depth; see `evaluate`."""
+    for option in ("prediction_scale", "prediction_resize"):
+        if cfg[option] is not None and cfg[option] is not False:
+            raise ConfigError(f"{option}={cfg[option]} is for predictions=DIR; a checkpoint needs none of it")
     model = load_model(cfg.checkpoint, min_depth=cfg.released.min_depth, max_depth=cfg.released.max_depth)
     protocol = load_protocol(cfg.protocol)
     data = build_data(cfg, protocol, "test")
@@ -40,12 +59,43 @@ def evaluate(cfg: DictConfig) -> float:
             "encoder": type(model.encoder).__name__,
             "parameters": count_parameters(model),
             "device": describe_device(trainer),
-            "protocol": f"{protocol.name} v{protocol.version}: {protocol.description}",
+            **protocol_rows(protocol),
             "output": str(folder),
         },
     )
     trainer.test(module, datamodule=data, verbose=False)
-    return finish(folder, module, trainer)["abs_rel"]
+    evaluation = replace(module.evaluation, without_truth=without_truth(data))
+    circumstances = {**device_facts(trainer), "checkpoint": str(cfg.checkpoint)}
+    return finish(folder, evaluation, module.examples, circumstances, trainer=trainer)["abs_rel"]
+
+
+def evaluate_files(cfg: DictConfig) -> float:
+    """Score predictions that lie in files; the trainer's options do not apply. See `evaluate`."""
+    protocol = load_protocol(cfg.protocol)
+    data = build_data(cfg, protocol, "test")
+    source = data.source("test")
+    if source is None:
+        raise DataError("there are no test images: data.test is null")
+    reader = PredictionReader(cfg.prediction_scale, cfg.prediction_resize)
+    files = PredictionFiles(Path(cfg.predictions), source, reader, protocol)
+    folder = Path(cfg.paths.output_dir)
+    print_plan(
+        f"sa2depth.eval: predictions in {cfg.predictions}",
+        {
+            "data": data.describe(),
+            "predictions": files.describe(),
+            **protocol_rows(protocol, network=False),
+            "output": str(folder),
+        },
+    )
+    evaluation, examples, resized = files.score()
+    circumstances = {
+        "device": "CPU, no network",
+        "precision": "as in the files",
+        "predictions": f"{files.describe()}, {resized:,} resized",
+    }
+    evaluation = replace(evaluation, without_truth=without_truth(data))
+    return finish(folder, evaluation, examples, circumstances)["abs_rel"]
 
 
 def main() -> None:

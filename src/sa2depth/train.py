@@ -6,6 +6,7 @@ names every file it wrote.
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,9 +25,11 @@ from sa2depth.run.build import (
     build_network,
     build_trainer,
     prepare,
+    without_truth,
 )
-from sa2depth.run.plan import count_parameters, describe_device, print_plan
+from sa2depth.run.plan import count_parameters, describe_device, device_facts, print_plan
 from sa2depth.run.results import finish
+from sa2depth.run.summary import protocol_rows
 from sa2depth.weights import load_encoder
 
 
@@ -64,8 +67,8 @@ def train(cfg: DictConfig) -> float:
             "encoder": encoder,
             "parameters": count_parameters(model),
             "device": describe_device(trainer),
-            "depth range": f"{cfg.min_depth:g}-{cfg.max_depth:g} m",
-            "protocol": f"{protocol.name} v{protocol.version}: {protocol.description}",
+            "training range": f"{cfg.min_depth:g}-{cfg.max_depth:g} m",
+            **protocol_rows(protocol),
             "output": str(folder),
         },
     )
@@ -73,15 +76,18 @@ def train(cfg: DictConfig) -> float:
     start = time.perf_counter()
     trainer.fit(module, datamodule=data, ckpt_path=cfg.resume)
     fit_s, steps = time.perf_counter() - start, trainer.global_step
-    trainer.test(module, datamodule=data, ckpt_path=_best(trainer), verbose=False)
+    best = _best(trainer)
+    trainer.test(module, datamodule=data, ckpt_path=best, verbose=False)
     train_source, test_source = data.source("train"), data.source("test")
     scores = finish(
         folder,
-        module,
-        trainer,
+        replace(module.evaluation, without_truth=without_truth(data)),
+        module.examples,
+        {**device_facts(trainer), "checkpoint": best or "the last state, no checkpoint was written"},
+        trainer=trainer,
         baseline=(train_source, test_source) if cfg.baseline and train_source and test_source else None,
         notes={"encoder": encoder, "seed": cfg.seed, "steps": steps, "fit_s": round(fit_s, 1)},
-        keep_model=True,
+        model=model,
     )
     return scores["abs_rel"]
 

@@ -5,10 +5,11 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from sa2depth.errors import UserError
+from sa2depth.errors import DataError, ShapeError, UserError
 from sa2depth.lit import DepthModule
 from sa2depth.losses import SILog
-from sa2depth.metrics import Protocol, flip_average
+from sa2depth.metrics import Protocol, evaluate_image, flip_average
+from sa2depth.report import Sizes
 
 
 class Output(NamedTuple):
@@ -25,6 +26,7 @@ class Brightness(torch.nn.Module):
         self.spec = {"name": "brightness"}
 
     def forward(self, image):
+        self.seen = tuple(image.shape[-2:])
         across = torch.linspace(0, self.ramp, image.shape[-1])
         return Output(image[:, :1] * self.factor + across)
 
@@ -33,13 +35,12 @@ def _protocol(**changes):
     return Protocol(**{"name": "test", "version": 1, "min_depth": 0.1, "max_depth": 10.0, **changes})
 
 
-def _batch(depth=1.0):
-    image = torch.rand(2, 3, 8, 40) + 0.5
+def _batch(depth=1.0, size=(32, 64), first=0):
     return {
-        "image": image,
-        "depth": torch.full((2, 1, 8, 40), depth),
-        "id": ["a", "b"],
-        "index": torch.arange(2),
+        "image": torch.rand(2, 3, *size) * 0.5 + 0.5,
+        "depth": torch.full((2, 1, *size), depth),
+        "id": [f"{first}", f"{first + 1}"],
+        "index": torch.arange(first, first + 2),
     }
 
 
@@ -72,7 +73,7 @@ def test_an_image_without_truth_gives_a_zero_loss_with_gradients():
 def test_a_broken_loss_names_the_images_and_a_way_out():
     module, batch = _module(), _batch()
     batch["image"][1, 0, 3, 3] = float("nan")
-    with pytest.raises(UserError, match=r"nan at step 0, on the images a, b.*debug=anomaly"):
+    with pytest.raises(UserError, match=r"nan at step 0, on the images 0, 1.*debug=anomaly"):
         module.training_step(batch, 0)
 
 
@@ -86,15 +87,81 @@ def test_flip_averaging_follows_the_protocol():
     assert not torch.equal(plain, flipped)
 
 
-def test_keeps_as_many_examples_as_asked_for():
-    module = _module(examples=3)
-    for _ in range(2):
-        module.test_step(_batch(), 0)
-        module.test_metrics.reset()
-    assert [example.id for example in module.examples] == ["a", "b", "a"]
-    assert module.frame == (8, 40)
-    assert module.examples[0].image.shape == (3, 8, 40)
-    assert module.examples[0].prediction.shape == (8, 40)
+def test_image_and_truth_are_cut_to_the_frame_before_anything_else():
+    module = _module(protocol=_protocol(frame=(32, 64), crop="garg"))
+    batch = _batch(size=(40, 75))
+    batch["depth"] = torch.rand(2, 1, 40, 75) * 3 + 0.5
+    scored = module.score(batch)
+    top, left = 8, 5  # bottom, and int((75 - 64) / 2)
+    assert torch.equal(scored.image, batch["image"][..., top:, left : left + 64])
+    assert torch.equal(scored.truth, batch["depth"][..., top:, left : left + 64])
+    assert torch.equal(scored.prediction, 2 * scored.image[:, :1])
+    assert scored.sizes == Sizes((40, 75), (32, 64), (32, 64))
+
+
+@pytest.mark.parametrize(
+    ("options", "seen"),
+    [
+        ({"input": "pad"}, (64, 96)),
+        ({"input": "resize", "input_size": (32, 64)}, (32, 64)),
+        ({"input": "max_side", "max_side": 42}, (32, 64)),
+        ({"input": "bottom_centre", "input_size": (32, 64), "crop": "garg"}, (32, 64)),
+    ],
+)
+def test_the_network_sees_what_the_input_policy_says_and_the_truth_keeps_its_pixels(options, seen):
+    module = _module(protocol=_protocol(flip=True, **options))
+    batch = _batch(size=(50, 67))
+    batch["depth"] = torch.rand(2, 1, 50, 67) * 3 + 0.5
+    batch["image"] = torch.full((2, 3, 50, 67), 0.75)
+    if options["input"] == "bottom_centre":
+        batch = {k: v[..., -36:, :] if k in ("image", "depth") else v for k, v in batch.items()}
+    scored = module.score(batch)
+    assert module.model.seen == seen
+    assert scored.sizes.network == seen
+    assert torch.equal(scored.truth, batch["depth"])
+    torch.testing.assert_close(scored.prediction, torch.full_like(batch["depth"], 1.5))
+
+
+def test_a_frame_that_the_network_cannot_take_is_refused():
+    with pytest.raises(ShapeError, match=r"50x67.*protocol.input=pad"):
+        _module().score(_batch(size=(50, 67)))
+
+
+def test_validation_is_scored_under_the_protocol_too():
+    module = _module(protocol=_protocol(frame=(32, 64), crop="garg", flip=True))
+    batch = _batch(size=(40, 75))
+    module.validation_step(batch, 0)
+    expected = [
+        evaluate_image(p, t, module.protocol)["abs_rel"]
+        for p, t in zip(module(batch["image"]), batch["depth"][..., 8:, 5:69], strict=True)
+    ]
+    assert [row["abs_rel"] for row in module.val_metrics.table()] == pytest.approx(expected, rel=1e-12)
+
+
+def test_an_image_without_truth_cannot_be_scored_and_is_named():
+    batch = _batch()
+    del batch["depth"]
+    for step in (_module().validation_step, _module().test_step):
+        with pytest.raises(DataError, match=r"0, 1: no ground truth"):
+            step(batch, 0)
+
+
+def test_keeps_the_worst_and_the_best_test_images():
+    module = _module(examples=1)
+    for first in range(0, 10, 2):
+        batch = _batch(size=(32, 64), first=first)
+        batch["image"][:] = 0.5
+        # 1 metre is predicted; truths of 1, 2, ... make errors that grow with the index
+        for place in range(2):
+            batch["depth"][place] = 1.0 + (first + place) % 7
+        module.test_step(batch, 0)
+    worst, best = module.examples.get(6), module.examples.get(0)
+    assert len(module.examples) == 2
+    assert (worst.id, best.id) == ("6", "0")
+    assert worst.image.shape == (32, 64, 3)
+    assert worst.image.dtype == "uint8"
+    assert worst.prediction.shape == worst.truth.shape == (32, 64)
+    assert (worst.truth == 7.0).all()
 
 
 def test_the_spec_travels_in_the_checkpoint():

@@ -4,10 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
+
+from sa2depth.resources import conf_dir
 
 TINY = (
     "experiment=demo",
@@ -91,5 +96,21 @@ def evaluate_tiny():
         assert done.returncode == 0, done.stderr[-3000:]
         assert (folder / "out/grid.png").is_file()
         return json.loads((folder / "out/metrics.json").read_text())["metrics"]
+
+    return evaluate
+
+
+@pytest.fixture
+def evaluate_here(tmp_path, monkeypatch):
+    """``(overrides) -> metrics.json`` of ``sa2depth.eval`` in this process, without its door: errors are raised."""
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        monkeypatch.setenv(name, "0")
+
+    def evaluate(*overrides: str, folder: Path = tmp_path / "here") -> dict[str, Any]:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            cfg = compose("eval", overrides=[*overrides, f"paths.output_dir={folder}"])
+        program = import_module("sa2depth.eval")
+        program.evaluate(cfg)
+        return json.loads((folder / "metrics.json").read_text())
 
     return evaluate

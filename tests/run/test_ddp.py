@@ -4,6 +4,7 @@ import csv
 import json
 from pathlib import Path
 
+import cv2
 import pytest
 
 pytestmark = [pytest.mark.xdist_group("ddp"), pytest.mark.slow]
@@ -24,10 +25,51 @@ def test_every_test_image_is_scored_once(ddp_run):
         assert [int(row["index"]) for row in csv.DictReader(file)] == list(range(7))
 
 
-def test_one_process_scores_the_same_model_alike(ddp_run, evaluate_tiny, tmp_path):
-    folder = ddp_run[0] / "out"
-    both = json.loads((folder / "metrics.json").read_text())["metrics"]
-    assert evaluate_tiny(folder / "model.safetensors", tmp_path) == pytest.approx(both, rel=1e-4)
+@pytest.fixture(scope="module")
+def both_ways(ddp_run, evaluate_tiny, tmp_path_factory):
+    """Folders of the trained model's evaluation: as the two processes left it, and by one process."""
+    alone = tmp_path_factory.mktemp("alone")
+    evaluate_tiny(ddp_run[0] / "out/model.safetensors", alone)
+    return ddp_run[0] / "out", alone / "out"
+
+
+def test_one_process_scores_the_same_model_alike(both_ways):
+    tables = []
+    for folder in both_ways:
+        with (folder / "per_image.csv").open() as file:
+            tables.append(list(csv.DictReader(file)))
+    for row, other in zip(*tables, strict=True):
+        assert row["id"] == other["id"]
+        for key in row.keys() - {"id"}:
+            assert float(row[key]) == pytest.approx(float(other[key]), rel=1e-4, abs=1e-6), key
+
+
+def test_one_process_leaves_the_same_files(both_ways):
+    names = [{p.relative_to(folder).as_posix() for p in folder.rglob("*.*")} for folder in both_ways]
+    of_training = {"curves.png", "hparams.yaml", "metrics.csv", "model.safetensors"}
+    kept, alone_kept = (
+        {n for n in found - of_training if not n.startswith(("checkpoints", ".hydra")) and ".log" not in n}
+        for found in names
+    )
+    assert kept == alone_kept
+    assert len([n for n in kept if n.startswith("pictures/")]) == 18
+    both, alone = (json.loads((folder / "metrics.json").read_text()) for folder in both_ways)
+    for key in ("frames", "native_sizes", "input_sizes", "protocol", "evaluated_images", "complete"):
+        assert both[key] == alone[key], key
+    for one, other in zip(both["by_depth"], alone["by_depth"], strict=True):
+        assert one == pytest.approx(other, rel=1e-4, nan_ok=True)
+    assert [(p["kind"], p["id"]) for p in both["pictures"]] == [
+        (p["kind"], p["id"]) for p in alone["pictures"]
+    ]
+
+
+def test_the_pictures_of_both_processes_show_what_one_process_shows(both_ways):
+    for picture in (both_ways[0] / "grid.png", *sorted((both_ways[0] / "pictures").glob("*.png"))):
+        other = both_ways[1] / picture.relative_to(both_ways[0])
+        one, two = (cv2.imread(str(path)).astype(int) for path in (picture, other))
+        assert one.shape == two.shape
+        # rounding may differ by a step of the colour scale
+        assert (abs(one - two).max(axis=-1) > 16).mean() < 1e-3, picture.name
 
 
 def test_says_so_and_writes_once(ddp_run):

@@ -17,7 +17,8 @@ from sa2depth.data.synthetic import SyntheticScenes
 pytestmark = pytest.mark.xdist_group("train")
 
 FILES = (
-    *("metrics.json", "per_image.csv", "grid.png", "curves.png", "model.safetensors", "metrics.csv"),
+    *("metrics.json", "per_image.csv", "by_depth.csv", "grid.png", "curves.png", "model.safetensors"),
+    *("metrics.csv", "pictures/worst_1.png", "pictures/best_6.png", "pictures/spread_6.png"),
     *("checkpoints/best.ckpt", "checkpoints/last.ckpt", ".hydra/config.yaml"),
 )
 
@@ -26,7 +27,7 @@ def test_leaves_every_file_and_names_it(tiny_run):
     folder, done = tiny_run
     for name in FILES:
         assert (folder / name).is_file(), name
-    for name in FILES[:5]:
+    for name in (*FILES[:7], "pictures"):
         assert name in done.stdout
     for name in ("best.ckpt", "last.ckpt"):
         assert name in done.stdout

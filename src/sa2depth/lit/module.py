@@ -1,34 +1,36 @@
 """The LightningModule: one network, one loss, one protocol.
 
-Normalisation, bins and the depth range belong to the network; this file only moves batches through it, so that
-training, evaluation and inference cannot disagree.
+Normalisation, bins and the depth range belong to the network; frame, input size and mirror averaging to the protocol.
+This file only moves batches through both, so that training, evaluation and inference cannot disagree.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.distributed import broadcast, is_available, is_initialized
+from torch.distributed import all_gather_object, broadcast, get_world_size, is_available, is_initialized
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from sa2depth.errors import UserError
+from sa2depth.errors import DataError, UserError
 from sa2depth.masks import valid_mask
-from sa2depth.metrics import DepthMetrics, Protocol, flip_average
+from sa2depth.metrics import DepthMetrics, Protocol, cut_frame, predict_frame
+from sa2depth.report import Evaluation, Examples, Sizes, offer_all
 
 Batch = Mapping[str, Any]
 
 
-class Example(NamedTuple):
-    """A test image for the pictures: ``image (3, H, W) in [0, 1]``, ``truth`` and ``prediction (H, W)`` in metres."""
+class Scored(NamedTuple):
+    """A batch as it is scored: ``image (B, 3, h, w)``, ``truth`` and ``prediction (B, 1, h, w)`` in metres."""
 
     image: Tensor
     truth: Tensor
     prediction: Tensor
-    id: str
+    sizes: Sizes
 
 
 class DepthModule(L.LightningModule):
@@ -42,7 +44,7 @@ class DepthModule(L.LightningModule):
         protocol: how validation and test images are scored.
         min_depth: metres; nearer truth is left out of the loss.
         max_depth: metres; farther truth is left out of the loss.
-        examples: how many test images to keep, with truth and prediction, for the pictures of a report.
+        examples: how many of the worst, the best and the spread test images to keep for the pictures of a report.
     """
 
     def __init__(
@@ -65,22 +67,45 @@ class DepthModule(L.LightningModule):
         self.protocol = protocol
         self.min_depth = min_depth
         self.max_depth = max_depth
-        self.example_count = examples
-        self.examples: list[Example] = []
-        self._shown: set[int] | None = None
-        self.test_table: list[dict[str, Any]] = []
-        self.frame = (0, 0)
+        self.examples = Examples(examples)
+        self.evaluation = Evaluation(protocol, ())
+        self._sizes: Counter[Sizes] = Counter()
         self.val_metrics = DepthMetrics(protocol)
         self.test_metrics = DepthMetrics(protocol)
         self.save_hyperparameters({"spec": getattr(model, "spec", None), "protocol": protocol.name})
 
     def forward(self, image: Tensor) -> Tensor:
-        """Depth in metres, ``(B, 1, H, W)``, averaged with the mirrored image's where the protocol says so."""
-        depth: Tensor = self.model(image).depth
-        if self.protocol.flip:
-            mirrored = self.model(image.flip(-1)).depth.flip(-1)
-            depth = flip_average(depth, mirrored)
-        return depth
+        """Depth of the protocol's frame of an image, under its input policy and flip averaging.
+
+        Args:
+            image: ``(B, 3, H, W)`` in [0, 1], of any size that the protocol allows.
+
+        Returns:
+            ``(B, 1, h, w)`` metres, at least float32.
+        """
+        return self._predict(image)[0]
+
+    def score(self, batch: Batch) -> Scored:
+        """Predict a batch as the protocol says, at the size of the frames that it cuts out of the images.
+
+        The truth is cut, never resampled; the prediction is brought back to the frame's size.
+
+        Args:
+            batch: ``image (B, 3, H, W)``, ``depth (B, 1, H, W)`` metres, ``id``.
+
+        Raises:
+            DataError: an image has no ground truth.
+            ShapeError: the images do not fit the protocol's frame or input policy.
+        """
+        if "depth" not in batch:
+            raise DataError(
+                f"{', '.join(batch['id'])}: no ground truth to score against. Choose a split that has it; "
+                "`sa2depth predict` needs none"
+            )
+        image, truth = (cut_frame(batch[key], self.protocol) for key in ("image", "depth"))
+        prediction, network = self._predict(batch["image"])
+        native, frame = ((t.shape[-2], t.shape[-1]) for t in (batch["image"], image))
+        return Scored(image, truth, prediction, Sizes(native, frame, network))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch."""
@@ -100,19 +125,15 @@ class DepthModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score a batch of held-out images."""
-        self.val_metrics.update(self(batch["image"]), batch["depth"], batch["index"], batch["id"])
+        scored = self.score(batch)
+        self.val_metrics.update(scored.prediction, scored.truth, batch["index"], batch["id"])
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Score a batch of test images."""
-        depth = self(batch["image"])
-        self.frame = (depth.shape[-2], depth.shape[-1])
-        self.test_metrics.update(depth, batch["depth"], batch["index"], batch["id"])
-        parts = (batch[key] for key in ("image", "depth", "id", "index"))
-        for image, truth, name, index, prediction in zip(*parts, depth, strict=True):
-            if self._shows(int(index)):
-                self.examples.append(
-                    Example(image.float().cpu(), truth[0].cpu(), prediction[0].float().cpu(), name)
-                )
+        """Score a batch of test images and keep those that the report may show."""
+        scored = self.score(batch)
+        self.test_metrics.update(scored.prediction, scored.truth, batch["index"], batch["id"])
+        self._sizes[scored.sizes] += len(scored.image)
+        offer_all(self.examples, self.test_metrics, scored[:3], batch["index"].tolist(), batch["id"])
 
     def on_validation_epoch_start(self) -> None:
         """Every process evaluates the same network."""
@@ -122,10 +143,8 @@ class DepthModule(L.LightningModule):
         """Every process evaluates the same network; the pictures will show images from all over the data set."""
         self._share_buffers()
         loader: Any = self.trainer.test_dataloaders
-        images = len(loader.dataset)
-        spread = (i * (images - 1) // max(self.example_count - 1, 1) for i in range(self.example_count))
-        # the first process draws them, and it holds every world-size-th image
-        self._shown = {index - index % self.trainer.world_size for index in spread}
+        self.examples = Examples(self.examples.count, len(loader.dataset))
+        self._sizes = Counter()
 
     def on_validation_epoch_end(self) -> None:
         """Log means over all validation images of all processes."""
@@ -133,9 +152,15 @@ class DepthModule(L.LightningModule):
         self.val_metrics.reset()
 
     def on_test_epoch_end(self) -> None:
-        """Log means over all test images; ``test_table`` keeps the rows for whoever writes the tables."""
+        """Log means over all test images; ``evaluation`` keeps what is to be written, the same on every process."""
         self._log_metrics("test", self.test_metrics)
-        self.test_table = self.test_metrics.table()
+        self.evaluation = Evaluation(
+            self.protocol,
+            self.test_metrics.table(),
+            self.test_metrics.by_depth(),
+            _summed(self._sizes),
+            split_images=self.examples.total,
+        )
         self.test_metrics.reset()
 
     def configure_optimizers(self) -> Any:
@@ -146,10 +171,16 @@ class DepthModule(L.LightningModule):
         scheduler = self.schedule(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _shows(self, index: int) -> bool:
-        if self._shown is None:
-            return len(self.examples) < self.example_count
-        return index in self._shown
+    def _predict(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Depth of the frame, and the size at which the network saw it."""
+        seen: list[tuple[int, int]] = []
+
+        def network(shown: Tensor) -> Tensor:
+            seen.append((shown.shape[-2], shown.shape[-1]))
+            depth: Tensor = self.model(shown).depth
+            return depth
+
+        return predict_frame(network, image, self.protocol), seen[0]
 
     def _log_metrics(self, stage: str, metrics: DepthMetrics) -> None:
         # compute() has gathered over the processes already: every process logs the same numbers
@@ -164,3 +195,12 @@ class DepthModule(L.LightningModule):
         if is_available() and is_initialized():
             for buffer in self.model.buffers():
                 broadcast(buffer, src=0)
+
+
+def _summed(sizes: Counter[Sizes]) -> Counter[Sizes]:
+    """Counts of all processes together."""
+    if not (is_available() and is_initialized()):
+        return sizes
+    parts: list[Any] = [None] * get_world_size()
+    all_gather_object(parts, sizes)
+    return sum(parts, Counter())

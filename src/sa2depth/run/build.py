@@ -27,7 +27,11 @@ TRAIN_KEYS = SHARED_KEYS | dict.fromkeys(
         *("min_depth", "max_depth", "pretrained_encoder", "resume", "baseline"),
     )
 )
-EVAL_KEYS = SHARED_KEYS | {"checkpoint": None, "released": ("min_depth", "max_depth")}
+EVAL_KEYS = (
+    SHARED_KEYS
+    | dict.fromkeys(("checkpoint", "predictions", "prediction_scale", "prediction_resize"))
+    | {"released": ("min_depth", "max_depth")}
+)
 
 
 def quiet_lightning() -> None:
@@ -39,6 +43,7 @@ def quiet_lightning() -> None:
         "The number of training batches",
         "The '.*_dataloader' does not have many workers",
         "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
+        "It is recommended to use `self.log",  # sync_dist=True: our metrics have gathered over the processes
     ):
         warnings.filterwarnings("ignore", message=f".*{message}")
 
@@ -65,17 +70,22 @@ def build_data(cfg: DictConfig, protocol: Protocol, *stages: str) -> DepthDataMo
 
     Args:
         cfg: the whole configuration.
-        protocol: says how many test images it is defined on.
+        protocol: says how many test images it is defined on, and how many more have no ground truth.
         stages: ``fit``, ``test`` or both.
 
     Raises:
-        DataError: if files are missing, or the test images are not those of the protocol.
+        DataError: if files are missing, there is no test image, or they are not those of the protocol.
     """
     data: DepthDataModule = instantiate(cfg.data)
     for stage in stages:
         data.setup(stage)
-    protocol.check_images(data.counts("test").get("test", 0))
+    protocol.check_images(data.counts("test").get("test", 0), without_truth(data))
     return data
+
+
+def without_truth(data: DepthDataModule) -> int:
+    """How many test images were left out because the data set has no ground truth for them."""
+    return int(getattr(data.source("test"), "without_truth", 0))
 
 
 def build_trainer(cfg: DictConfig, with_logs: bool = True) -> L.Trainer:

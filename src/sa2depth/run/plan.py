@@ -18,11 +18,17 @@ def count_parameters(model: nn.Module) -> str:
 
 
 def describe_device(trainer: L.Trainer) -> str:
-    """Accelerator, number of processes and precision."""
+    """Accelerator, number of processes and precision in one line, for the plan."""
+    told = device_facts(trainer)
+    return f"{told['device']}, precision {told['precision']}"
+
+
+def device_facts(trainer: L.Trainer) -> dict[str, str]:
+    """``device``, with the number of processes if there are several, and ``precision``."""
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     processes = f"{trainer.world_size} processes on " if trainer.world_size > 1 else ""
-    return f"{processes}{name}, precision {trainer.precision}"
+    return {"device": f"{processes}{name}", "precision": str(trainer.precision)}
 
 
 @rank_zero_only

@@ -1,0 +1,87 @@
+"""What an evaluation measured, before it is written anywhere: the rows, the sizes, and what was not measured."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from sa2depth.metrics import Protocol, aggregate
+
+
+class Sizes(NamedTuple):
+    """Height and width of an image on its way to a score, in pixels.
+
+    Attributes:
+        native: of the file.
+        frame: of what the protocol cuts out of it; ground truth and prediction are compared at this size.
+        network: of what the network saw; None where no network ran.
+    """
+
+    native: tuple[int, int]
+    frame: tuple[int, int]
+    network: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of a split under a protocol, gathered over all processes.
+
+    Attributes:
+        protocol: the rules.
+        table: ``DepthMetrics.table()``, a row an image, sorted by index.
+        by_depth: ``DepthMetrics.by_depth()``, a row an interval of true depth.
+        sizes: how many images came in which sizes.
+        split_images: images with ground truth that the split holds; more than were evaluated in a partial run.
+        without_truth: images of the split without ground truth, which are not evaluated.
+        network: False where predictions were read from files: then flip and input policy do not apply.
+    """
+
+    protocol: Protocol
+    table: Sequence[Mapping[str, Any]]
+    by_depth: Sequence[Mapping[str, Any]] = ()
+    sizes: Mapping[Sizes, int] = field(default_factory=dict)
+    split_images: int | None = None
+    without_truth: int = 0
+    network: bool = True
+
+    @cached_property
+    def means(self) -> dict[str, float]:
+        """Means over the images and the counts, see `sa2depth.metrics.aggregate`.
+
+        Raises:
+            DataError: no image was evaluated, or none has a scored pixel.
+        """
+        return aggregate(self.table, self.protocol)
+
+    @property
+    def images(self) -> int:
+        """Evaluated images, those without a scored pixel included."""
+        return len(self.table)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of the split was evaluated, and the split is that of the protocol."""
+        whole = self.split_images is None or self.images == self.split_images
+        return whole and self.protocol.expected_images in (None, self.images)
+
+    @property
+    def frames(self) -> dict[tuple[int, int], int]:
+        """How many images were scored at which frame size, the most frequent first."""
+        return _count((sizes.frame, count) for sizes, count in self.sizes.items())
+
+    @property
+    def natives(self) -> dict[tuple[int, int], int]:
+        """How many images came in which size, the most frequent first."""
+        return _count((sizes.native, count) for sizes, count in self.sizes.items())
+
+    @property
+    def inputs(self) -> dict[tuple[int, int], int]:
+        """How many images went through the network at which size, the most frequent first."""
+        return _count((sizes.network, count) for sizes, count in self.sizes.items() if sizes.network)
+
+
+def _count(pairs: Iterable[tuple[tuple[int, int], int]]) -> dict[tuple[int, int], int]:
+    total: dict[tuple[int, int], int] = {}
+    for size, count in pairs:
+        total[size] = total.get(size, 0) + count
+    return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))

@@ -1,0 +1,126 @@
+"""Scores of predictions that lie in files: no network, no trainer, one process that reads with several threads."""
+
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from sa2depth.data.sample import RawSample, Source
+from sa2depth.errors import DataError
+from sa2depth.metrics import DepthMetrics, Protocol, cut_frame
+from sa2depth.report import Evaluation, Examples, Sizes, offer_all
+from sa2depth.run.predictions import Prediction, PredictionReader, find_files, listing
+
+_Item = TypeVar("_Item")
+
+
+class FileScores(NamedTuple):
+    """An evaluation of files, candidates for its pictures, and how many predictions had to be resized."""
+
+    evaluation: Evaluation
+    examples: Examples
+    resized: int
+
+
+class PredictionFiles:
+    """The predictions of a split, every one of them there and none in doubt.
+
+    Args:
+        folder: of the predictions.
+        source: the images with their truth.
+        reader: how the files are read.
+        protocol: how the scores are made.
+
+    Raises:
+        DataError: see `find_files`.
+        ConfigError: see `PredictionReader.check`.
+    """
+
+    def __init__(self, folder: Path, source: Source, reader: PredictionReader, protocol: Protocol) -> None:
+        self.folder, self.source, self.reader, self.protocol = folder, source, reader, protocol
+        self.files = list(find_files(folder, source_ids(source)).values())
+        reader.check(self.files, protocol)
+
+    def describe(self) -> str:
+        """One line for the plan: how many of which kind, how they are read, and files that belong to no image."""
+        kinds = Counter(path.suffix for path in self.files)
+        scale = f" ({self.reader.units_per_metre:g} a metre)" if self.reader.units_per_metre else ""
+        parts = [
+            f"{count:,} {kind}{scale if kind == '.png' else ''}" for kind, count in sorted(kinds.items())
+        ]
+        others = len(listing(self.folder)) - len(self.files)
+        ignored = f", {others:,} other files belong to no image of the split" if others else ""
+        return f"{' and '.join(parts)} in {self.folder}{ignored}"
+
+    def score(self, threads: int | None = None) -> FileScores:
+        """Score all of them, with a progress bar on a terminal.
+
+        Args:
+            threads: that read; None: one for each core, at most 8.
+
+        Raises:
+            DataError: a file is broken or of the wrong size; with its name.
+        """
+        total = len(self.source)
+        metrics, examples = DepthMetrics(self.protocol), Examples(total=total)
+        sizes: Counter[Sizes] = Counter()
+        resized = 0
+        console = Console(stderr=True)
+        with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+            task = progress.add_task("scoring", total=total)
+            for index, (sample, prediction) in enumerate(
+                ahead(self._read, range(total), threads or min(8, os.cpu_count() or 1))
+            ):
+                sizes[self._score(index, sample, prediction, metrics, examples)] += 1
+                resized += prediction.resized
+                progress.advance(task)
+        evaluation = Evaluation(
+            self.protocol, metrics.table(), metrics.by_depth(), sizes, split_images=total, network=False
+        )
+        return FileScores(evaluation, examples, resized)
+
+    def _read(self, index: int) -> tuple[RawSample, Prediction]:
+        sample = self.source[index]
+        height, width = sample.image.shape[:2]
+        return sample, self.reader(self.files[index], (height, width), self.protocol)
+
+    def _score(
+        self, index: int, sample: RawSample, prediction: Prediction, metrics: DepthMetrics, examples: Examples
+    ) -> Sizes:
+        if sample.depth is None:
+            raise DataError(f"{sample.id}: no ground truth to score against")
+        whole = torch.from_numpy(sample.image).permute(2, 0, 1)[None].float() / 255
+        image = cut_frame(whole, self.protocol)
+        truth = cut_frame(torch.from_numpy(sample.depth)[None, None], self.protocol)
+        metrics.update(prediction.depth, truth, torch.tensor([index]), [sample.id])
+        offer_all(examples, metrics, (image, truth, prediction.depth), [index], [sample.id])
+        native, frame = ((t.shape[-2], t.shape[-1]) for t in (whole, image))
+        return Sizes(native, frame, None)
+
+
+def source_ids(source: Source) -> Sequence[str]:
+    """Ids of all images of a source, without opening them where it can say so."""
+    ids: Sequence[str] | None = getattr(source, "ids", None)
+    return [source[i].id for i in range(len(source))] if ids is None else ids
+
+
+def ahead(read: Callable[[int], _Item], indices: Sequence[int], threads: int) -> Iterator[_Item]:
+    """Results in order, a few of them read ahead by threads; no more than that are held in memory."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[_Item]] = deque()
+        try:
+            for index in indices:
+                waiting.append(pool.submit(read, index))
+                if len(waiting) > 2 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
