@@ -5,11 +5,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
 from PIL import Image
 
 from sa2depth.data.index.nyu import LABELLED_TABLES
 from sa2depth.data.index.tables import read_table
 from sa2depth.data.sample import RawSample, camera_matrix
+from sa2depth.resources import conf_dir
 
 
 @pytest.fixture
@@ -67,5 +70,16 @@ def labelled_tree(tmp_path):
             depth = rng.integers(1, 10000, (24, 32), dtype=np.uint16)
             cv2.imwrite(str(folder / f"sync_depth_{number:05d}.png"), depth)
         return tmp_path / "nyu", [f"{split}/{scene}/{number:05d}" for scene, number in frames]
+
+    return make
+
+
+@pytest.fixture
+def compose(tmp_path):
+    """The node ``data`` of a training configuration composed with overrides; data sets are below ``tmp_path``."""
+
+    def make(*overrides):
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return hydra_compose("train", overrides=[f"paths.data_dir={tmp_path}", *overrides]).data
 
     return make

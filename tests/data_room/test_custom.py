@@ -2,15 +2,11 @@
 
 import json
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
 
@@ -18,7 +14,6 @@ from sa2depth.data.index.custom import COLUMNS, Defaults, from_folders, from_lis
 from sa2depth.data.index.rows import read_rows
 from sa2depth.data.sets.custom import custom
 from sa2depth.errors import ConfigError, DataError
-from sa2depth.resources import conf_dir
 
 SAMPLES = Path(__file__).parents[3] / "shared" / "data" / "samples" / "other"
 SIZE = (4, 6)
@@ -60,22 +55,6 @@ LIST = f"image,depth\n{ROW}\nrgb/bath/1.jpg,png/bath/1.png\n"
 
 def metres(number=0):
     return np.linspace(1, 2 + number, 24, dtype=np.float32).reshape(SIZE)
-
-
-@pytest.fixture
-def compose(tmp_path):
-    """The node ``data`` of a composed training configuration."""
-
-    def make(*overrides):
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return hydra_compose("train", overrides=[f"paths.data_dir={tmp_path}", *overrides]).data
-
-    return make
-
-
-def test_index_needs_no_torch():
-    code = "import sys, sa2depth.data.index.custom; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(

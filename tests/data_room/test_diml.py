@@ -1,21 +1,16 @@
 """DIML/CVD outdoor: found by looking, paired by name or number, divided as documented."""
 
 import pickle
-import subprocess
-import sys
 
 import cv2
 import numpy as np
 import pytest
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
 
 from sa2depth.data.index import diml
 from sa2depth.data.sets.diml import diml_outdoor
 from sa2depth.errors import ConfigError, DataError
-from sa2depth.resources import conf_dir
 
 
 @pytest.fixture
@@ -40,22 +35,6 @@ def scene(tmp_path):
 
 def ids(listing):
     return [frame.id for frame in listing.frames]
-
-
-@pytest.fixture
-def compose(tmp_path):
-    """The node ``data`` of a composed training configuration."""
-
-    def make(*overrides):
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return hydra_compose("train", overrides=[f"paths.data_dir={tmp_path}", *overrides]).data
-
-    return make
-
-
-def test_index_needs_no_torch():
-    code = "import sys, sa2depth.data.index.diml; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_layout_of_the_sample_archive(scene):

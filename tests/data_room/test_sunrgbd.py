@@ -1,8 +1,6 @@
 """SUN RGB-D: its table, its lists, its folders, and its bit-rotated depth."""
 
 import pickle
-import subprocess
-import sys
 from collections import Counter
 from importlib.resources import files
 from pathlib import Path
@@ -10,15 +8,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
 
 from sa2depth.data.index import sunrgbd
 from sa2depth.data.sets.sunrgbd import sunrgbd as source
 from sa2depth.errors import ConfigError, DataError
-from sa2depth.resources import conf_dir
 
 SAMPLES = Path(__file__).parents[3] / "shared" / "data" / "samples" / "sunrgbd"
 KV2 = "kv2/align_kv2/2014-12-18_11-31-54_260595134347"
@@ -44,22 +39,6 @@ def tree(tmp_path):
         return tmp_path
 
     return make
-
-
-@pytest.fixture
-def compose(tmp_path):
-    """The node ``data`` of a composed training configuration."""
-
-    def make(*overrides):
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return hydra_compose("train", overrides=[f"paths.data_dir={tmp_path}", *overrides]).data
-
-    return make
-
-
-def test_index_needs_no_torch():
-    code = "import sys, sa2depth.data.index.sunrgbd; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_table_holds_the_published_count_of_every_sensor():

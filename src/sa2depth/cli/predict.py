@@ -8,6 +8,7 @@ import typer
 
 from sa2depth.cli.friendly import complain
 from sa2depth.cli.inputs import find_images, parse_size
+from sa2depth.cli.options import Checkpoint, Device, LegacyDepth, Precision
 from sa2depth.errors import DataError, ShapeError
 
 if TYPE_CHECKING:
@@ -19,17 +20,11 @@ if TYPE_CHECKING:
 def predict(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Files, folders or patterns.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the results.")],
-    checkpoint: Annotated[
-        str, typer.Option("--checkpoint", "-c", metavar="FILE", help="Weights of any known format.")
-    ],
-    min_depth: Annotated[
-        float | None, typer.Option(help="Metres; only for released files, which lack it.")
-    ] = None,
-    max_depth: Annotated[
-        float | None, typer.Option(help="Metres; only for released files, which lack it.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    checkpoint: Checkpoint,
+    min_depth: LegacyDepth = None,
+    max_depth: LegacyDepth = None,
+    device: Device = "auto",
+    precision: Precision = "fp32",
     flip: Annotated[
         bool, typer.Option("--flip", help="Average with the mirrored image: slower, better.")
     ] = False,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sa2depth.cli.friendly import complain
+from sa2depth.cli.options import Checkpoint, Device, LegacyDepth, Precision
 from sa2depth.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,9 +21,7 @@ if TYPE_CHECKING:
 
 
 def write_submission(
-    checkpoint: Annotated[
-        str, typer.Option("--checkpoint", "-c", metavar="FILE", help="Weights of any known format.")
-    ],
+    checkpoint: Checkpoint,
     root: Annotated[
         Path,
         typer.Option(metavar="KITTI", help="Folder with depth_selection/test_depth_prediction_anonymous."),
@@ -30,14 +29,10 @@ def write_submission(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="ZIP", help="The zip to write.")] = Path(
         "submission.zip"
     ),
-    min_depth: Annotated[
-        float | None, typer.Option(help="Metres; only for released files, which lack it.")
-    ] = None,
-    max_depth: Annotated[
-        float | None, typer.Option(help="Metres; only for released files, which lack it.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    min_depth: LegacyDepth = None,
+    max_depth: LegacyDepth = None,
+    device: Device = "auto",
+    precision: Precision = "fp32",
     flip: Annotated[
         bool,
         typer.Option("--flip/--no-flip", help="Average with the mirrored image, as published numbers do."),

@@ -1,0 +1,12 @@
+"""Options that several commands share: one spelling, one help text."""
+
+from typing import Annotated
+
+import typer
+
+Checkpoint = Annotated[
+    str, typer.Option("--checkpoint", "-c", metavar="FILE", help="Weights of any known format.")
+]
+LegacyDepth = Annotated[float | None, typer.Option(help="Metres; only for released files, which lack it.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
+Precision = Annotated[str, typer.Option(help="fp32 or bf16.")]
