@@ -6,7 +6,7 @@ or numbers. It asks the objects that a run would build, never the configuration 
 
 import hashlib
 import zlib
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,14 +20,16 @@ from torch import nn
 
 from sa2depth import eval as evaluation_program
 from sa2depth import train as training_program
-from sa2depth.data.index import nyu
+from sa2depth.data.borders import BottomCentre
+from sa2depth.data.index import kitti, listing, nyu
 from sa2depth.data.sample import RawSample, camera_matrix
-from sa2depth.errors import DataError
+from sa2depth.data.sources import missing_files_allowed
+from sa2depth.errors import DataError, ShapeError
 from sa2depth.lit import DepthModule
 from sa2depth.masks import valid_mask
-from sa2depth.metrics import aggregate, evaluate_image, load_protocol
+from sa2depth.metrics import DepthMetrics, evaluate_image, load_protocol
 from sa2depth.models.sa2depth import DepthOutput
-from sa2depth.report import write_metrics
+from sa2depth.report import Evaluation, write_metrics
 from sa2depth.resources import conf_dir
 from sa2depth.run.build import build_network, build_trainer
 
@@ -112,48 +114,70 @@ def schedule(cfg):
     return rates
 
 
+def _sample(height, width):
+    rng = np.random.default_rng(0)
+    image = rng.integers(20, 236, (height, width, 3), dtype=np.uint8)
+    depth = rng.uniform(1.0, 9.0, (height, width)).astype(np.float32)
+    return RawSample(image, depth, camera_matrix(519.0, 519.0, width / 2, height / 2), "made up")
+
+
 def augment(cfg):
     """Several draws of what the data module does to a training sample."""
-    rng = np.random.default_rng(0)
-    image = rng.integers(20, 236, (480, 640, 3), dtype=np.uint8)
-    depth = rng.uniform(1.0, 9.0, (480, 640)).astype(np.float32)
-    sample = RawSample(image, depth, camera_matrix(519.0, 519.0, 320.0, 240.0), "made up")
     change = instantiate(cfg.data).augment
+    sample = _sample(370, 1226) if isinstance(change.border, BottomCentre) else _sample(480, 640)
     drawn = [change(sample, np.random.default_rng(number)) for number in range(6)]
     return digest(*(part for s in drawn for part in (s.image, s.depth, s.intrinsics)))
 
 
+def border(cfg):
+    """Size of a KITTI image after the border is cut."""
+    height, width = instantiate(cfg.data).augment.border(_sample(370, 1226)).depth.shape
+    return SimpleNamespace(height=height, width=width)
+
+
+# Tens of thousands of frames: half a second each time, and the splits of one configuration ask for the same.
+LONG_LISTINGS = {
+    (module, name): lru_cache(maxsize=2)(getattr(module, name))
+    for module, name in ((nyu, "sync"), (kitti, "eigen"))
+}
+
+
 class Data:
-    """Which samples the data module serves, and how; NYU's files need not be there."""
+    """Which samples the data module serves, and how; the files of NYU, KITTI and SUN RGB-D need not be there."""
 
     def __init__(self, cfg):
         self.module = instantiate(cfg.data)
 
     def _source(self, split):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(nyu, "require_files", lambda *args, **kwargs: None)
+        with missing_files_allowed(), pytest.MonkeyPatch.context() as patch:
+            for (module, name), remembered in LONG_LISTINGS.items():
+                patch.setattr(module, name, remembered)
             return self.module.source(split)
 
-    def _samples(self, split):
+    def _seen(self, split):
         source = self._source(split)
+        if source is None:
+            return None
         if hasattr(source, "frames"):
-            return len(source), digest(*((str(f.image), str(f.depth), f.id) for f in source.frames[:200]))
+            return SimpleNamespace(
+                ids=digest(source.ids), without_truth=source.without_truth, **_frames(source)
+            )
         samples = [source[index] for index in range(3)]
-        return len(source), digest(
-            *(part for s in samples for part in (s.image, s.depth, s.intrinsics, s.id))
+        return SimpleNamespace(
+            ids=digest(len(source), *(sample.id for sample in samples)), **_samples(samples)
         )
 
     @cached_property
     def train(self):
-        return self._samples("train")
+        return self._seen("train")
 
     @cached_property
     def val(self):
-        return self._samples("val")
+        return self._seen("val")
 
     @cached_property
     def test(self):
-        return self._samples("test")
+        return self._seen("test")
 
     @property
     def train_loader(self):
@@ -164,6 +188,26 @@ class Data:
     def test_loader(self):
         self._source("test")
         return self.module.test_dataloader()
+
+
+def _samples(samples):
+    return {
+        "images": digest(*(sample.image for sample in samples)),
+        "depths": digest(*(sample.depth for sample in samples)),
+        "cameras": digest(*(sample.intrinsics for sample in samples)),
+    }
+
+
+def _frames(source):
+    """The samples of files that are there; of others where they lie and how they would be read."""
+    frames = source.frames[:200]
+    if all(file.exists() for file in frames[0].files):
+        return _samples([source[index] for index in range(len(frames))])
+    return {
+        "images": digest(*(str(frame.image) for frame in frames)),
+        "depths": digest(*((str(frame.depth), str(frame.mask), frame.decode) for frame in frames)),
+        "cameras": digest(*((frame.intrinsics, str(frame.intrinsics_file)) for frame in frames)),
+    }
 
 
 data = Data
@@ -177,9 +221,9 @@ def scores(cfg):
 
 
 def refusal(cfg):
-    """What the protocol says to an evaluation of three images."""
+    """What the protocol says to an evaluation of three images, and one without truth."""
     try:
-        load_protocol(cfg.protocol).check_images(3)
+        load_protocol(cfg.protocol).check_images(3, without_truth=1)
     except DataError as error:
         return str(error)
     return None
@@ -188,10 +232,11 @@ def refusal(cfg):
 def report(cfg):
     """Text of ``metrics.json``."""
     protocol = load_protocol(cfg.protocol)
-    depth = np.ones((480, 640))
-    rows = [{"index": 0, "id": "one", **evaluate_image(depth, depth, protocol)}]
-    file = Path(cfg.paths.output_dir) / "report" / "metrics.json"
-    return write_metrics(aggregate(rows, protocol), rows, protocol, depth.shape, file).read_text()
+    metrics = DepthMetrics(protocol)
+    depth = torch.linspace(0.5, 9.5, 480 * 640).reshape(1, 1, 480, 640)
+    metrics.update(1.1 * depth, depth, torch.zeros(1, dtype=torch.int64), ["one"])
+    evaluation = Evaluation(protocol, metrics.table(), metrics.by_depth())
+    return write_metrics(evaluation, Path(cfg.paths.output_dir) / "report" / "metrics.json").read_text()
 
 
 class Ramp(nn.Module):
@@ -203,8 +248,12 @@ class Ramp(nn.Module):
 
 
 def prediction(cfg):
-    """Depth that is scored under the protocol."""
-    return digest(DepthModule(Ramp(), protocol=load_protocol(cfg.protocol))(torch.zeros(1, 3, 4, 8)))
+    """Depth that is scored under the protocol, of an image whose sides are no multiples of 32, or the refusal."""
+    module = DepthModule(Ramp(), protocol=load_protocol(cfg.protocol))
+    try:
+        return digest(module(torch.zeros(1, 3, 60, 90)))
+    except ShapeError as error:
+        return str(error)
 
 
 def trainer(cfg):
@@ -252,7 +301,7 @@ def training(cfg):
     """What the training program hands to the trainer and to the final report; nothing is trained."""
     seen = SimpleNamespace(plan={})
 
-    def finish(folder, module, trainer, *, baseline, **kwargs):
+    def finish(folder, evaluation, examples, circumstances, *, baseline, **kwargs):
         seen.baseline = baseline is not None
         return {"abs_rel": 0.0}
 
@@ -264,7 +313,7 @@ def training(cfg):
         seen.counted = int(valid_mask(depth, module.min_depth, module.max_depth).sum())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nyu, "require_files", lambda *args, **kwargs: None)
+        patch.setattr(listing, "require_files", lambda *args, **kwargs: None)
         for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
             patch.setenv(name, "0")
         patch.setattr(L.Trainer, "fit", fit)
@@ -276,21 +325,27 @@ def training(cfg):
 
 
 class _LoadedError(Exception):
-    """Ends the evaluation as soon as it has asked for its checkpoint."""
+    """Ends the evaluation as soon as it has asked for what it scores."""
 
 
 def evaluation(cfg):
-    """What the evaluation program loads."""
+    """What the evaluation program loads: a checkpoint, or files of predictions."""
     seen = SimpleNamespace()
 
     def load_model(checkpoint, *, min_depth, max_depth):
         seen.checkpoint, seen.min_depth, seen.max_depth = checkpoint, min_depth, max_depth
         raise _LoadedError
 
+    def prediction_files(folder, source, reader, protocol):
+        seen.folder, seen.scale, seen.resize = folder, reader.units_per_metre, reader.resize
+        raise _LoadedError
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(listing, "require_files", lambda *args, **kwargs: None)
         for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
             patch.setenv(name, "0")
         patch.setattr(evaluation_program, "load_model", load_model)
+        patch.setattr(evaluation_program, "PredictionFiles", prediction_files)
         with pytest.raises(_LoadedError):
             evaluation_program.evaluate(cfg)
     return seen

@@ -3,15 +3,19 @@
 ``CHANGES`` has a line for every option of every file in ``conf/``: another value, and the probes (functions of
 ``option_probes.py``, with the attribute to look at) that must all see the change. Options are told apart by their
 owner, the nearest ``_target_`` above, so that one line serves all files that configure the same class. A reference
-to a whole group (``augment: ${augment}``) is no option of its own.
+to a whole group (``augment: ${augment}``) is no option of its own. The lines of the data sets that lie on disk are in
+``data_options.py``.
 """
 
 import operator
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import chdir
 from copy import deepcopy
 from functools import cache
 from itertools import zip_longest
+from pathlib import Path
+from runpy import run_path
 
 import pytest
 import torch
@@ -34,6 +38,10 @@ COMPOSITIONS = {
     "ddp_sim": ("trainer=ddp_sim",),
     "anomaly": ("debug=anomaly",),
     "eval": ("checkpoint=one.safetensors",),
+    # scored for real in test_predictions.py
+    "files": ("predictions=one",),
+    "resized": ("protocol=sun_nyu_8m",),
+    "shrunk": ("protocol=diml_outdoor",),
 }
 
 CHANGES = {
@@ -110,6 +118,11 @@ CHANGES = {
         "protocol.crop": ("nyu_eigen", "scores"),
         "protocol.clip_both_at": (4.0, "scores"),
         "protocol.expected_images": (654, "refusal"),
+        "protocol.images_without_truth": (2, "refusal"),
+        "protocol.frame": ([32, 64], "prediction"),
+        "protocol.input": ("as_is", "prediction"),
+        "protocol.metrics": (["abs_rel", "irmse"], "scores report"),
+        "protocol.depth_ranges": ([0, 5, 10], "report"),
         "protocol.flip": (True, "prediction"),
         "trainer.default_root_dir": ("elsewhere", "trainer.default_root_dir"),
         "trainer.accelerator": ("gpu", "trainer.strategy.root_device.type"),
@@ -213,7 +226,22 @@ CHANGES = {
         "released.min_depth": (0.5, "evaluation.min_depth"),
         "released.max_depth": (20.0, "evaluation.max_depth"),
     },
+    "files": {
+        "predictions": ("other", "evaluation.folder"),
+        "prediction_scale": (256.0, "evaluation.scale"),
+        "prediction_resize": ("native", "evaluation.resize"),
+    },
+    "resized": {"protocol.input_size": ([32, 64], "prediction")},
+    "shrunk": {"protocol.max_side": (64, "prediction")},
 }
+
+# test modules cannot import one another
+ON_DISK = run_path(str(Path(__file__).with_name("data_options.py")))
+COMPOSITIONS |= ON_DISK["COMPOSITIONS"]
+CHANGES |= ON_DISK["CHANGES"]
+
+SPLITS = "data.train", "data.val", "data.test"
+"""Also looks: a split that the line of an option of another split does not name must stay as it is."""
 
 # one worker: what an unchanged configuration builds is built once
 pytestmark = [
@@ -245,11 +273,19 @@ def raw(cfg):
     return OmegaConf.to_container(cfg, resolve=False)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def made_up_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    ON_DISK["write_files"](folder)
+    with chdir(folder):
+        yield
+
+
 @pytest.fixture(scope="module")
 def compositions(tmp_path_factory):
     folder = tmp_path_factory.mktemp("options")
     return {
-        name: composed("eval" if name == "eval" else "train", overrides, folder)
+        name: composed("eval" if name in ("eval", "files") else "train", overrides, folder)
         for name, overrides in COMPOSITIONS.items()
     }
 
@@ -281,10 +317,13 @@ def part(found, attribute):
 
 @pytest.mark.parametrize(("name", "option"), ENTRIES, ids=[f"{name}:{option}" for name, option in ENTRIES])
 def test_a_change_is_seen(build, unchanged, name, option):
-    value, probes = CHANGES[name][option]
-    for probe, _, attribute in (probe.partition(".") for probe in probes.split()):
-        changed = build(name, probe, {option: value})
-        assert part(changed, attribute) != part(unchanged(name, probe), attribute), (probe, attribute)
+    value, looks = CHANGES[name][option]
+    changed = cache(lambda probe: build(name, probe, {option: value}))
+    for probe, _, attribute in (look.partition(".") for look in looks.split()):
+        assert part(changed(probe), attribute) != part(unchanged(name, probe), attribute), (probe, attribute)
+    if option.startswith(SPLITS):
+        for split in set(SPLITS) - {".".join(look.split(".")[:2]) for look in looks.split()}:
+            assert part(changed("data"), split[5:]) == part(unchanged(name, "data"), split[5:]), split
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -320,11 +359,14 @@ def test_every_option_of_every_file_has_a_line(compositions):
         for owner, option, _ in options(raw(compositions[name]))
         if option in changes
     }
+    without = {}
     for program, overrides in every_file():
         cfg = composed(program, overrides)
         for owner, option, value in options(raw(cfg)):
             group = isinstance(value, str) and OmegaConf.is_dict(OmegaConf.select(cfg, option))
-            assert group or (owner, option) in known, overrides
+            if not group and (owner, option) not in known:
+                without.setdefault(f"{owner}: {option}", " ".join(overrides))
+    assert not without, "\n".join(f"{option} ({where})" for option, where in without.items())
 
 
 @pytest.mark.parametrize("name", CHANGES)
