@@ -58,7 +58,7 @@ def handful(
     """
     if ids is not None:
         if limit is not None:
-            raise ConfigError("give either limit or ids, not both")
+            raise ConfigError("give either limit or ids, not both: set limit=null to choose by ids")
         by_id = {frame.id: frame for frame in frames}
         unknown = [name for name in ids if name not in by_id]
         if unknown:
