@@ -21,3 +21,8 @@ def _folder(name: str) -> Path:
 def conf_dir() -> Path:
     """Folder of the Hydra configuration tree (``train.yaml``, ``experiment/``, ``protocol/`` ...)."""
     return _folder("conf")
+
+
+def csrc_dir() -> Path:
+    """Folder of the kernel sources, a folder an operator (``selective_scan/`` ...)."""
+    return _folder("csrc")

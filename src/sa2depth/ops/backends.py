@@ -1,0 +1,120 @@
+"""Which implementation of an operator runs: a registry, and how to override its choice.
+
+Every operator has a pure-torch implementation, which is the oracle for the faster ones. ``auto`` takes the first
+implementation that can take the inputs; a name takes that one or says why it cannot. A chosen implementation that
+fails raises: nothing falls back after a launch.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from sa2depth.errors import ConfigError, nearest
+
+_log = logging.getLogger(__name__)
+
+NAMES = ("auto", "torch", "cpu", "cuda")
+"""What can be asked for, in ``use_backend`` and in the environment variable ``SA2DEPTH_OPS``."""
+
+ON_REQUEST = frozenset({("dcnv3", "cuda"), ("rank_attention", "cuda")})
+"""Implementations that ``auto`` leaves alone and a name takes: checked in an emulator, not yet on a GPU."""
+
+_choice = os.environ.get("SA2DEPTH_OPS", "auto")
+_said: set[tuple[str, str]] = set()
+
+
+class use_backend:  # noqa: N801 - reads like torch.no_grad
+    """Choose the implementation of all operators, from now on or inside a ``with`` block.
+
+    ``auto`` is the default. An operator that does not exist in the chosen form runs in its torch form; one that does
+    but cannot take its inputs raises ``ConfigError``. Compiled graphs (``torch.compile``) keep what was chosen when
+    they were traced until the choice changes.
+
+    Args:
+        name: ``auto``, ``torch``, ``cpu`` or ``cuda``.
+
+    Raises:
+        ConfigError: there is no such back end.
+    """
+
+    def __init__(self, name: str) -> None:
+        global _choice
+        _check(name)
+        self._before = _choice
+        _choice = name
+
+    def __enter__(self) -> "use_backend":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        global _choice
+        _choice = self._before
+
+
+def backend() -> str:
+    """The name that is asked for now.
+
+    Raises:
+        ConfigError: ``SA2DEPTH_OPS`` names no back end.
+    """
+    _check(_choice)
+    return _choice
+
+
+def choose(
+    operator: str,
+    implementations: Mapping[str, Callable[..., Any]],
+    why_not: Mapping[str, Callable[[], str]],
+) -> Callable[..., Any]:
+    """The implementation of one operator for one call.
+
+    Args:
+        operator: its name, for messages.
+        implementations: by back end, fastest first, ``torch`` among them.
+        why_not: for each one but ``torch``, a function that says why it cannot take this call's inputs (empty if
+            it can).
+
+    Returns:
+        One of the implementations.
+
+    Raises:
+        ConfigError: the back end that was asked for by name cannot take the inputs.
+    """
+    asked = backend()
+    if asked != "auto" and asked in implementations:
+        reason = why_not[asked]() if asked in why_not else ""
+        if reason:
+            raise ConfigError(
+                f"{operator}: the back end '{asked}' was asked for, but {reason}; use auto or torch"
+            )
+        return implementations[asked]
+    if asked == "auto":
+        for name, implementation in implementations.items():
+            if (operator, name) in ON_REQUEST:
+                continue
+            reason = why_not[name]() if name in why_not else ""
+            if not reason:
+                return implementation
+            if not torch.compiler.is_compiling():
+                _log.debug("%s does not run on the back end %s: %s", operator, name, reason)
+    return implementations["torch"]
+
+
+def say_once(operator: str, reason: str) -> None:
+    """One line, once in a process, about a fast path that this machine could have but does not."""
+    if (operator, reason) not in _said:
+        _said.add((operator, reason))
+        _log.warning("%s runs in plain torch, which is slower: %s", operator, reason)
+
+
+def _check(name: str) -> None:
+    if name not in NAMES:
+        raise ConfigError(
+            f"there is no back end '{name}' (use_backend, SA2DEPTH_OPS): {nearest(name, NAMES)}"
+        )

@@ -1,0 +1,116 @@
+"""From a file in ``csrc/`` to machine code, without a toolchain: NVRTC through ``cuda.core``, results kept on disk.
+
+The cache is shared by processes and machines: a file's name is the hash of everything that its contents depend on,
+files appear whole, and each carries a checksum.
+"""
+
+import hashlib
+import io
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from sa2depth.atomic import atomic_path
+
+_log = logging.getLogger(__name__)
+
+_OPTIONS = {"std": "c++17", "lineinfo": True}
+_CHECKSUM_BYTES = hashlib.sha256().digest_size
+
+
+class CompileError(RuntimeError):
+    """A kernel that the compiler refused; the message holds the compiler's log."""
+
+
+def cache_dir() -> Path:
+    """Folder of compiled kernels: ``$SA2DEPTH_CACHE``, else ``sa2depth/kernels`` in the user's cache folder."""
+    if chosen := os.environ.get("SA2DEPTH_CACHE"):
+        return Path(chosen).expanduser()
+    base = os.environ.get("LOCALAPPDATA") if os.name == "nt" else os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "sa2depth" / "kernels"
+
+
+def compile_kernels(source: Path, architecture: str, macros: Mapping[str, int]) -> bytes:
+    """Machine code of one source file, from the cache if it is there.
+
+    A cache folder that cannot be written costs a compilation in every process, and one line in the log.
+
+    Args:
+        source: a ``.cu`` file; it may include files of its own folder.
+        architecture: of the device, such as ``sm_90``.
+        macros: numbers to define for the preprocessor.
+
+    Returns:
+        The contents of a cubin.
+
+    Raises:
+        CompileError: the source is wrong; the message holds the compiler's log.
+        ImportError: ``cuda.core`` or NVRTC is not installed.
+    """
+    digest = _digest(source, architecture, macros)
+    path = cache_dir() / f"{source.stem}-{architecture}-{digest[:32]}.cubin"
+    code = _read(path)
+    if code is None:
+        code = _compile(source, architecture, macros)
+        try:
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(hashlib.sha256(code).digest() + code)
+        except OSError as error:
+            _log.warning(
+                "compiled kernels cannot be kept (%s): every process compiles anew; set SA2DEPTH_CACHE to a "
+                "folder that can be written",
+                error,
+            )
+    return code
+
+
+def _digest(source: Path, architecture: str, macros: Mapping[str, int]) -> str:
+    from cuda.bindings import nvrtc
+
+    parts: list[object] = [
+        architecture,
+        sorted(macros.items()),
+        sorted(_OPTIONS.items()),
+        nvrtc.nvrtcVersion()[1:],
+    ]
+    parts.append(source.name)
+    for file in _sources(source.parent):
+        parts += [file.name, hashlib.sha256(file.read_bytes()).hexdigest()]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _sources(folder: Path) -> Iterable[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix in (".cu", ".cuh", ".h"))
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        contents = path.read_bytes()
+    except OSError:
+        return None
+    checksum, code = contents[:_CHECKSUM_BYTES], contents[_CHECKSUM_BYTES:]
+    if hashlib.sha256(code).digest() == checksum:
+        return code
+    _log.warning("%s is damaged: compiling anew", path)
+    return None
+
+
+def _compile(source: Path, architecture: str, macros: Mapping[str, int]) -> bytes:
+    from cuda.core import Program, ProgramOptions
+
+    options = ProgramOptions(
+        name=source.name,
+        arch=architecture,
+        include_path=[str(source.parent)],
+        define_macro=[(name, str(value)) for name, value in macros.items()] or None,
+        ptxas_options=["-v"],
+        **_OPTIONS,
+    )
+    report = io.StringIO()
+    try:
+        compiled = Program(source.read_text(encoding="utf-8"), "c++", options).compile("cubin", logs=report)
+    except Exception as error:  # cuda.core's own, which has no public name
+        raise CompileError(f"{source} does not compile for {architecture}:\n{error}") from error
+    _log.debug("compiled %s for %s with %s\n%s", source, architecture, dict(macros), report.getvalue())
+    return bytes(compiled.code)

@@ -1,0 +1,414 @@
+"""The four-direction selective scan on CUDA: a ``torch.library`` operator around ``csrc/selective_scan``.
+
+Tokens stay in the order of the image's rows; directions are orders in which the kernels visit them. The projections
+of a token for all four directions are one matrix product in torch, everything after it is in the kernels.
+"""
+
+import ctypes
+import functools
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from sa2depth.ops.backends import say_once
+from sa2depth.ops.kernels import Argument, Source, launch, why_unavailable
+from sa2depth.ops.precision import no_autocast
+
+STATES = 16
+"""State size that the kernels are written for."""
+
+# As in csrc/selective_scan/scan.cuh.
+_DIRECTIONS = 4
+_BLOCK_CHANNELS = 64
+_CHUNK = 64  # tokens between saved states
+
+_THREADS = 128  # that walk
+_STEP_ROW = 34 * 16  # bytes of shared memory
+
+_LARGEST_RANK = 64
+_LARGEST_GRID = 65535
+_BLOCKS_HELD = 2  # by a multiprocessor
+# A grid of this part of the machine's capacity is not divided: a first pass would cost more than it brings.
+_FILLS_FORWARD, _FILLS_BACKWARD = 0.45, 0.75
+
+
+def why_not(x: Tensor, states: int, rank: int) -> str:
+    """Why the kernels cannot take these inputs; empty if they can."""
+    if not x.is_cuda:
+        return f"the input is on {x.device}"
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"the input is {x.dtype}"
+    if states != STATES or rank > _LARGEST_RANK:
+        return (
+            f"the kernels have state size {STATES} and ranks up to {_LARGEST_RANK}, not {states} and {rank}"
+        )
+    if x.numel() == 0 or x.shape[0] > _LARGEST_GRID or x.shape[2] * x.shape[3] >= 2**31:
+        return f"the input has shape {tuple(x.shape)}"
+    return _why_unavailable(x.device.index, rank)
+
+
+@torch.compiler.assume_constant_result
+def _why_unavailable(index: int, rank: int) -> str:
+    device = torch.device("cuda", index)
+    reason = why_unavailable(device)
+    if not reason and _backward_shared_bytes(rank, 1) > _shared_bytes_limit(device):
+        reason = f"{device} has too little shared memory for rank {rank}"
+    if reason:
+        say_once("selective_scan_2d", reason)
+    return reason
+
+
+def selective_scan_cuda(
+    x: Tensor, x_proj_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor, a_log: Tensor, d_skip: Tensor
+) -> Tensor:
+    """``selective_scan_2d`` for inputs that ``why_not`` has nothing against; the result is channels last."""
+    channels, height = x.shape[1:3]
+    rank = dt_weight.shape[-1]
+    inputs = (x, x_proj_weight, dt_weight, dt_bias, a_log, d_skip)
+    keep_states = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+    tokens = _tokens(x)
+    weights = [t.float() for t in inputs[1:]]
+    if channels % _BLOCK_CHANNELS or rank % 4:
+        tokens, weights = _pad(tokens, weights)
+    x_proj_weight, dt_weight, dt_bias, a_log, d_skip = weights
+    projected = F.linear(tokens, rearrange(x_proj_weight, "k r d -> (k r) d"))
+    y, _ = selective_scan(tokens, projected, dt_weight, dt_bias, a_log, d_skip, height, keep_states)
+    return rearrange(y, "b (h w) d -> b d h w", h=height)[:, :channels]
+
+
+def _tokens(x: Tensor) -> Tensor:
+    """``(B, D, H, W)`` to ``(B, L, D)``, contiguous and float32; no copy if it is channels last already."""
+    if x.dtype == torch.float32 and x.is_contiguous():
+        return to_tokens(x)
+    return rearrange(x, "b d h w -> b (h w) d").contiguous().float()
+
+
+def _pad(tokens: Tensor, weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Zero channels and ranks up to what the kernels take; they add nothing to the others."""
+    x_proj_weight, dt_weight, dt_bias, a_log, d_skip = weights
+    channels, rank = dt_weight.shape[1:]
+    more_channels, more_rank = -channels % _BLOCK_CHANNELS, -rank % 4
+    x_proj_weight = torch.cat(
+        (F.pad(x_proj_weight[:, :rank], (0, 0, 0, more_rank)), x_proj_weight[:, rank:]), dim=1
+    )
+    a_log = F.pad(rearrange(a_log, "(k d) n -> k d n", k=_DIRECTIONS), (0, 0, 0, more_channels))
+    d_skip = F.pad(rearrange(d_skip, "(k d) -> k d", k=_DIRECTIONS), (0, more_channels))
+    return F.pad(tokens, (0, more_channels)), [
+        F.pad(x_proj_weight, (0, more_channels)),
+        F.pad(dt_weight, (0, more_rank, 0, more_channels)),
+        F.pad(dt_bias, (0, more_channels)),
+        a_log.flatten(0, 1),
+        d_skip.flatten(),
+    ]
+
+
+@torch.library.custom_op("sa2depth::to_tokens", mutates_args=())
+def to_tokens(x: Tensor) -> Tensor:
+    """``(B, D, H, W)`` to ``(B, H * W, D)``, both contiguous and float32."""
+    return _turn(x.contiguous().flatten(2))
+
+
+def _turn(x: Tensor) -> Tensor:
+    """Contiguous ``(B, D, L)`` to contiguous ``(B, L, D)``."""
+    batch, channels, length = x.shape
+    tokens = x.new_empty((batch, length, channels))
+    if x.numel():
+        grid = (math.ceil(length / 32), math.ceil(channels / 32), batch)
+        source = Source("selective_scan/to_tokens.cu")
+        sizes = _ints(channels, length)
+        launch(source, "to_tokens", (x, tokens, *sizes), grid=grid, threads=256, device=x.device)
+    return tokens
+
+
+def _contiguous(tokens: Tensor) -> Tensor:
+    """``(B, L, D)`` as contiguous memory, fast if it lay channels first."""
+    turned = tokens.transpose(1, 2)
+    return _turn(turned) if turned.is_contiguous() and not tokens.is_contiguous() else tokens.contiguous()
+
+
+@torch.library.custom_op("sa2depth::selective_scan", mutates_args=())
+def selective_scan(
+    x: Tensor,
+    projected: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    a_log: Tensor,
+    d_skip: Tensor,
+    height: int,
+    keep_states: bool,
+) -> tuple[Tensor, Tensor]:
+    """Sum of the four scans and the skips.
+
+    Args:
+        x: ``(B, L, D)`` float32, ``D`` a multiple of 64.
+        projected: ``(B, L, 4 * (R + 32))``: for each direction the low-rank dt, B and C. ``R`` a multiple of 4.
+        dt_weight: ``(4, D, R)``.
+        dt_bias: ``(4, D)``.
+        a_log: ``(4 * D, 16)``.
+        d_skip: ``(4 * D)``.
+        height: ``H``; ``W = L / H``.
+        keep_states: return the states that the backward pass starts from.
+
+    Returns:
+        ``(B, L, D)``; and ``(B, chunks, 4, D, 16)``, the states before each chunk of 64 tokens (no chunk without
+        ``keep_states``). No gradient flows through the states.
+    """
+    x, projected, dt_weight, dt_bias, a_log, d_skip = (
+        t.contiguous() for t in (x, projected, dt_weight, dt_bias, a_log, d_skip)
+    )
+    batch, length, channels = x.shape
+    chunks = _chunks(length) if keep_states else 0
+    states = x.new_empty((batch, chunks, _DIRECTIONS, channels, STATES))
+    parts = x.new_empty((_DIRECTIONS, batch, length, channels))
+    total = torch.empty_like(x)
+    if x.numel() == 0:
+        return total, states
+    segments, segment_tokens = _segments(x, _FILLS_FORWARD)
+    grid = (channels // _BLOCK_CHANNELS, _DIRECTIONS * segments, batch)
+    sizes = _ints(height, length // height, channels, segment_tokens)
+    inputs = (x, projected, dt_weight, dt_bias, a_log)
+    ends, elapsed = _segment_ends("segment_ends", inputs, grid, sizes)
+    outputs = (ends, elapsed, parts, states if keep_states else None)
+    _launch_forward("scan_forward", (*inputs, *outputs, *sizes), dt_weight.shape[-1], grid)
+    _sum_directions(parts, x, d_skip, total)
+    return total, states
+
+
+@torch.library.custom_op("sa2depth::selective_scan_backward", mutates_args=())
+def selective_scan_backward(
+    grad: Tensor,
+    x: Tensor,
+    projected: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    a_log: Tensor,
+    d_skip: Tensor,
+    states: Tensor,
+    height: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the first six arguments of ``selective_scan``; ``grad (B, L, D)`` is that of its result."""
+    grad = _contiguous(grad)
+    x, projected, dt_weight, dt_bias, a_log, d_skip, states = (
+        t.contiguous() for t in (x, projected, dt_weight, dt_bias, a_log, d_skip, states)
+    )
+    (batch, length, channels), rank = x.shape, dt_weight.shape[-1]
+    if x.numel() == 0:
+        inputs = (x, projected, dt_weight, dt_bias, a_log, d_skip)
+        return tuple(torch.zeros_like(t) for t in inputs)  # type: ignore[return-value]
+    segments, segment_tokens = _segments(x, _FILLS_BACKWARD)
+    blocks = channels // _BLOCK_CHANNELS
+    grid = (blocks, _DIRECTIONS * segments, batch)
+    sizes = _ints(height, length // height, channels, segment_tokens)
+    parameters = (projected, dt_weight, dt_bias, a_log)
+    ends, elapsed = _segment_ends("adjoint_segment_ends", (grad, *parameters), grid, sizes)
+
+    grad_x_parts = x.new_empty((_DIRECTIONS, batch, length, channels))
+    grad_dt = torch.empty_like(grad_x_parts)
+    grad_bc = x.new_empty((blocks, batch, length, _DIRECTIONS, 2 * STATES))
+    grad_a = x.new_empty((batch, segments, _DIRECTIONS * channels, STATES))
+    grad_skip = x.new_empty((batch, segments, _DIRECTIONS * channels))
+    outputs = (grad_x_parts, grad_dt, grad_bc, grad_a, grad_skip)
+    # the second buffer saves barriers where there is room for it
+    buffers = 2 if _backward_shared_bytes(rank, 2) <= _shared_bytes_limit(x.device) else 1
+    launch(
+        _backward_source(rank, buffers),
+        "scan_backward",
+        (x, *parameters, states, grad, ends, elapsed, *outputs, *sizes),
+        grid=grid,
+        threads=_THREADS,
+        device=x.device,
+        shared_bytes=_backward_shared_bytes(rank, buffers),
+    )
+
+    grad_x = torch.empty_like(x)
+    _sum_directions(grad_x_parts, grad, d_skip, grad_x)
+    del grad_x_parts
+    grad_projected = x.new_empty((batch, length, _DIRECTIONS, rank + 2 * STATES))
+    torch.sum(grad_bc, dim=0, out=grad_projected[..., rank:])
+    with no_autocast(x):
+        grad_rank, grad_weight, grad_bias = _time_step_gradients(grad_dt, projected, dt_weight)
+    grad_projected[..., :rank] = rearrange(grad_rank, "k b l r -> b l k r")
+    grad_a_log = grad_a.sum(dim=(0, 1)) * -a_log.exp()
+    return grad_x, grad_projected.flatten(2), grad_weight, grad_bias, grad_a_log, grad_skip.sum(dim=(0, 1))
+
+
+def _time_step_gradients(
+    grad_dt: Tensor, projected: Tensor, dt_weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the low-rank dt ``(4, B, L, R)``, ``dt_weight``, ``dt_bias`` from that of dt ``(4, B, L, D)``."""
+    batch, length = grad_dt.shape[1:3]
+    rank = dt_weight.shape[-1]
+    grad_rank = torch.bmm(grad_dt.flatten(1, 2), dt_weight).view(_DIRECTIONS, batch, length, rank)
+    # A column of ones yields the bias; four, because rows of 16 bytes multiply faster. Sums over many tokens run in
+    # parts: each is one matrix product, and few long ones would not fill the machine.
+    low_rank = torch.ones((_DIRECTIONS, batch, length, rank + 4), device=grad_dt.device)
+    low_rank[..., :rank] = rearrange(projected, "b l (k r) -> k b l r", k=_DIRECTIONS)[..., :rank]
+    parts = batch * max(n for n in range(1, max(1, 32 // batch) + 1) if length % n == 0)
+    products = torch.matmul(
+        grad_dt.view(_DIRECTIONS, parts, -1, grad_dt.shape[-1]).transpose(2, 3),
+        low_rank.view(_DIRECTIONS, parts, -1, rank + 4),
+    )
+    total = products.sum(dim=1)
+    return grad_rank, total[..., :rank].contiguous(), total[..., rank].contiguous()
+
+
+def _segment_ends(
+    kernel: str, inputs: tuple[Tensor, ...], grid: tuple[int, int, int], sizes: tuple[ctypes.c_int32, ...]
+) -> tuple[Tensor | None, Tensor | None]:
+    """First pass over the segments of each image; nothing to do if there is only one."""
+    segments = grid[1] // _DIRECTIONS
+    if segments == 1:
+        return None, None
+    x, dt_weight = inputs[0], inputs[2]
+    ends = x.new_empty((x.shape[0], segments, _DIRECTIONS, x.shape[2], STATES))
+    elapsed = x.new_empty(ends.shape[:-1])
+    _launch_forward(kernel, (*inputs, ends, elapsed, *sizes), dt_weight.shape[-1], grid)
+    return ends, elapsed
+
+
+def _launch_forward(
+    kernel: str, arguments: tuple[Argument, ...], rank: int, grid: tuple[int, int, int]
+) -> None:
+    (x, *_) = arguments
+    assert isinstance(x, Tensor)
+    launch(
+        _forward_source(rank),
+        kernel,
+        arguments,
+        grid=grid,
+        threads=2 * _THREADS,
+        device=x.device,
+        shared_bytes=_forward_shared_bytes(rank),
+    )
+
+
+def _sum_directions(parts: Tensor, x: Tensor, d_skip: Tensor, total: Tensor) -> None:
+    count, threads = x.numel() // 4, 256
+    blocks = min(math.ceil(count / threads), 32 * _multiprocessors(x.device))
+    arguments = (parts, x, d_skip, total, ctypes.c_int64(count), ctypes.c_int32(x.shape[-1]))
+    source = Source("selective_scan/sum_directions.cu")
+    launch(source, "sum_directions", arguments, grid=(blocks, 1, 1), threads=threads, device=x.device)
+
+
+def _segments(x: Tensor, fills: float) -> tuple[int, int]:
+    """How many segments each image is divided into, and tokens in one: as many blocks as the machine holds."""
+    chunks = _chunks(x.shape[1])
+    blocks = x.shape[0] * _DIRECTIONS * (x.shape[2] // _BLOCK_CHANNELS)
+    capacity = _BLOCKS_HELD * _multiprocessors(x.device)
+    if blocks >= fills * capacity:
+        return 1, chunks * _CHUNK
+    wanted = max(1, min(capacity // blocks, chunks, _LARGEST_GRID // _DIRECTIONS))
+    chunks_each = math.ceil(chunks / wanted)
+    return math.ceil(chunks / chunks_each), chunks_each * _CHUNK
+
+
+def _chunks(length: int) -> int:
+    return -(-length // _CHUNK)
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@functools.cache
+def _shared_bytes_limit(device: torch.device) -> int:
+    # torch's type stubs lack it
+    return int(getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 99 << 10))
+
+
+def _forward_source(rank: int) -> Source:
+    macros = {"RANK": rank, "SHARED_BYTES": _forward_shared_bytes(rank)}
+    return Source("selective_scan/forward.cu", tuple(macros.items()))
+
+
+def _forward_shared_bytes(rank: int) -> int:
+    """Size of ``Shared`` in ``forward.cu``, which checks it."""
+    tile, row = 32, (rank + 36) * 4
+    return tile * (3 * row + 2 * _STEP_ROW + 4 * 4)
+
+
+def _backward_source(rank: int, buffers: int) -> Source:
+    macros = {"RANK": rank, "SUM_BUFFERS": buffers, "SHARED_BYTES": _backward_shared_bytes(rank, buffers)}
+    return Source("selective_scan/backward.cu", tuple(macros.items()))
+
+
+def _backward_shared_bytes(rank: int, buffers: int) -> int:
+    """Size of ``Shared`` in ``backward.cu``, which checks it."""
+    tokens = _CHUNK * ((rank + 36) * 4 + _STEP_ROW + 36 * 8 + 4)
+    starts = 7 * _BLOCK_CHANNELS * STATES * 4
+    weight, sums = _BLOCK_CHANNELS * (rank + 4) * 4, buffers * 4 * 8 * 2 * STATES * 4
+    return tokens + starts + max(weight, sums)
+
+
+def _ints(*values: int) -> tuple[ctypes.c_int32, ...]:
+    return tuple(ctypes.c_int32(value) for value in values)
+
+
+@to_tokens.register_fake
+def _(x: Tensor) -> Tensor:
+    return x.new_empty((x.shape[0], x.shape[2] * x.shape[3], x.shape[1]))
+
+
+@selective_scan.register_fake
+def _(
+    x: Tensor,
+    projected: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    a_log: Tensor,
+    d_skip: Tensor,
+    height: int,
+    keep_states: bool,
+) -> tuple[Tensor, Tensor]:
+    batch, length, channels = x.shape
+    chunks = _chunks(length) if keep_states else 0
+    return x.new_empty(x.shape), x.new_empty((batch, chunks, _DIRECTIONS, channels, STATES))
+
+
+@selective_scan_backward.register_fake
+def _(
+    grad: Tensor,
+    x: Tensor,
+    projected: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    a_log: Tensor,
+    d_skip: Tensor,
+    states: Tensor,
+    height: int,
+) -> tuple[Tensor, ...]:
+    return tuple(t.new_empty(t.shape) for t in (x, projected, dt_weight, dt_bias, a_log, d_skip))
+
+
+def _save_size(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.height = inputs[0].shape[2]
+
+
+def _to_image(ctx: Any, grad: Tensor) -> Tensor:
+    return rearrange(grad, "b (h w) d -> b d h w", h=ctx.height)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.height, ctx.kept = inputs
+    ctx.save_for_backward(*tensors, output[1])
+
+
+def _gradients(ctx: Any, grad: Tensor, _grad_states: Tensor) -> tuple[Tensor | None, ...]:
+    if not ctx.kept:
+        raise RuntimeError("selective_scan was called with keep_states=False: it has no backward pass")
+    *tensors, states = ctx.saved_tensors
+    return (*selective_scan_backward(grad, *tensors, states, ctx.height), None, None)
+
+
+def _refuse(ctx: Any, *_gradients: Tensor) -> None:
+    raise RuntimeError("selective_scan_2d has no second derivative")
+
+
+to_tokens.register_autograd(_to_image, setup_context=_save_size)
+selective_scan.register_autograd(_gradients, setup_context=_save)
+selective_scan_backward.register_autograd(_refuse)

@@ -1,0 +1,239 @@
+"""The CUDA kernels of the selective scan, run on the CPU by an emulator: the sources of csrc/, thread by thread."""
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sa2depth.ops import selective_scan_cuda as module
+from sa2depth.ops.selective_scan import selective_scan_torch
+from sa2depth.resources import csrc_dir
+
+EMULATOR = Path(__file__).parent / "emulator"
+COMPILER = shutil.which("g++") or shutil.which("clang++")
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler to build the emulator with")
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory):
+    """A function: source with its macros to a library, built once."""
+    folder, built = tmp_path_factory.mktemp("emulator"), {}
+
+    def build(source):
+        if source not in built:
+            path = csrc_dir() / source.path
+            target = folder / f"{path.stem}{len(built)}.so"
+            macros = [f"-D{name}={value}" for name, value in source.macros]
+            macros += [f'-DKERNELS="{path}"', f"-DEMULATE_{path.stem.upper()}"]
+            flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-w", f"-I{EMULATOR}", *macros]
+            harness = EMULATOR / f"{path.parent.name}.cpp"
+            subprocess.run([COMPILER, *flags, str(harness), "-o", str(target)], check=True)
+            built[source] = ctypes.CDLL(str(target))
+        return built[source]
+
+    return build
+
+
+@pytest.fixture(autouse=True)
+def emulated(libraries, monkeypatch):
+    """The launches of a test, which run on the CPU."""
+    launches = []
+
+    def launch(source, kernel, arguments, *, grid, threads, device, shared_bytes=0):
+        assert all(a.is_contiguous() for a in arguments if isinstance(a, Tensor))
+        values = [
+            ctypes.c_void_p(a.data_ptr() if isinstance(a, Tensor) else 0)
+            if a is None or isinstance(a, Tensor)
+            else a
+            for a in arguments
+        ]
+        addresses = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+        status = libraries(source).emulate(
+            kernel.encode(), (ctypes.c_int * 3)(*grid), threads, shared_bytes, addresses
+        )
+        assert status == 0, f"the emulator does not know {kernel}"
+        launches.append((kernel, grid))
+
+    monkeypatch.setattr(module, "launch", launch)
+    monkeypatch.setattr(module, "_multiprocessors", lambda device: 1)
+    monkeypatch.setattr(module, "_shared_bytes_limit", lambda device: 227 << 10)
+    # memory that nobody wrote shows up as NaN
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True)
+    yield launches
+    torch.use_deterministic_algorithms(False)
+
+
+def make(size, batch=1, channels=64, rank=4, seed=0, dtype=torch.float32):
+    random = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=random, dtype=torch.float64)
+
+    inputs = [
+        draw(batch, channels, *size),
+        draw(4, rank + 32, channels) * channels**-0.5,
+        draw(4, channels, rank) * rank**-0.5,
+        draw(4, channels) - 2,
+        torch.arange(1.0, 17.0, dtype=torch.float64).log() + 0.1 * draw(4 * channels, 16),
+        1 + 0.1 * draw(4 * channels),
+    ]
+    return [t.to(dtype).requires_grad_() for t in inputs]
+
+
+def relative(actual, expected):
+    return ((actual.double() - expected).norm() / expected.norm()).item()
+
+
+def check(inputs, tolerance=3e-6):
+    reference = [t.detach().double().requires_grad_() for t in inputs]
+    actual, expected = module.selective_scan_cuda(*inputs), selective_scan_torch(*reference)
+    assert actual.dtype == torch.float32
+    assert relative(actual, expected) < tolerance
+    weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    gradients = torch.autograd.grad((actual * weight.float()).sum(), inputs)
+    expected_gradients = torch.autograd.grad((expected * weight).sum(), reference)
+    errors = [relative(a, e) for a, e in zip(gradients, expected_gradients, strict=True)]
+    assert max(errors) < tolerance, errors
+
+
+def scans(launches):
+    """Name and rows of the grid of the kernels that scan."""
+    return [(name, grid[1]) for name, grid in launches if name not in ("to_tokens", "sum_directions")]
+
+
+@pytest.mark.parametrize("size", [(9, 15), (1, 1), (1, 70), (65, 1), (8, 8)])
+def test_one_segment(size, emulated, monkeypatch):
+    for fills in ("_FILLS_FORWARD", "_FILLS_BACKWARD"):
+        monkeypatch.setattr(module, fills, 0)
+    check(make(size))
+    assert scans(emulated) == [("scan_forward", 4), ("scan_backward", 4)]
+
+
+def test_the_order_of_threads_between_barriers_does_not_matter(monkeypatch):
+    def run():
+        inputs = make((11, 19))
+        output = module.selective_scan_cuda(*inputs)
+        return output, *torch.autograd.grad(output.square().sum(), inputs)
+
+    forwards = run()
+    monkeypatch.setenv("CUDA_EMULATOR_BACKWARDS", "1")
+    for a, b in zip(forwards, run(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_several_segments(emulated, monkeypatch):
+    for fills in ("_FILLS_FORWARD", "_FILLS_BACKWARD"):
+        monkeypatch.setattr(module, fills, 1e9)
+    monkeypatch.setattr(module, "_BLOCKS_HELD", 12)
+    check(make((13, 17)))
+    # 221 tokens are 4 chunks, which do not make 3 equal segments: 2 of 2 chunks
+    assert scans(emulated) == [
+        ("segment_ends", 8),
+        ("scan_forward", 8),
+        ("adjoint_segment_ends", 8),
+        ("scan_backward", 8),
+    ]
+
+
+def test_as_many_segments_as_chunks(monkeypatch):
+    for fills in ("_FILLS_FORWARD", "_FILLS_BACKWARD"):
+        monkeypatch.setattr(module, fills, 1e9)
+    monkeypatch.setattr(module, "_multiprocessors", lambda device: 1000)
+    check(make((11, 19)))
+
+
+def test_ragged_channels_and_rank_and_several_images():
+    check(make((5, 14), batch=2, channels=70, rank=3))
+
+
+def test_small_shared_memory(monkeypatch):
+    monkeypatch.setattr(module, "_shared_bytes_limit", lambda device: 99 << 10)
+    check(make((9, 15)))
+
+
+def test_strong_and_weak_decay():
+    inputs = make((8, 20))
+    with torch.no_grad():
+        inputs[3][:, ::3] = 25.0  # decays that are zero in float32
+        inputs[3][:, 1::3] = -9.0  # and decays close to one
+    check(inputs, tolerance=2e-5)
+
+
+def test_half_precision_is_converted_once():
+    inputs = make((6, 11))
+    narrow = [t.detach().bfloat16().requires_grad_() for t in inputs]
+    actual = module.selective_scan_cuda(*narrow)
+    assert actual.dtype == torch.float32
+    expected = selective_scan_torch(*(t.double() for t in narrow))
+    assert relative(actual, expected) < 3e-6
+    gradients = torch.autograd.grad(actual.sum(), narrow)
+    assert {g.dtype for g in gradients} == {torch.bfloat16}
+
+
+def test_backward_under_autocast_stays_float32():
+    x, projected, *parameters = operator_arguments()[:6]
+    outside, inside = [], []
+    for gradients, enabled in ((outside, False), (inside, True)):
+        y, _ = module.selective_scan(x, projected, *parameters, 5, True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            gradients += torch.autograd.grad(y.square().sum(), (x, projected, *parameters))
+    for a, b in zip(inside, outside, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_no_states_are_kept_without_gradients(monkeypatch):
+    inputs = [t.detach() for t in make((5, 14))]
+    kept = []
+    operator = module.selective_scan
+    monkeypatch.setattr(module, "selective_scan", lambda *a: kept.append(a[-1]) or operator(*a))
+    without = module.selective_scan_cuda(*inputs)
+    inputs[4].requires_grad_()
+    with torch.no_grad():
+        module.selective_scan_cuda(*inputs)
+    assert relative(module.selective_scan_cuda(*inputs).detach(), without.double()) == 0
+    assert kept == [False, False, True]
+
+
+def test_layouts(emulated):
+    inputs = [t.detach() for t in make((7, 10), channels=96)]
+    expected = module.selective_scan_cuda(*inputs)
+    assert emulated[0] == ("to_tokens", (3, 3, 1))
+    emulated.clear()
+    inputs[0] = inputs[0].to(memory_format=torch.channels_last)
+    torch.testing.assert_close(module.selective_scan_cuda(*inputs), expected, rtol=0, atol=0)
+    assert "to_tokens" not in dict(emulated)
+
+
+def operator_arguments(keep_states=True):
+    x, x_proj_weight, dt_weight, dt_bias, a_log, d_skip = (t.detach() for t in make((5, 14)))
+    tokens = x.flatten(2).transpose(1, 2)
+    projected = torch.nn.functional.linear(tokens, x_proj_weight.flatten(0, 1))
+    tensors = [t.clone().requires_grad_() for t in (tokens, projected, dt_weight, dt_bias, a_log, d_skip)]
+    return (*tensors, 5, keep_states)
+
+
+def test_operator_obeys_the_rules_of_torch_library():
+    torch.use_deterministic_algorithms(False)
+    torch.library.opcheck(module.selective_scan, operator_arguments(), atol=1e-5, rtol=1e-4)
+    torch.library.opcheck(module.to_tokens, (torch.randn(2, 3, 4, 5, requires_grad=True),))
+
+
+def test_second_derivatives_are_refused():
+    inputs = make((5, 14))
+    (gradient,) = torch.autograd.grad(
+        module.selective_scan_cuda(*inputs).square().sum(), inputs[:1], create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        gradient.sum().backward()
+
+
+def test_backward_without_states_is_refused():
+    y, _ = module.selective_scan(*operator_arguments(keep_states=False))
+    with pytest.raises(RuntimeError, match="keep_states=False"):
+        y.sum().backward()
