@@ -9,7 +9,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  \033[1m%-10s\033[0m %s\n", $$1, $$2}'
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard csrc/cpu/*)
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] < (3, 14) else f"sa2depth needs Python 3.11 to 3.13, and $(PYTHON) is {sys.version.split()[0]}. Name another one: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -27,6 +27,12 @@ test: lint type $(STAMP) ## lint, types, then every test that needs no GPU
 test-gpu: $(STAMP) ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
+bench: $(STAMP) ## time the torch path and the fast path: operators, parts, whole networks
+	$(BIN)/sa2depth bench
+
+doctor: $(STAMP) ## what this machine has, and whether every fast path is right
+	$(BIN)/sa2depth doctor
+
 lint: $(STAMP) ## ruff: style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,4 +48,4 @@ clean: ## remove what building and running leaves behind (not .venv, not runs/)
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-.PHONY: help setup demo test test-gpu lint format type clean
+.PHONY: help setup demo test test-gpu bench doctor lint format type clean

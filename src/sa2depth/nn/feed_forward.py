@@ -1,10 +1,10 @@
 """Feed-forward layer gated by grouped convolutions (paper section III-C; ``GGFN`` of the released code)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sa2depth.errors import ConfigError
+from sa2depth.ops import gated_conv
 
 
 class GatedFeedForward(nn.Module):
@@ -35,14 +35,14 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` to ``(B, C, H, W)``."""
-        hidden = self.expand(x.contiguous())
-        return self.project(hidden * self._gate(hidden).tanh())
+        kernel, bias = self._gate()
+        return self.project(gated_conv(self.expand(x.contiguous()), kernel, bias))
 
-    def _gate(self, hidden: Tensor) -> Tensor:
-        """Sum of the three convolutions, as the one with 4 channels a group that it is."""
+    def _gate(self) -> tuple[Tensor, Tensor]:
+        """Kernel and bias of the one convolution, with 4 channels a group, that the sum of the three is."""
         by_1, by_2, by_4 = self.gate_by_1, self.gate_by_2, self.gate_by_4
         kernel = by_4.weight + self.pair_slot * by_2.weight.repeat(1, 2, 1, 1) + self.own_slot * by_1.weight
         assert by_1.bias is not None
         assert by_2.bias is not None
         assert by_4.bias is not None
-        return F.conv2d(hidden, kernel, by_1.bias + by_2.bias + by_4.bias, padding=1, groups=by_4.groups)
+        return kernel, by_1.bias + by_2.bias + by_4.bias

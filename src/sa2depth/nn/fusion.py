@@ -22,13 +22,17 @@ class SelectiveFusion(nn.Module):
     def forward(self, levels: list[Tensor]) -> Tensor:
         """Levels ``(B, C_i, H / 2**i, W / 2**i)``, fine to coarse, to ``(B, dim, H, W)``."""
         size = levels[0].shape[2:]
-        projected = torch.stack(
-            [_resize(project(level), size) for project, level in zip(self.projections, levels, strict=True)]
-        )
-        pooled = projected.sum(dim=0).mean(dim=(2, 3), keepdim=True)
+        projected = [
+            _resize(project(level), size) for project, level in zip(self.projections, levels, strict=True)
+        ]
+        pooled = torch.stack([level.mean(dim=(2, 3), keepdim=True) for level in projected]).sum(dim=0)
         squeezed = F.silu(self.squeeze(pooled))
         weights = torch.stack([excite(squeezed) for excite in self.excite]).softmax(dim=0)
-        return (projected * weights).sum(dim=0)
+        # One level after the other: all of them stacked would be four maps of the finest size more.
+        fused = projected[0] * weights[0]
+        for level, weight in zip(projected[1:], weights[1:], strict=True):
+            fused = torch.addcmul(fused, level, weight)
+        return fused
 
 
 def _resize(level: Tensor, size: torch.Size) -> Tensor:

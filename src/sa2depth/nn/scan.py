@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from sa2depth.nn.layout import for_depthwise
 from sa2depth.ops import selective_scan_2d
 
 _DIRECTIONS = 4
@@ -50,7 +51,7 @@ class SelectiveScan2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` to ``(B, C, H, W)``."""
         inner, gate = self.in_proj(rearrange(x, "b c h w -> b h w c")).chunk(2, dim=-1)
-        inner = F.silu(self.conv(rearrange(inner, "b h w d -> b d h w").contiguous()))
+        inner = F.silu(self.conv(for_depthwise(inner)))
         scanned = selective_scan_2d(
             inner, self.x_proj_weight, self.dt_weight, self.dt_bias, self.a_log, self.d_skip
         )

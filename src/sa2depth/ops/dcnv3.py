@@ -9,6 +9,11 @@ from einops import rearrange
 from torch import Tensor
 
 from sa2depth.errors import ShapeError
+from sa2depth.ops.backends import choose
+from sa2depth.ops.cpu.dcnv3 import dcnv3_cpu
+from sa2depth.ops.cpu.dcnv3 import why_not as why_not_cpu
+from sa2depth.ops.dcnv3_cuda import dcnv3_cuda
+from sa2depth.ops.dcnv3_cuda import why_not as why_not_cuda
 from sa2depth.ops.precision import at_least_float32, no_autocast
 
 
@@ -51,20 +56,45 @@ def dcnv3(
         ShapeError: if channels, offset or mask do not belong together.
     """
     _check(input, offset, mask, groups, kernel_size, stride, padding, dilation, remove_center)
+    options = (groups, kernel_size, stride, padding, dilation, offset_scale, remove_center)
+    why_not = {
+        "cuda": lambda: why_not_cuda(input, offset, mask, groups, kernel_size),
+        "cpu": lambda: why_not_cpu(input, offset, mask, kernel_size),
+    }
+    implementation = choose("dcnv3", _IMPLEMENTATIONS, why_not)
     with no_autocast(input):
-        points = _kernel_points(kernel_size, dilation, remove_center)
-        x, y = _sampling_points(
-            at_least_float32(offset), points, groups, kernel_size, stride, padding, dilation, offset_scale
-        )
-        # grid_sample's convention with align_corners=False: -1 and 1 are the outer edges of the border pixels
-        grid = torch.stack(((2 * x + 1) / input.shape[2] - 1, (2 * y + 1) / input.shape[1] - 1), dim=-1)
-        weight = rearrange(at_least_float32(mask), "b h w (g p) -> p (b g) 1 h w", g=groups)
-        source = rearrange(at_least_float32(input), "b h w (g c) -> (b g) c h w", g=groups).contiguous()
-        # One point at a time: the samples of all points together would be P times the input.
-        total = weight[0] * _sample(source, grid[0])
-        for point in range(1, len(points)):
-            total = torch.addcmul(total, weight[point], _sample(source, grid[point]))
-        return rearrange(total, "(b g) c h w -> b h w (g c)", g=groups).to(input.dtype)
+        return implementation(input, offset, mask, *options)
+
+
+def dcnv3_torch(
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    groups: int,
+    kernel_size: int,
+    stride: int,
+    padding: int,
+    dilation: int,
+    offset_scale: float,
+    remove_center: bool,
+) -> Tensor:
+    """``dcnv3`` in plain torch: any device, the oracle of the kernels."""
+    points = _kernel_points(kernel_size, dilation, remove_center)
+    x, y = _sampling_points(
+        at_least_float32(offset), points, groups, kernel_size, stride, padding, dilation, offset_scale
+    )
+    # grid_sample's convention with align_corners=False: -1 and 1 are the outer edges of the border pixels
+    grid = torch.stack(((2 * x + 1) / input.shape[2] - 1, (2 * y + 1) / input.shape[1] - 1), dim=-1)
+    weight = rearrange(at_least_float32(mask), "b h w (g p) -> p (b g) 1 h w", g=groups)
+    source = rearrange(at_least_float32(input), "b h w (g c) -> (b g) c h w", g=groups).contiguous()
+    # One point at a time: the samples of all points together would be P times the input.
+    total = weight[0] * _sample(source, grid[0])
+    for point in range(1, len(points)):
+        total = torch.addcmul(total, weight[point], _sample(source, grid[point]))
+    return rearrange(total, "(b g) c h w -> b h w (g c)", g=groups).to(input.dtype)
+
+
+_IMPLEMENTATIONS = {"cuda": dcnv3_cuda, "cpu": dcnv3_cpu, "torch": dcnv3_torch}
 
 
 def _sample(source: Tensor, grid: Tensor) -> Tensor:

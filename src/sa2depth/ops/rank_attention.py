@@ -3,6 +3,7 @@
 The released code (``TKFA`` in ``sade_layers.py``) ranks four times; here one stable sort serves all groups.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -10,7 +11,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sa2depth.errors import ShapeError
+from sa2depth.ops.backends import choose
+from sa2depth.ops.cpu.rank_attention import rank_attention_cpu
+from sa2depth.ops.cpu.rank_attention import why_not as why_not_cpu
 from sa2depth.ops.precision import at_least_float32, no_autocast
+from sa2depth.ops.rank_attention_cuda import rank_attention_cuda
+from sa2depth.ops.rank_attention_cuda import why_not as why_not_cuda
 
 RANK_TENTHS = (1, 3, 5, 7)
 """Upper ends of the rank ranges, in tenths of the number of keys."""
@@ -49,7 +55,7 @@ def rank_attention(
         key: ``(B, h, N, d)``.
         value: ``(B, h, N, d)``.
         scale: factor of the scores, usually ``d ** -0.5``.
-        block_queries: queries a block; chosen from the memory they take by default.
+        block_queries: queries a block of the torch path; chosen from the memory they take by default.
 
     Returns:
         ``(5, B, h, Q, d)`` in the dtype of ``value``: all keys, then groups 1 (highest scores) to 4.
@@ -64,9 +70,22 @@ def rank_attention(
         )
     if key.shape[2] == 0:
         raise ShapeError("rank_attention needs at least one key")
+    why_not = {
+        "cuda": lambda: why_not_cuda(query, key, value),
+        "cpu": lambda: why_not_cpu(query, key, value),
+    }
+    implementation = choose("rank_attention", _IMPLEMENTATIONS, why_not)
+    with no_autocast(query):
+        return implementation(query, key, value, scale, block_queries)
+
+
+def rank_attention_torch(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, block_queries: int | None = None
+) -> Tensor:
+    """``rank_attention`` in plain torch: any device, any number of keys, the oracle of the kernels."""
     if block_queries is None:
         budget = _SCORES_PER_BLOCK.get(query.device.type, _SCORES_PER_BLOCK["cpu"])
-        block_queries = max(1, budget // (query.shape[0] * query.shape[1] * key.shape[2]))
+        block_queries = max(1, budget // max(1, query.shape[0] * query.shape[1] * key.shape[2]))
     blocks = torch.split(query, block_queries, dim=2)
     if len(blocks) == 1:
         return _attend(query, key, value, scale)
@@ -75,6 +94,25 @@ def rank_attention(
         for block in blocks
     ]
     return torch.cat(outputs, dim=3)
+
+
+def _rank_attention_cpu(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, _block_queries: int | None
+) -> Tensor:
+    return rank_attention_cpu(query, key, value, scale, [end for _, end in rank_ranges(key.shape[2])])
+
+
+def _rank_attention_cuda(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, _block_queries: int | None
+) -> Tensor:
+    return rank_attention_cuda(query, key, value, scale, [end for _, end in rank_ranges(key.shape[2])])
+
+
+_IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
+    "cuda": _rank_attention_cuda,
+    "cpu": _rank_attention_cpu,
+    "torch": rank_attention_torch,
+}
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

@@ -15,7 +15,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sa2depth.errors import ShapeError
+from sa2depth.ops.backends import choose
+from sa2depth.ops.cpu.selective_scan import selective_scan_cpu
+from sa2depth.ops.cpu.selective_scan import why_not as why_not_cpu
 from sa2depth.ops.precision import at_least_float32, no_autocast
+from sa2depth.ops.selective_scan_cuda import selective_scan_cuda
+from sa2depth.ops.selective_scan_cuda import why_not as why_not_cuda
 
 _STEPS = 16  # tokens in a block of the scan
 
@@ -42,12 +47,12 @@ def selective_scan_2d(
         d_skip: ``(4 * D)``, direction major.
 
     Returns:
-        ``(B, D, H, W)``, float32 or float64.
+        ``(B, D, H, W)``, float32 or float64. On the back ends cuda and cpu, in channels-last memory.
 
     Raises:
         ShapeError: if the parameters do not belong to ``D`` channels.
     """
-    channels, height = x.shape[1:3]
+    channels = x.shape[1]
     states, rank = a_log.shape[-1], dt_weight.shape[-1]
     shapes = [tuple(p.shape) for p in (x_proj_weight, dt_weight, dt_bias, a_log, d_skip)]
     expected = [
@@ -61,28 +66,41 @@ def selective_scan_2d(
         raise ShapeError(
             f"selective_scan_2d on {channels} channels wants parameters {expected}, got {shapes}"
         )
+    why_not = {"cuda": lambda: why_not_cuda(x, states, rank), "cpu": lambda: why_not_cpu(x, states, rank)}
+    implementation = choose("selective_scan_2d", _IMPLEMENTATIONS, why_not)
     with no_autocast(x):
-        x, x_proj_weight, dt_weight, dt_bias, a_log, d_skip = map(
-            at_least_float32, (x, x_proj_weight, dt_weight, dt_bias, a_log, d_skip)
-        )
-        decay_rate = -rearrange(a_log, "(k d) n -> k n d", k=4).exp()
-        by_rows = rearrange(x, "b d h w -> (h w) b d")
-        by_columns = rearrange(x, "b d h w -> (w h) b d")
-        outputs = []
-        for direction, tokens in enumerate((by_rows, by_columns, by_rows, by_columns)):
-            projected = F.linear(tokens, x_proj_weight[direction])
-            low_rank, b, c = torch.split(projected, [rank, states, states], dim=-1)
-            dt = F.softplus(F.linear(low_rank, dt_weight[direction], dt_bias[direction]))
-            outputs.append(_scan_tokens(tokens, dt, decay_rate[direction], b, c, reverse=direction >= 2))
-        rows = rearrange(outputs[0] + outputs[2], "(h w) b d -> b d h w", h=height)
-        columns = rearrange(outputs[1] + outputs[3], "(w h) b d -> b d h w", h=height)
-        return rows + columns + x * rearrange(d_skip, "(k d) -> k d 1 1", k=4).sum(dim=0)
+        return implementation(x, x_proj_weight, dt_weight, dt_bias, a_log, d_skip)
+
+
+def selective_scan_torch(
+    x: Tensor, x_proj_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor, a_log: Tensor, d_skip: Tensor
+) -> Tensor:
+    """``selective_scan_2d`` in plain torch: any device, any state size, the oracle of the kernels."""
+    height, rank, states = x.shape[2], dt_weight.shape[-1], a_log.shape[-1]
+    x, x_proj_weight, dt_weight, dt_bias, a_log, d_skip = map(
+        at_least_float32, (x, x_proj_weight, dt_weight, dt_bias, a_log, d_skip)
+    )
+    decay_rate = -rearrange(a_log, "(k d) n -> k n d", k=4).exp()
+    by_rows = rearrange(x, "b d h w -> (h w) b d")
+    by_columns = rearrange(x, "b d h w -> (w h) b d")
+    outputs = []
+    for direction, tokens in enumerate((by_rows, by_columns, by_rows, by_columns)):
+        projected = F.linear(tokens, x_proj_weight[direction])
+        low_rank, b, c = torch.split(projected, [rank, states, states], dim=-1)
+        dt = F.softplus(F.linear(low_rank, dt_weight[direction], dt_bias[direction]))
+        outputs.append(_scan_tokens(tokens, dt, decay_rate[direction], b, c, reverse=direction >= 2))
+    rows = rearrange(outputs[0] + outputs[2], "(h w) b d -> b d h w", h=height)
+    columns = rearrange(outputs[1] + outputs[3], "(w h) b d -> b d h w", h=height)
+    return rows + columns + x * rearrange(d_skip, "(k d) -> k d 1 1", k=4).sum(dim=0)
+
+
+_IMPLEMENTATIONS = {"cuda": selective_scan_cuda, "cpu": selective_scan_cpu, "torch": selective_scan_torch}
 
 
 def _scan_tokens(x: Tensor, dt: Tensor, decay_rate: Tensor, b: Tensor, c: Tensor, reverse: bool) -> Tensor:
     """Scan ``x (L, B, D)`` in blocks of channels, which do not depend on each other."""
     budget = _STATES_PER_BLOCK.get(x.device.type, _STATES_PER_BLOCK["cpu"])
-    width = max(1, budget // b.numel())
+    width = max(1, budget // max(1, b.numel()))
     parts = zip(*(torch.split(t, width, dim=-1) for t in (x, dt, decay_rate)), strict=True)
     scanned: list[Tensor] = [_Scan.apply(*part, b, c, reverse) for part in parts]  # type: ignore[no-untyped-call]
     return torch.cat(scanned, dim=-1)

@@ -9,6 +9,7 @@ from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 
 from sa2depth.errors import ConfigError
+from sa2depth.nn.layout import for_depthwise
 from sa2depth.ops import dcnv3
 from sa2depth.ops.precision import at_least_float32, no_autocast
 
@@ -191,7 +192,7 @@ class DeformableConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` to ``(B, H, W, C)``."""
-        local = self.depthwise(rearrange(x, "b h w c -> b c h w").contiguous())
+        local = self.depthwise(for_depthwise(x))
         local = F.gelu(self.norm(rearrange(local, "b c h w -> b h w c")))
         with no_autocast(x):
             # A bf16 offset would be coarser than the bilinear interpolation it steers.

@@ -1,0 +1,120 @@
+"""Builds the CPU library from ``csrc/cpu``: at install, by ``hatch_build.py``, which loads this file by its path.
+
+Standard library only: at install neither PyTorch nor this package is there yet.
+"""
+
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+LIBRARY = "libsa2depth_cpu.so"
+"""File name of the library, beside this file; the same everywhere, as ctypes does not care."""
+
+SWITCH = "SA2DEPTH_BUILD_CPU"
+"""Environment variable: ``0`` installs without the library."""
+
+PATHS = ("portable", "avx2", "avx512")
+"""Code paths by the number that the library knows them by; portable is the only one outside of x86-64."""
+
+# -ffp-contract: fused multiply-adds also under ISO C++. No fast-math: roundings in the polynomials are deliberate.
+_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math",
+          "-ffp-contract=fast", "-Wno-psabi")  # fmt: skip
+_PATH_FLAGS = {
+    "portable": (),
+    "avx2": ("-mavx2", "-mfma"),
+    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"),
+}
+_TIMEOUT_S = 300
+
+
+class BuildError(Exception):
+    """There is no compiler, or it failed; the text says which and how."""
+
+
+def sources_version(sources: Path) -> str:
+    """Hash of all sources, which the library carries: an outdated one is recognised.
+
+    Args:
+        sources: the folder ``csrc/cpu``.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(sources.iterdir()):
+        if file.suffix in {".h", ".cpp"}:
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def build(sources: Path, target: Path) -> Path:
+    """Compile the library.
+
+    Args:
+        sources: the folder ``csrc/cpu``.
+        target: folder for the library; it must exist. The file appears there in one step.
+
+    Returns:
+        The library.
+
+    Raises:
+        BuildError: no compiler (``$CXX``, else c++, g++ or clang++), or it failed.
+    """
+    compiler = _compiler()
+    x86 = platform.machine().lower() in {"x86_64", "amd64"} and sys.maxsize > 2**32
+    with tempfile.TemporaryDirectory(prefix="sa2depth-build-") as folder:
+        flags = (*_FLAGS, *_openmp(compiler, Path(folder)))
+        objects = []
+        for path in PATHS if x86 else PATHS[:1]:
+            # Nothing of the standard library's templates may come from here: see csrc/cpu/parallel.cpp.
+            own = (*_PATH_FLAGS[path], "-fno-exceptions", f"-DSA2_PATH={path}")
+            objects.append(Path(folder) / f"{path}.o")
+            _run([*compiler, *flags, *own, "-c", sources / "kernels.cpp", "-o", objects[-1]])
+        macros = [f'-DSA2_SOURCES="{sources_version(sources)}"', *(["-DSA2_X86"] if x86 else [])]
+        for name in ("library", "parallel"):
+            objects.append(Path(folder) / f"{name}.o")
+            _run([*compiler, *flags, *macros, "-c", sources / f"{name}.cpp", "-o", objects[-1]])
+        linked = Path(folder) / LIBRARY
+        _run([*compiler, *flags, "-shared", *objects, "-o", linked])
+        # Beside its place first: a rename inside one folder is one step, and a running program keeps the old file.
+        fresh = target / f".{LIBRARY}.{os.getpid()}"
+        shutil.copyfile(linked, fresh)
+        fresh.chmod(0o755)
+        fresh.replace(target / LIBRARY)
+    return target / LIBRARY
+
+
+def _compiler() -> list[str]:
+    asked = shlex.split(os.environ.get("CXX", ""))
+    for candidate in [asked] if asked else [["c++"], ["g++"], ["clang++"]]:
+        if shutil.which(candidate[0]):
+            return candidate
+    raise BuildError(f"there is no C++ compiler ({' '.join(asked) or 'c++, g++, clang++'})")
+
+
+def _openmp(compiler: list[str], folder: Path) -> tuple[str, ...]:
+    """The flag for OpenMP if a program with it links, else the one for plain threads."""
+    trial = folder / "openmp.cpp"
+    trial.write_text("#include <omp.h>\nint threads() { return omp_get_max_threads(); }\n", encoding="utf-8")
+    try:
+        _run([*compiler, "-fopenmp", "-fPIC", "-shared", trial, "-o", folder / "openmp.so"])
+    except BuildError:
+        return ("-pthread",)
+    return ("-fopenmp",)
+
+
+def _run(command: list[str | Path]) -> None:
+    try:
+        result = subprocess.run(
+            list(map(str, command)), capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"{command[0]} did not run: {error}") from None
+    if result.returncode:
+        lines = [line for line in result.stderr.splitlines() if "error" in line.lower()] or [
+            "no message on stderr"
+        ]
+        raise BuildError(f"{command[0]} failed: {lines[0][:300]}")

@@ -1,0 +1,135 @@
+"""Every back end of every operator against the float64 torch path, on small inputs: `sa2depth doctor` runs it."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sa2depth.errors import ConfigError
+from sa2depth.ops.backends import NAMES, use_backend
+from sa2depth.ops.dcnv3 import dcnv3
+from sa2depth.ops.rank_attention import rank_attention
+from sa2depth.ops.selective_scan import selective_scan_2d
+
+TOLERANCE = 1e-4
+"""Largest error of outputs and gradients, as a share of the largest value: float32 with a margin."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One operator on one back end.
+
+    Attributes:
+        operator: its name in `sa2depth.ops`.
+        backend: ``torch``, ``cpu`` ...
+        error: largest error of the output and all gradients, as a share of the largest value of each; None where the
+            back end cannot run.
+        forward_ms: fastest of three forward calls after the first.
+        reason: why it cannot run.
+    """
+
+    operator: str
+    backend: str
+    error: float | None = None
+    forward_ms: float | None = None
+    reason: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether it ran and was right."""
+        return self.error is not None and self.error <= TOLERANCE
+
+
+def self_test(device: torch.device) -> Iterator[Check]:
+    """Test every back end that belongs to a device.
+
+    Args:
+        device: where to run; ``cpu`` is offered on a CPU only, ``cuda`` on CUDA only, ``torch`` everywhere.
+
+    Yields:
+        A check for each operator and back end. A back end that cannot run says why; one that fails in running raises
+        what it raises.
+    """
+    offered = [name for name in NAMES if name not in ("auto", "cpu", "cuda") or name == device.type]
+    for operator, make in _OPERATORS.items():
+        with use_backend("torch"):
+            expected = _results(*make(torch.device("cpu"), torch.float64))
+        for backend in offered:
+            function, leaves = make(device, torch.float32)
+            with use_backend(backend):
+                try:
+                    found = _results(function, leaves)
+                except ConfigError as error:
+                    yield Check(operator, backend, reason=str(error))
+                    continue
+                error_share = max(_share(*pair) for pair in zip(found, expected, strict=True))
+                yield Check(operator, backend, error_share, _forward_ms(function, device))
+
+
+def _results(function: Callable[[], Tensor], leaves: list[Tensor]) -> list[Tensor]:
+    """Output and gradients, float64 on the CPU."""
+    output = function()
+    weights = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape).to(output)
+    gradients = torch.autograd.grad((output * weights).sum(), leaves)
+    return [tensor.detach().double().cpu() for tensor in (output, *gradients)]
+
+
+def _share(found: Tensor, expected: Tensor) -> float:
+    error = float((found - expected).abs().max() / expected.abs().max())
+    return float("inf") if error != error else error
+
+
+def _forward_ms(function: Callable[[], Tensor], device: torch.device) -> float:
+    times = []
+    with torch.no_grad():
+        for _ in range(3):
+            start = time.perf_counter()
+            function()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append((time.perf_counter() - start) * 1000)
+    return min(times)
+
+
+def _draw(seed: int, device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    # drawn in float32, so that both precisions start from the same numbers
+    return lambda *shape: torch.randn(*shape, generator=generator).to(device, dtype)
+
+
+def _leaves(tensors: list[Tensor]) -> list[Tensor]:
+    return [tensor.detach().requires_grad_() for tensor in tensors]
+
+
+def _dcnv3(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], Tensor], list[Tensor]]:
+    draw = _draw(1, device, dtype)
+    mask = draw(2, 13, 17, 3, 9).softmax(-1).flatten(-2)
+    leaves = _leaves([draw(2, 13, 17, 48), draw(2, 13, 17, 54), mask])
+    return lambda: dcnv3(*leaves, groups=3), leaves
+
+
+def _attention(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], Tensor], list[Tensor]]:
+    draw = _draw(2, device, dtype)
+    # Scores far enough from each other that no rank depends on rounding.
+    query = (
+        draw(2, 2, 1, 64).expand(-1, -1, 37, -1)
+        * torch.linspace(0.5, 1.5, 37, device=device, dtype=dtype)[:, None]
+    )
+    steps = torch.linspace(-2, 2, 45, device=device, dtype=dtype)[:, None]
+    direction = query[:, :, :1] / query[:, :, :1].square().sum(-1, keepdim=True)
+    key = direction * steps * 8
+    query, key, value = leaves = _leaves([query, key, draw(2, 2, 45, 64)])
+    return lambda: rank_attention(query, key, value, 0.125), leaves
+
+
+def _scan(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], Tensor], list[Tensor]]:
+    draw = _draw(3, device, dtype)
+    a_log = torch.arange(1.0, 17, device=device, dtype=dtype).log().repeat(4 * 40, 1)
+    parameters = [draw(4, 36, 40) * 0.15, draw(4, 40, 4) * 0.5, draw(4, 40) - 3, a_log, draw(160)]
+    leaves = _leaves([draw(2, 40, 9, 13), *parameters])
+    return lambda: selective_scan_2d(*leaves), leaves
+
+
+_OPERATORS = {"dcnv3": _dcnv3, "rank_attention": _attention, "selective_scan_2d": _scan}

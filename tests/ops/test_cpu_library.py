@@ -1,0 +1,208 @@
+"""The CPU library itself: its mathematical functions, code paths, refusals, and how it is built."""
+
+import ctypes
+import logging
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from sa2depth.errors import ConfigError
+from sa2depth.ops import backends, cpu, dcnv3, use_backend
+from sa2depth.ops.cpu import build as builder
+from sa2depth.ops.cpu import inputs, library
+from sa2depth.resources import csrc_dir
+
+SOURCES = csrc_dir() / "cpu"
+needs_library = pytest.mark.skipif(bool(cpu.why_unavailable()), reason=cpu.why_unavailable())
+
+
+def functions(x, path):
+    """The library's exp of min(x, 0), softplus, logistic function and tanh."""
+    loaded, _ = library._load()
+    x = np.ascontiguousarray(x, dtype=np.float32)
+    results = [np.full_like(x, np.nan) for _ in range(4)]
+    pointers = [ctypes.c_void_p(a.ctypes.data) for a in (x, *results)]
+    count = ctypes.c_int64(x.size)
+    assert loaded.sa2depth_functions(builder.PATHS.index(path), pointers[0], count, *pointers[1:]) == 0
+    return results
+
+
+@needs_library
+@pytest.mark.parametrize("path", cpu.paths())
+@pytest.mark.parametrize("count", [1, 3, 16, 17, 100_001])
+def test_functions_are_accurate_to_float32(path, count):
+    x = np.linspace(-80, 80, count, dtype=np.float32)
+    exponential, softplus, sigmoid, tanh = functions(x, path)
+    exact = x.astype(np.float64)
+    for actual, expected, bound in (
+        (exponential, np.exp(np.minimum(exact, 0)), 2.5e-7),
+        (softplus, np.log1p(np.exp(-np.abs(exact))) + np.maximum(exact, 0), 4e-7),
+        (sigmoid, 1 / (1 + np.exp(-exact)), 4e-7),
+        (tanh, np.tanh(exact), 5e-7),
+    ):
+        error = np.abs(actual - expected) / np.maximum(np.abs(expected), 1e-35)
+        assert error.max() < bound
+
+
+@needs_library
+@pytest.mark.parametrize("path", cpu.paths())
+def test_exponential_has_no_bias_near_zero(path):
+    """A recurrence multiplies thousands of such factors: an error of one sign would add up."""
+    x = -np.geomspace(1e-6, 1e-2, 100_000).astype(np.float32)
+    error = functions(x, path)[0] / np.exp(x.astype(np.float64)) - 1
+    assert abs(error.mean()) < 2e-9
+
+
+@needs_library
+@pytest.mark.parametrize("path", cpu.paths())
+def test_tanh_keeps_small_numbers(path):
+    x = np.geomspace(1e-30, 1, 10_000).astype(np.float32) * np.float32([[1], [-1]])
+    expected = np.tanh(x.astype(np.float64))
+    assert np.max(np.abs(functions(x.ravel(), path)[3].reshape(x.shape) / expected - 1)) < 5e-7
+
+
+@needs_library
+@pytest.mark.parametrize("path", cpu.paths())
+def test_functions_far_out(path):
+    exponential, softplus, sigmoid, tanh = functions([-1e30, -200, 0, 200, 1e30], path)
+    np.testing.assert_allclose(exponential, [0, 0, 1, 1, 1], atol=1e-37)
+    np.testing.assert_allclose(softplus, [0, 0, np.log(2), 200, 1e30], rtol=1e-6, atol=1e-37)
+    np.testing.assert_allclose(sigmoid, [0, 0, 0.5, 1, 1], rtol=1e-6, atol=1e-37)
+    np.testing.assert_allclose(tanh, [-1, -1, 0, 1, 1], rtol=1e-6)
+
+
+def arguments(dtype=torch.float32):
+    x = torch.randn(1, 4, 5, 8, dtype=dtype)
+    return x, torch.randn(1, 4, 5, 36, dtype=dtype), torch.rand(1, 4, 5, 18, dtype=dtype)
+
+
+@needs_library
+def test_every_path_of_the_machine_is_offered_and_the_best_is_used(monkeypatch):
+    monkeypatch.delenv(library.PATH_VARIABLE, raising=False)
+    assert cpu.paths()[0] == "portable"
+    assert cpu.path() == cpu.paths()[-1]
+    flags = torch.backends.cpu.get_cpu_capability()
+    assert ("avx2" in cpu.paths()) == (flags in {"AVX2", "AVX512"})
+    assert ("avx512" in cpu.paths()) == (flags == "AVX512")
+
+
+@needs_library
+def test_a_path_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setenv(library.PATH_VARIABLE, "avx51")
+    with pytest.raises(ConfigError, match="SA2DEPTH_CPU_PATH=avx51"):
+        dcnv3(*arguments(), groups=2)
+    # the library itself refuses too, should Python's list be wrong
+    loaded, _ = library._load()
+    assert loaded.sa2depth_functions(7, None, ctypes.c_int64(0), None, None, None, None) == 1
+
+
+@needs_library
+def test_float64_and_other_devices_stay_on_torch():
+    with use_backend("cpu"):
+        with pytest.raises(ConfigError, match="float64"):
+            dcnv3(*arguments(torch.float64), groups=2)
+        with pytest.raises(ConfigError, match="meta"):
+            dcnv3(*(t.to("meta") for t in arguments()), groups=2)
+    with pytest.raises(RuntimeError, match="float64"):
+        library.call("dcnv3_forward", torch.zeros(1, dtype=torch.float64))
+
+
+def test_without_the_library_torch_runs_and_one_line_says_so(monkeypatch, caplog):
+    monkeypatch.setattr(library, "_load", lambda: (None, "there was no compiler"))
+    monkeypatch.setattr(backends, "_said", set())
+    with caplog.at_level(logging.WARNING):
+        out = [dcnv3(*arguments(), groups=2) for _ in range(2)]
+    assert out[0].isfinite().all()
+    assert [r.message for r in caplog.records] == [
+        "dcnv3 runs in plain torch, which is slower: there was no compiler"
+    ]
+    with use_backend("cpu"), pytest.raises(ConfigError, match="there was no compiler"):
+        dcnv3(*arguments(), groups=2)
+    with pytest.raises(RuntimeError, match="there was no compiler"):
+        library.call("dcnv3_forward")
+    assert inputs.why_not("dcnv3", torch.zeros(1)) == "there was no compiler"
+
+
+class TestBuild:
+    @pytest.fixture
+    def load(self, tmp_path, monkeypatch):
+        """A fresh look for the library in an empty folder."""
+        monkeypatch.setattr(library, "__file__", str(tmp_path / "library.py"))
+        return library._load.__wrapped__
+
+    def test_no_library(self, load):
+        assert load()[0] is None
+        assert "installed without the CPU library" in load()[1]
+
+    def test_a_broken_one(self, load, tmp_path):
+        (tmp_path / builder.LIBRARY).write_bytes(b"no library")
+        assert "does not load" in load()[1]
+
+    @needs_library
+    def test_an_outdated_one(self, load, tmp_path, monkeypatch):
+        monkeypatch.setattr(builder, "sources_version", lambda _: "older")
+        builder.build(SOURCES, tmp_path)
+        assert "other sources" in load()[1]
+
+    @needs_library
+    def test_built_again_without_openmp(self, load, tmp_path, monkeypatch):
+        monkeypatch.setattr(builder, "_openmp", lambda *_: ("-pthread",))
+        builder.build(SOURCES, tmp_path)
+        loaded, reason = load()
+        assert not reason
+        assert not list(tmp_path.glob(".*"))
+        input, offset, mask = (t.double() for t in arguments())
+        shape = library.Dcnv3Shape(1, 4, 5, 4, 5, 2, 4, 3, 1, 1, 1, 0, 1.0)
+        output = torch.empty(1, 4, 5, 8)
+        tensors = [t.float() for t in (input, offset, mask)]
+        pointers = [ctypes.c_void_p(t.data_ptr()) for t in (*tensors, output)]
+        assert loaded.sa2depth_dcnv3_forward(0, ctypes.byref(shape), *pointers, 3) == 0
+        torch.testing.assert_close(
+            output.double(), dcnv3(input, offset, mask, groups=2), rtol=1e-5, atol=1e-6
+        )
+
+    @pytest.mark.parametrize(
+        ("compiler", "message"), [("no-such-one", "no C\\+\\+ compiler"), ("false", "failed")]
+    )
+    def test_a_missing_or_failing_compiler_is_named(self, compiler, message, tmp_path, monkeypatch):
+        monkeypatch.setenv("CXX", compiler)
+        with pytest.raises(builder.BuildError, match=message):
+            builder.build(SOURCES, tmp_path)
+        assert not list(tmp_path.iterdir())
+
+    def test_a_compiler_error_is_quoted(self, tmp_path):
+        sources, target = tmp_path / "sources", tmp_path / "target"
+        sources.mkdir()
+        target.mkdir()
+        (sources / "kernels.cpp").write_text("#error this will not do\n")
+        with pytest.raises(builder.BuildError, match="this will not do"):
+            builder.build(sources, target)
+
+    def test_the_builder_needs_no_torch(self):
+        """At install neither PyTorch nor the package is there."""
+        program = (
+            "import importlib.util as u, sys; s = u.spec_from_file_location('b', sys.argv[1]); "
+            "m = u.module_from_spec(s); s.loader.exec_module(m); assert 'torch' not in sys.modules"
+        )
+        subprocess.run([sys.executable, "-S", "-c", program, builder.__file__], check=True)
+
+    @needs_library
+    @pytest.mark.skipif(sys.platform != "linux", reason="reads symbols with nm")
+    def test_no_inline_function_leaves_a_code_path(self, tmp_path, monkeypatch):
+        """The linker keeps one copy of an inline function: one compiled for AVX-512 would crash other machines."""
+        seen = []
+        run = builder._run
+
+        def spy(command):
+            run(command)
+            if "-c" in command and str(command[-1]).endswith(tuple(f"{p}.o" for p in builder.PATHS)):
+                symbols = subprocess.run(["nm", str(command[-1])], capture_output=True, text=True, check=True)
+                seen.append([line for line in symbols.stdout.splitlines() if line.split()[-2] in "uVvWw"])
+
+        monkeypatch.setattr(builder, "_run", spy)
+        builder.build(SOURCES, tmp_path)
+        assert seen
+        assert not any(seen)

@@ -1,0 +1,73 @@
+import pytest
+import torch
+
+from sa2depth.errors import ConfigError
+from sa2depth.ops import selftest
+
+CPU = torch.device("cpu")
+
+
+def test_the_torch_path_passes_for_every_operator():
+    checks = {(check.operator, check.backend): check for check in selftest.self_test(CPU)}
+    for operator in ("dcnv3", "rank_attention", "selective_scan_2d"):
+        check = checks[operator, "torch"]
+        assert check.passed
+        assert 0 < check.error < 1e-5
+        assert check.forward_ms > 0
+    assert not any(backend in ("cuda", "auto") for _, backend in checks)
+
+
+def test_a_wrong_operator_is_found(monkeypatch):
+    right = selftest.dcnv3
+    monkeypatch.setattr(selftest, "_OPERATORS", {"dcnv3": selftest._dcnv3})
+
+    def wrong(input, *rest, **options):
+        result = right(input, *rest, **options)
+        return result if input.dtype == torch.float64 else result * (1 + 1e-3)
+
+    monkeypatch.setattr(selftest, "dcnv3", wrong)
+    assert [check.passed for check in selftest.self_test(CPU) if check.error is not None].count(True) == 0
+
+
+def test_a_wrong_gradient_is_found(monkeypatch):
+    right = selftest.rank_attention
+    monkeypatch.setattr(selftest, "_OPERATORS", {"rank_attention": selftest._attention})
+
+    def wrong(query, key, value, scale):
+        return right(query, key.detach() if key.dtype == torch.float32 else key, value, scale) + 0 * key.sum()
+
+    monkeypatch.setattr(selftest, "rank_attention", wrong)
+    assert not any(check.passed for check in selftest.self_test(CPU))
+
+
+def test_not_a_number_is_no_pass(monkeypatch):
+    right = selftest.dcnv3
+    monkeypatch.setattr(selftest, "_OPERATORS", {"dcnv3": selftest._dcnv3})
+    monkeypatch.setattr(
+        selftest,
+        "dcnv3",
+        lambda x, *a, **k: right(x, *a, **k) * (torch.nan if x.dtype == torch.float32 else 1),
+    )
+    assert not any(check.passed for check in selftest.self_test(CPU))
+
+
+def test_a_back_end_that_cannot_run_says_why(monkeypatch):
+    right = selftest.dcnv3
+    monkeypatch.setattr(selftest, "_OPERATORS", {"dcnv3": selftest._dcnv3})
+
+    def refuses(x, *rest, **options):
+        if x.dtype == torch.float32:
+            raise ConfigError("no compiler was there")
+        return right(x, *rest, **options)
+
+    monkeypatch.setattr(selftest, "dcnv3", refuses)
+    for check in selftest.self_test(CPU):
+        assert check.error is None
+        assert not check.passed
+        assert check.reason == "no compiler was there"
+
+
+@pytest.mark.gpu
+def test_every_back_end_passes_on_cuda():
+    for check in selftest.self_test(torch.device("cuda")):
+        assert check.passed, check
