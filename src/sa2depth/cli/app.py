@@ -4,8 +4,10 @@ from typing import Annotated
 
 import typer
 
+from sa2depth.cli.bench import bench
 from sa2depth.cli.convert import convert
 from sa2depth.cli.data.app import data
+from sa2depth.cli.doctor import doctor
 from sa2depth.cli.friendly import friendly
 from sa2depth.cli.predict import predict
 from sa2depth.cli.report import report
@@ -43,3 +45,5 @@ app.command()(friendly(predict))
 app.command()(friendly(convert))
 app.command()(friendly(report))
 app.add_typer(data)
+app.command()(friendly(doctor))
+app.command()(friendly(bench))

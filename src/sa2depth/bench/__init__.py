@@ -1,0 +1,1 @@
+"""Speed and memory, measured: every figure beside its comparison, in one run."""

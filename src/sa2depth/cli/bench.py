@@ -1,0 +1,104 @@
+"""`sa2depth bench`: speed and memory of operators, parts and networks, torch path and fast path in one run."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sa2depth.cli.inputs import parse_size
+from sa2depth.cli.options import Device
+
+if TYPE_CHECKING:
+    from sa2depth.bench.run import Row
+
+
+def bench(
+    models: Annotated[str, typer.Option(help="Any of nano, t, s, l.")] = "t",
+    what: Annotated[
+        str, typer.Option(help="Any of operators, parts, inference, training.")
+    ] = "operators,parts,inference,training",
+    size: Annotated[str, typer.Option(metavar="HxW", help="Of the images, multiples of 32.")] = "480x640",
+    batch: Annotated[int, typer.Option(min=1, help="Images.")] = 1,
+    precision: Annotated[str, typer.Option(help="Any of fp32, bf16, fp16.")] = "fp32",
+    backends: Annotated[
+        str, typer.Option(help="Back ends of the operators; the first is what the others are compared with.")
+    ] = "torch,auto",
+    device: Device = "auto",
+    seconds: Annotated[float, typer.Option(min=0.0, help="For each figure; three calls at least.")] = 1.0,
+    graph: Annotated[
+        bool, typer.Option("--graph", help="Replay CUDA graphs: the kernels' time, without launches.")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there, too.")
+    ] = None,
+) -> None:
+    """Time the torch path and the fast path in one run: operators, parts and whole networks."""
+    from rich.console import Console
+
+    from sa2depth.bench.run import Settings, run
+    from sa2depth.infer.predictor import pick_device
+
+    settings = Settings(
+        device=pick_device(device),
+        models=_names(models),
+        what=_names(what),
+        size=parse_size(size) or (480, 640),
+        batch=batch,
+        precisions=_names(precision),
+        backends=_names(backends),
+        budget_s=seconds,
+        graph=graph,
+    )
+    machine = _machine(settings.device)
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(", ".join(f"{key} {value}" for key, value in machine.items()), style="bold")
+    console.print(f"images {batch}x3x{settings.size[0]}x{settings.size[1]}, medians")
+    rows: list[Row] = []
+    for row in run(settings):
+        console.print(_line(row))
+        rows.append(row)
+    if json_file is not None:
+        _write(json_file, machine, settings.size, batch, rows)
+        console.print(f"wrote {json_file}")
+
+
+def _line(row: "Row") -> str:
+    name = f"{row.model:>4} {row.precision} {row.subject:<68} {row.backend:>6}"
+    if row.median_ms is None:
+        return f"{name}  {row.note}"
+    memory = "" if row.peak_mib is None else f"{row.peak_mib:>9.0f} MiB"
+    faster = "" if row.speedup is None else f"{row.speedup:>7.1f}x"
+    return f"{name} {row.median_ms:>10.3f} ms{memory}{faster}"
+
+
+def _machine(device: "object") -> dict[str, str]:
+    import platform
+
+    import torch
+
+    from sa2depth.version import __version__
+
+    on_cuda = getattr(device, "type", "") == "cuda"
+    name = torch.cuda.get_device_name(device) if on_cuda else f"CPU, {torch.get_num_threads()} threads"  # type: ignore[arg-type]
+    return {
+        "device": name,
+        "torch": str(torch.__version__),
+        "sa2depth": __version__,
+        "python": platform.python_version(),
+        "TF32": "on" if torch.backends.cuda.matmul.allow_tf32 else "off",
+    }
+
+
+def _write(path: Path, machine: dict[str, str], size: tuple[int, int], batch: int, rows: list["Row"]) -> None:
+    import json
+
+    from sa2depth.atomic import atomic_path
+
+    document = {**machine, "height": size[0], "width": size[1], "batch": batch}
+    document_rows = {**document, "rows": [row.as_dict() for row in rows]}
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(document_rows, indent=1) + "\n", encoding="utf-8")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]

@@ -1,0 +1,114 @@
+"""`sa2depth doctor`: what this machine has, whether each fast path is right, and what would mend what is missing."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sa2depth.cli.options import Device
+
+if TYPE_CHECKING:
+    import torch
+
+
+def doctor(
+    device: Device = "auto",
+    no_test: Annotated[bool, typer.Option("--no-test", help="Only look; run no operator.")] = False,
+) -> None:
+    """Print versions, devices and back ends, test every back end against float64, and say what is missing."""
+    from rich.console import Console
+
+    from sa2depth.infer.predictor import pick_device
+
+    console = Console(soft_wrap=True, highlight=False)
+    place = pick_device(device)
+    for name, value in (*_versions(), *_device(place), *_kernels(place)):
+        console.print(f"[bold]{name:<12}[/bold] {value}")
+    if no_test:
+        return
+    wrong = _test(place, console)
+    if wrong:
+        console.print(
+            f"[red bold]{wrong} back end(s) give wrong numbers: set SA2DEPTH_OPS=torch and report this"
+        )
+        raise typer.Exit(1)
+    console.print("[green]every back end that runs here is right")
+
+
+def _versions() -> list[tuple[str, str]]:
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    def of(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return "not installed"
+
+    packages = ("torch", "torchvision", "lightning", "hydra-core", "timm", "triton", "cuda-core", "mamba-ssm")
+    return [
+        ("sa2depth", of("sa2depth")),
+        ("python", f"{platform.python_version()} on {platform.platform()}"),
+        ("packages", ", ".join(f"{package} {of(package)}" for package in packages)),
+    ]
+
+
+def _device(device: "torch.device") -> list[tuple[str, str]]:
+    import torch
+
+    built = f"torch built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch built without CUDA"
+    if device.type != "cuda":
+        found = f"{torch.cuda.device_count()} CUDA device(s) usable" if torch.version.cuda else "no CUDA"
+        return [("device", f"{device}, {torch.get_num_threads()} threads; {built}, {found}")]
+    index = device.index or 0
+    major, minor = torch.cuda.get_device_capability(index)
+    free, total = (amount / 2**30 for amount in torch.cuda.mem_get_info(index))
+    return [
+        (
+            "device",
+            f"{device}: {torch.cuda.get_device_name(index)}, compute capability {major}.{minor}; {built}",
+        ),
+        ("memory", f"{free:.1f} of {total:.1f} GiB free"),
+    ]
+
+
+def _kernels(device: "torch.device") -> list[tuple[str, str]]:
+    from sa2depth.ops import cpu
+    from sa2depth.ops.backends import backend
+    from sa2depth.ops.kernels import cache_dir, why_unavailable
+
+    library = cpu.why_unavailable()
+    folder = cache_dir()
+    files = sorted(folder.glob("*.cubin")) if folder.is_dir() else []
+    kept = f"{len(files)} compiled, {sum(file.stat().st_size for file in files) / 1e6:.1f} MB"
+    rows = [
+        ("back end", f"{backend()} (SA2DEPTH_OPS)"),
+        ("CPU library", library or f"built, code path {cpu.path()} of {', '.join(cpu.paths())}"),
+        ("kernel cache", f"{folder}: {kept} (SA2DEPTH_CACHE)"),
+    ]
+    if device.type == "cuda":
+        rows.insert(2, ("CUDA kernels", why_unavailable(device) or "can be compiled"))
+    return rows
+
+
+def _test(device: "torch.device", console: "object") -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from sa2depth.ops.selftest import TOLERANCE, self_test
+
+    table = Table(title=f"operators on {device} against float64 (right: error below {TOLERANCE:g})")
+    for heading in ("operator", "back end", "error", "forward", ""):
+        table.add_column(heading)
+    wrong = 0
+    for check in self_test(device):
+        if check.error is None:
+            table.add_row(check.operator, check.backend, "", "", check.reason)
+            continue
+        wrong += not check.passed
+        verdict = "right" if check.passed else "[red bold]WRONG"
+        table.add_row(
+            check.operator, check.backend, f"{check.error:.1e}", f"{check.forward_ms:.3f} ms", verdict
+        )
+    assert isinstance(console, Console)
+    console.print(table)
+    return wrong
