@@ -14,7 +14,7 @@
 // the same bits.
 //
 // A state update costs two exp2 and 28 issue slots, reductions included: 4.5 ms for a batch of 8 NYU maps (120x160,
-// D = 512) at an H100's 1.98 GHz. Measured 8.1 ms (H100 80GB, 2026-11-22): issue slots are busy 56 % of the time; two
+// D = 512) at an H100's 1.98 GHz. Measured 8.1 ms (H100 80GB): issue slots are busy 56 % of the time; two
 // warps a scheduler, all that registers and shared memory allow, do not hide the latencies of shuffles and exp2.
 #include "scan.cuh"
 

@@ -1,12 +1,8 @@
 """The CUDA kernels of DCNv3, run on the CPU by an emulator: the sources of csrc/, thread by thread."""
 
-import ctypes
 import importlib
 import logging
 import re
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,63 +13,13 @@ from sa2depth.ops.dcnv3 import dcnv3_torch
 from sa2depth.ops.kernels import compile_kernels
 from sa2depth.resources import csrc_dir
 
-EMULATOR = Path(__file__).parent / "emulator"
-COMPILER = shutil.which("g++") or shutil.which("clang++")
 NAMES = ("output", "input", "offset", "mask")
-
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler to build the emulator with")
-
-
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory):
-    """A function: source with its macros to a library, built once."""
-    folder, built = tmp_path_factory.mktemp("emulator"), {}
-
-    def build(source):
-        if source not in built:
-            path = csrc_dir() / source.path
-            target = folder / f"{path.stem}{len(built)}.so"
-            macros = [f"-D{name}={value}" for name, value in source.macros]
-            macros += [f'-DKERNELS="{path}"', f"-DEMULATE_{path.stem.upper()}"]
-            flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-w", f"-I{EMULATOR}", *macros]
-            harness = EMULATOR / f"{path.parent.name}.cpp"
-            subprocess.run([COMPILER, *flags, str(harness), "-o", str(target)], check=True)
-            built[source] = ctypes.CDLL(str(target))
-        return built[source]
-
-    return build
 
 
 @pytest.fixture(autouse=True)
-def emulated(libraries, monkeypatch):
-    """The launches of a test, which run on the CPU."""
-    launches = []
-
-    def launch(source, kernel, arguments, *, grid, threads, device, shared_bytes=0):
-        assert all(a.is_contiguous() for a in arguments if isinstance(a, Tensor))
-        assert all(a.data_ptr() % 16 == 0 for a in arguments if isinstance(a, Tensor))
-        values = [
-            ctypes.c_void_p(a.data_ptr() if isinstance(a, Tensor) else 0)
-            if a is None or isinstance(a, Tensor)
-            else a
-            for a in arguments
-        ]
-        addresses = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
-        status = libraries(source).emulate(
-            kernel.encode(), (ctypes.c_int * 3)(*grid), threads, shared_bytes, addresses
-        )
-        assert status == 0, f"the emulator does not know {kernel}"
-        launches.append((kernel, dict(source.macros)))
-
-    monkeypatch.setattr(module, "launch", launch)
-    # memory that nobody wrote shows up as NaN
-    empty = Tensor.new_empty
-    monkeypatch.setattr(
-        Tensor,
-        "new_empty",
-        lambda *a, **k: t.fill_(torch.nan) if (t := empty(*a, **k)).is_floating_point() else t,
-    )
-    return launches
+def emulated(emulate):
+    """The launches of a test, which run on the CPU, with their macros."""
+    return emulate(module, note=lambda source, grid: dict(source.macros), alignment=16)
 
 
 @pytest.fixture

@@ -1,71 +1,18 @@
 """The CUDA kernels of rank-grouped attention, run on the CPU by an emulator: the sources of csrc/, thread by thread."""
 
-import ctypes
-import shutil
-import subprocess
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
 
 from sa2depth.ops import rank_attention_cuda as module
 from sa2depth.ops.rank_attention import rank_attention_torch, rank_ranges
-from sa2depth.resources import csrc_dir
-
-EMULATOR = Path(__file__).parent / "emulator"
-COMPILER = shutil.which("g++") or shutil.which("clang++")
-
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler to build the emulator with")
-
-
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory):
-    """A function: source with its macros to a library, built once."""
-    folder, built = tmp_path_factory.mktemp("emulator"), {}
-
-    def build(source):
-        if source not in built:
-            path = csrc_dir() / source.path
-            target = folder / f"{path.stem}{len(built)}.so"
-            macros = [f"-D{name}={value}" for name, value in source.macros]
-            macros += [f'-DKERNELS="{path}"', f"-DEMULATE_{path.stem.upper()}"]
-            flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-w", f"-I{EMULATOR}", *macros]
-            harness = EMULATOR / f"{path.parent.name}.cpp"
-            subprocess.run([COMPILER, *flags, str(harness), "-o", str(target)], check=True)
-            built[source] = ctypes.CDLL(str(target))
-        return built[source]
-
-    return build
 
 
 @pytest.fixture(autouse=True)
-def emulated(libraries, monkeypatch):
-    """The launches of a test, which run on the CPU."""
-    launches = []
-
-    def launch(source, kernel, arguments, *, grid, threads, device, shared_bytes=0):
-        assert all(a.is_contiguous() for a in arguments if isinstance(a, Tensor))
-        values = [
-            ctypes.c_void_p(a.data_ptr() if isinstance(a, Tensor) else 0)
-            if a is None or isinstance(a, Tensor)
-            else a
-            for a in arguments
-        ]
-        addresses = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
-        status = libraries(source).emulate(
-            kernel.encode(), (ctypes.c_int * 3)(*grid), threads, shared_bytes, addresses
-        )
-        assert status == 0, f"the emulator does not know {kernel}"
-        launches.append((kernel, grid))
-
-    monkeypatch.setattr(module, "launch", launch)
+def emulated(emulate, monkeypatch):
+    """The launches of a test, which run on the CPU, with their grids."""
     monkeypatch.setattr(module, "_multiprocessors", lambda device: 1)
-    # memory that nobody wrote shows up as NaN
-    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
-    torch.use_deterministic_algorithms(True)
-    yield launches
-    torch.use_deterministic_algorithms(False)
+    return emulate(module)
 
 
 def make(keys, queries=19, heads=1, batch=1, dim=16, dtype=torch.float32, seed=0):

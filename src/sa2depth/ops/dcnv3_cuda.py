@@ -8,11 +8,11 @@ atomics of twice the size. All else is the same in every run anyway.
 
 import ctypes
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from sa2depth.ops.autograd import register_dcnv3
 from sa2depth.ops.backends import say_once
 from sa2depth.ops.kernels import Argument, Source, launch, why_unavailable
 
@@ -220,30 +220,4 @@ def _like_output(input: Tensor, mask: Tensor) -> Tensor:
     return input.new_empty((*mask.shape[:3], input.shape[3]))
 
 
-@dcnv3.register_fake
-def _(input: Tensor, offset: Tensor, mask: Tensor, *options: Any) -> Tensor:
-    return _like_output(input, mask)
-
-
-@dcnv3_backward.register_fake
-def _(
-    grad: Tensor, input: Tensor, offset: Tensor, mask: Tensor, *options: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return input.new_empty(input.shape), offset.new_empty(offset.shape), mask.new_empty(mask.shape)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:3])
-    ctx.options = inputs[3:]
-
-
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return (*dcnv3_backward(grad, *ctx.saved_tensors, *ctx.options), *(None for _ in ctx.options))
-
-
-def _refuse(ctx: Any, *_gradients: Tensor) -> None:
-    raise RuntimeError("dcnv3 has no second derivative on the back end cuda; use_backend('torch') has")
-
-
-dcnv3.register_autograd(_gradients, setup_context=_save)
-dcnv3_backward.register_autograd(_refuse)
+register_dcnv3(dcnv3, dcnv3_backward, "cuda")

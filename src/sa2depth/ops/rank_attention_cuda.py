@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sa2depth.ops.autograd import refuse_second_derivative
 from sa2depth.ops.backends import say_once
 from sa2depth.ops.kernels import Source, launch, why_unavailable
 
@@ -299,11 +300,5 @@ def _gradients(ctx: Any, grad: Tensor, _grad_rows: Tensor) -> tuple[Tensor | Non
     return (*gradients, None, None, None, None)
 
 
-def _refuse(ctx: Any, *_gradients: Tensor) -> None:
-    raise RuntimeError(
-        "rank_attention has no second derivative on the back end cuda; use_backend('torch') has"
-    )
-
-
 rank_attention.register_autograd(_gradients, setup_context=_save)
-rank_attention_backward.register_autograd(_refuse)
+rank_attention_backward.register_autograd(refuse_second_derivative("rank_attention", "cuda"))

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from sa2depth.ops.autograd import register_selective_scan
 from sa2depth.ops.backends import say_once
 from sa2depth.ops.kernels import Argument, Source, launch, why_unavailable
 from sa2depth.ops.precision import no_autocast
@@ -354,35 +355,10 @@ def _(x: Tensor) -> Tensor:
     return x.new_empty((x.shape[0], x.shape[2] * x.shape[3], x.shape[1]))
 
 
-@selective_scan.register_fake
-def _(
-    x: Tensor,
-    projected: Tensor,
-    dt_weight: Tensor,
-    dt_bias: Tensor,
-    a_log: Tensor,
-    d_skip: Tensor,
-    height: int,
-    keep_states: bool,
-) -> tuple[Tensor, Tensor]:
+def _like_outputs(x: Tensor, a_log: Tensor, keep_states: bool) -> tuple[Tensor, Tensor]:
     batch, length, channels = x.shape
     chunks = _chunks(length) if keep_states else 0
     return x.new_empty(x.shape), x.new_empty((batch, chunks, _DIRECTIONS, channels, STATES))
-
-
-@selective_scan_backward.register_fake
-def _(
-    grad: Tensor,
-    x: Tensor,
-    projected: Tensor,
-    dt_weight: Tensor,
-    dt_bias: Tensor,
-    a_log: Tensor,
-    d_skip: Tensor,
-    states: Tensor,
-    height: int,
-) -> tuple[Tensor, ...]:
-    return tuple(t.new_empty(t.shape) for t in (x, projected, dt_weight, dt_bias, a_log, d_skip))
 
 
 def _save_size(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -393,22 +369,5 @@ def _to_image(ctx: Any, grad: Tensor) -> Tensor:
     return rearrange(grad, "b (h w) d -> b d h w", h=ctx.height)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.height, ctx.kept = inputs
-    ctx.save_for_backward(*tensors, output[1])
-
-
-def _gradients(ctx: Any, grad: Tensor, _grad_states: Tensor) -> tuple[Tensor | None, ...]:
-    if not ctx.kept:
-        raise RuntimeError("selective_scan was called with keep_states=False: it has no backward pass")
-    *tensors, states = ctx.saved_tensors
-    return (*selective_scan_backward(grad, *tensors, states, ctx.height), None, None)
-
-
-def _refuse(ctx: Any, *_gradients: Tensor) -> None:
-    raise RuntimeError("selective_scan_2d has no second derivative")
-
-
 to_tokens.register_autograd(_to_image, setup_context=_save_size)
-selective_scan.register_autograd(_gradients, setup_context=_save)
-selective_scan_backward.register_autograd(_refuse)
+register_selective_scan(selective_scan, selective_scan_backward, "cuda", _like_outputs)

@@ -1,10 +1,9 @@
 """DCNv3 on the CPU: a ``torch.library`` operator around ``csrc/cpu/dcnv3.h``."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from sa2depth.ops.autograd import register_dcnv3
 from sa2depth.ops.cpu.inputs import why_not as why_not_these
 from sa2depth.ops.cpu.library import Dcnv3Shape, call
 
@@ -110,30 +109,4 @@ def _like_output(input: Tensor, mask: Tensor) -> Tensor:
     return input.new_empty((*mask.shape[:3], input.shape[3]))
 
 
-@dcnv3.register_fake
-def _(input: Tensor, offset: Tensor, mask: Tensor, *options: Any) -> Tensor:
-    return _like_output(input, mask)
-
-
-@dcnv3_backward.register_fake
-def _(
-    grad: Tensor, input: Tensor, offset: Tensor, mask: Tensor, *options: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return input.new_empty(input.shape), offset.new_empty(offset.shape), mask.new_empty(mask.shape)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:3])
-    ctx.options = inputs[3:]
-
-
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return (*dcnv3_backward(grad, *ctx.saved_tensors, *ctx.options), *(None for _ in ctx.options))
-
-
-def _refuse(ctx: Any, *_gradients: Tensor) -> None:
-    raise RuntimeError("dcnv3 has no second derivative on the back end cpu; use_backend('torch') has")
-
-
-dcnv3.register_autograd(_gradients, setup_context=_save)
-dcnv3_backward.register_autograd(_refuse)
+register_dcnv3(dcnv3, dcnv3_backward, "cpu")

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sa2depth.ops.autograd import refuse_second_derivative
 from sa2depth.ops.cpu.inputs import why_not as why_not_these
 from sa2depth.ops.cpu.library import AttentionShape, AttentionStrides, call
 
@@ -109,11 +110,5 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (*rank_attention_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.bounds), None, None)
 
 
-def _refuse(ctx: Any, *_gradients: Tensor) -> None:
-    raise RuntimeError(
-        "rank_attention has no second derivative on the back end cpu; use_backend('torch') has"
-    )
-
-
 rank_attention.register_autograd(_gradients, setup_context=_save)
-rank_attention_backward.register_autograd(_refuse)
+rank_attention_backward.register_autograd(refuse_second_derivative("rank_attention", "cpu"))

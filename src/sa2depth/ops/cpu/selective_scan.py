@@ -3,13 +3,12 @@
 The projections of a token for all four directions are one matrix product in torch, everything after it is in C++.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from sa2depth.ops.autograd import register_selective_scan
 from sa2depth.ops.cpu.inputs import why_not as why_not_these
 from sa2depth.ops.cpu.library import ScanShape, call
 
@@ -112,50 +111,4 @@ def _like_outputs(x: Tensor, a_log: Tensor, keep_states: bool) -> tuple[Tensor, 
     return x.new_empty(x.shape), x.new_empty((batch, chunks, _DIRECTIONS, a_log.shape[-1], padded))
 
 
-@selective_scan.register_fake
-def _(
-    x: Tensor,
-    projected: Tensor,
-    dt_weight: Tensor,
-    dt_bias: Tensor,
-    a_log: Tensor,
-    d_skip: Tensor,
-    height: int,
-    keep_states: bool,
-) -> tuple[Tensor, Tensor]:
-    return _like_outputs(x, a_log, keep_states)
-
-
-@selective_scan_backward.register_fake
-def _(
-    grad: Tensor,
-    x: Tensor,
-    projected: Tensor,
-    dt_weight: Tensor,
-    dt_bias: Tensor,
-    a_log: Tensor,
-    d_skip: Tensor,
-    states: Tensor,
-    height: int,
-) -> tuple[Tensor, ...]:
-    return tuple(t.new_empty(t.shape) for t in (x, projected, dt_weight, dt_bias, a_log, d_skip))
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.height, ctx.kept = inputs
-    ctx.save_for_backward(*tensors, output[1])
-
-
-def _gradients(ctx: Any, grad: Tensor, _grad_states: Tensor) -> tuple[Tensor | None, ...]:
-    if not ctx.kept:
-        raise RuntimeError("selective_scan_cpu was called with keep_states=False: it has no backward pass")
-    *tensors, states = ctx.saved_tensors
-    return (*selective_scan_backward(grad, *tensors, states, ctx.height), None, None)
-
-
-def _refuse(ctx: Any, *_gradients: Tensor) -> None:
-    raise RuntimeError("selective_scan_2d has no second derivative")
-
-
-selective_scan.register_autograd(_gradients, setup_context=_save)
-selective_scan_backward.register_autograd(_refuse)
+register_selective_scan(selective_scan, selective_scan_backward, "cpu", _like_outputs)
