@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard csrc/cpu/*)
 
 setup: $(STAMP) ## make .venv with pinned versions (no compiler needed)
 
-demo: $(STAMP) ## train, evaluate and predict on generated scenes: about seven minutes on two cores
+demo: $(STAMP) ## train, evaluate and predict on generated scenes: about four minutes on two cores
 	$(BIN)/python -m sa2depth.demo
 
 test: lint type $(STAMP) ## lint, types, then every test that needs no GPU

@@ -47,9 +47,10 @@ SA2_INLINE Sample sample_at(const Dcnv3Shape& s, float x, float y) {
     // Written so that NaN is outside.
     sample.inside = x > -1.0f && y > -1.0f && x < static_cast<float>(s.width) && y < static_cast<float>(s.height);
     if (!sample.inside) return sample;
-    // x and y are above -1: truncation after adding 1 is the floor
-    const int64_t left = static_cast<int64_t>(static_cast<int32_t>(x + 1.0f)) - 1;
-    const int64_t top = static_cast<int64_t>(static_cast<int32_t>(y + 1.0f)) - 1;
+    // The floor of numbers above -1. Not by truncation of x + 1: that sum rounds, and a hair's breadth below the width
+    // it rounds up to a column that does not exist.
+    const int64_t left = static_cast<int64_t>(static_cast<int32_t>(x)) - (x < 0.0f);
+    const int64_t top = static_cast<int64_t>(static_cast<int32_t>(y)) - (y < 0.0f);
     sample.right = x - static_cast<float>(left);
     sample.down = y - static_cast<float>(top);
     const int64_t channels = s.groups * s.group_channels;

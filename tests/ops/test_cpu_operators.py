@@ -90,6 +90,15 @@ def test_dcnv3(case):
     assert_equals_oracle(*deformable((6, 9), **DEFORMABLE[case]))
 
 
+@pytest.mark.parametrize("size", [(16, 16), (4, 16), (16, 3)])
+@pytest.mark.usefixtures("ways")
+def test_dcnv3_points_a_hairs_breadth_inside(size):
+    # 16 - 2^-20 is a float32, 17 - 2^-20 is none: whoever adds 1 first lands on a pixel outside. Offsets are as small
+    # as this after the first steps of every training.
+    function, (x, offset, mask) = deformable(size)
+    assert_equals_oracle(function, [x, torch.full_like(offset, -(2.0**-20)), mask])
+
+
 def test_dcnv3_far_and_undefined_points_read_nothing():
     function, (x, offset, mask) = deformable((5, 6))
     offset[0, 0, 0, :6] = torch.tensor([1e30, 0.0, -1e30, 3.0, torch.inf, torch.nan])

@@ -100,6 +100,13 @@ def test_options(options):
     check(*make(**options))
 
 
+def test_points_a_hairs_breadth_inside():
+    # 16 - 2^-20 is a float32, 17 - 2^-20 is none
+    inputs, options = make((16, 16), batch=1, groups=1)
+    inputs[1] = torch.full_like(inputs[1], -(2.0**-20)).requires_grad_()
+    check(inputs, options)
+
+
 @pytest.mark.parametrize(("groups", "group_channels"), [(1, 8), (3, 16), (5, 32), (4, 64)])
 def test_groups(groups, group_channels):
     check(*make((5, 6), groups=groups, group_channels=group_channels))
