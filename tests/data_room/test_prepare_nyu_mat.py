@@ -6,6 +6,7 @@ import tarfile
 from pathlib import Path
 
 import cv2
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,8 +19,6 @@ from sa2depth.data.prepare.plan import State
 from sa2depth.data.prepare.sources import open_sources
 from sa2depth.data.sources import read_frame
 from sa2depth.errors import ConfigError, DataError
-
-h5py = pytest.importorskip("h5py", reason="the extra 'data' is not installed")
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 TABLES = {
