@@ -2,6 +2,8 @@
 
 import ctypes
 import logging
+import os
+import shutil
 import subprocess
 import sys
 
@@ -17,6 +19,13 @@ from sa2depth.resources import csrc_dir
 
 SOURCES = csrc_dir() / "cpu"
 needs_library = pytest.mark.skipif(bool(cpu.why_unavailable()), reason=cpu.why_unavailable())
+
+
+def test_where_a_compiler_is_there_is_a_library():
+    # all other tests of the library are skipped without it: that may not happen unnoticed
+    compiler = any(map(shutil.which, ("c++", "g++", "clang++")))
+    if compiler and os.environ.get("SA2DEPTH_BUILD_CPU") != "0":
+        assert cpu.why_unavailable() == ""
 
 
 def functions(x, path):
