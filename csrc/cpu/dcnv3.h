@@ -8,10 +8,13 @@
 // multiply-adds alone, one vector a cycle, would take 0.9: the rest is the points' scalar arithmetic. Backward 30 ms.
 #pragma once
 
+#include "functions.h"
 #include "kernels.h"
 #include "vector.h"
 
 namespace {
+
+constexpr int64_t kMostPoints = 64;
 
 // A bilinear sample: corner weights (zero outside), where the corners are (clamped inside), distances to the first.
 struct Sample {
@@ -23,7 +26,7 @@ struct Sample {
 
 struct Dcnv3Points {
     int64_t count;
-    float column[64], row[64];  // of the undisplaced points, from the kernel's first one, width first
+    float column[kMostPoints], row[kMostPoints];  // of the undisplaced points, from the kernel's first one, width first
 
     explicit Dcnv3Points(const Dcnv3Shape& s) : count(0) {
         const int64_t middle = s.kernel * s.kernel / 2;
@@ -44,13 +47,13 @@ SA2_INLINE float first_coordinate(const Dcnv3Shape& s) {
 
 SA2_INLINE Sample sample_at(const Dcnv3Shape& s, float x, float y) {
     Sample sample;
-    // Written so that NaN is outside.
-    sample.inside = x > -1.0f && y > -1.0f && x < static_cast<float>(s.width) && y < static_cast<float>(s.height);
+    // Written so that NaN is outside. A point at -1 reads zero, but has a slope.
+    sample.inside = x >= -1.0f && y >= -1.0f && x < static_cast<float>(s.width) && y < static_cast<float>(s.height);
     if (!sample.inside) return sample;
-    // The floor of numbers above -1. Not by truncation of x + 1: that sum rounds, and a hair's breadth below the width
-    // it rounds up to a column that does not exist.
-    const int64_t left = static_cast<int64_t>(static_cast<int32_t>(x)) - (x < 0.0f);
-    const int64_t top = static_cast<int64_t>(static_cast<int32_t>(y)) - (y < 0.0f);
+    // The floor of numbers from -1 on. Not by truncation of x + 1: that sum rounds, and a hair's breadth below the
+    // width it rounds up to a column that does not exist.
+    const int64_t left = static_cast<int64_t>(static_cast<int32_t>(x)) - (x < 0.0f && x > -1.0f);
+    const int64_t top = static_cast<int64_t>(static_cast<int32_t>(y)) - (y < 0.0f && y > -1.0f);
     sample.right = x - static_cast<float>(left);
     sample.down = y - static_cast<float>(top);
     const int64_t channels = s.groups * s.group_channels;
@@ -100,11 +103,29 @@ SA2_INLINE void dcnv3_sum(const Sample* samples, const float* mask, int64_t poin
 struct Dcnv3Call {
     const Dcnv3Shape& shape;
     Dcnv3Points points;
-    const float *input, *offset, *mask;
+    const float *input, *rows;  // of points: offsets of all groups, then their masks
     float* output;
     const float* grad;
-    float *grad_input, *grad_offset, *grad_mask;
+    float *grad_input, *grad_rows;
 };
+
+// The masks of one pixel and group: as they are, or the softmax of them.
+SA2_INLINE void dcnv3_masks(const Dcnv3Shape& s, const float* from, int64_t points, float* masks) {
+    if (!s.softmax) {
+        for (int64_t point = 0; point < points; ++point) masks[point] = from[point];
+        return;
+    }
+    float largest = from[0];
+    for (int64_t point = 1; point < points; ++point) largest = from[point] > largest ? from[point] : largest;
+    float total = 0.0f;
+    for (int64_t done = 0; done < points; done += kLanes) {
+        const Vec shifted = load(from + done, points - done) - largest;
+        // NaN must stay NaN, which the exponential does not promise
+        store(masks + done, shifted == shifted ? exp_nonpositive(shifted) : shifted, points - done);
+    }
+    for (int64_t point = 0; point < points; ++point) total += masks[point];
+    for (int64_t point = 0; point < points; ++point) masks[point] /= total;
+}
 
 SA2_INLINE void dcnv3_samples(const Dcnv3Shape& s, const Dcnv3Points& points, const float* offset, float base_x,
                               float base_y, Sample* samples) {
@@ -123,13 +144,15 @@ void dcnv3_forward_row(void* context, int64_t index, int) {
     const float* input = call.input + image * s.height * s.width * s.groups * group_channels;
     const float start = first_coordinate(s);
     const float base_y = start + static_cast<float>(row * s.stride);
-    Sample samples[64];
+    Sample samples[kMostPoints];
+    float mask[kMostPoints];
     for (int64_t column = 0; column < s.out_width; ++column) {
         const float base_x = start + static_cast<float>(column * s.stride);
         const int64_t pixel = (index * s.out_width + column) * s.groups;
+        const float* row_of_points = call.rows + (index * s.out_width + column) * s.row;
         for (int64_t group = 0; group < s.groups; ++group) {
-            dcnv3_samples(s, call.points, call.offset + (pixel + group) * points * 2, base_x, base_y, samples);
-            const float* mask = call.mask + (pixel + group) * points;
+            dcnv3_samples(s, call.points, row_of_points + group * points * 2, base_x, base_y, samples);
+            dcnv3_masks(s, row_of_points + (2 * s.groups + group) * points, points, mask);
             const float* from = input + group * group_channels;
             float* out = call.output + (pixel + group) * group_channels;
             if (group_channels == 16) {
@@ -143,9 +166,8 @@ void dcnv3_forward_row(void* context, int64_t index, int) {
     }
 }
 
-int dcnv3_forward(const Dcnv3Shape& shape, const float* input, const float* offset, const float* mask, float* output,
-                  int threads) {
-    Dcnv3Call call{shape, Dcnv3Points(shape), input, offset, mask, output, nullptr, nullptr, nullptr, nullptr};
+int dcnv3_forward(const Dcnv3Shape& shape, const float* input, const float* points, float* output, int threads) {
+    Dcnv3Call call{shape, Dcnv3Points(shape), input, points, output, nullptr, nullptr, nullptr};
     sa2::run_parallel(dcnv3_forward_row, &call, shape.batch * shape.out_height, threads);
     return sa2::kDone;
 }
@@ -192,6 +214,11 @@ SA2_INLINE void dcnv3_pixel_backward(const Dcnv3Call& call, const Sample* sample
         grad_offset[2 * point] = of_x;
         grad_offset[2 * point + 1] = of_y;
     }
+    if (!call.shape.softmax) return;
+    float mean = 0.0f;
+    for (int64_t point = 0; point < call.points.count; ++point) mean += mask[point] * grad_mask[point];
+    for (int64_t point = 0; point < call.points.count; ++point)
+        grad_mask[point] = mask[point] * (grad_mask[point] - mean);
 }
 
 void dcnv3_backward_group(void* context, int64_t index, int) {
@@ -201,25 +228,31 @@ void dcnv3_backward_group(void* context, int64_t index, int) {
     const int64_t image = index / s.groups, group = index % s.groups;
     const int64_t first = image * s.height * s.width * s.groups * group_channels + group * group_channels;
     const float start = first_coordinate(s);
-    Sample samples[64];
+    Sample samples[kMostPoints];
+    float mask[kMostPoints];
     for (int64_t row = 0; row < s.out_height; ++row) {
         for (int64_t column = 0; column < s.out_width; ++column) {
-            const int64_t at = ((image * s.out_height + row) * s.out_width + column) * s.groups + group;
+            const int64_t pixel = (image * s.out_height + row) * s.out_width + column;
+            const int64_t offset = pixel * s.row + group * points * 2;
+            const int64_t logits = pixel * s.row + (2 * s.groups + group) * points;
             const float base_x = start + static_cast<float>(column * s.stride);
             const float base_y = start + static_cast<float>(row * s.stride);
-            dcnv3_samples(s, call.points, call.offset + at * points * 2, base_x, base_y, samples);
+            dcnv3_samples(s, call.points, call.rows + offset, base_x, base_y, samples);
+            dcnv3_masks(s, call.rows + logits, points, mask);
             dcnv3_pixel_backward(call, samples, call.input + first, call.grad_input + first,
-                                 call.grad + at * group_channels, call.mask + at * points,
-                                 call.grad_offset + at * points * 2, call.grad_mask + at * points,
+                                 call.grad + (pixel * s.groups + group) * group_channels, mask,
+                                 call.grad_rows + offset, call.grad_rows + logits,
                                  group_channels == 16 ? 16 : group_channels);
+            if (group == 0)
+                for (int64_t i = 3 * s.groups * points; i < s.row; ++i) call.grad_rows[pixel * s.row + i] = 0.0f;
         }
     }
 }
 
 // grad_input arrives filled with zeros.
-int dcnv3_backward(const Dcnv3Shape& shape, const float* input, const float* offset, const float* mask,
-                   const float* grad, float* grad_input, float* grad_offset, float* grad_mask, int threads) {
-    Dcnv3Call call{shape, Dcnv3Points(shape), input, offset, mask, nullptr, grad, grad_input, grad_offset, grad_mask};
+int dcnv3_backward(const Dcnv3Shape& shape, const float* input, const float* points, const float* grad,
+                   float* grad_input, float* grad_points, int threads) {
+    Dcnv3Call call{shape, Dcnv3Points(shape), input, points, nullptr, grad, grad_input, grad_points};
     sa2::run_parallel(dcnv3_backward_group, &call, shape.batch * shape.groups, threads);
     return sa2::kDone;
 }

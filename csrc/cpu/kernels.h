@@ -11,6 +11,8 @@ struct Dcnv3Shape {
     int64_t out_height, out_width;
     int64_t groups, group_channels;
     int64_t kernel, stride, padding, dilation, remove_center;
+    int64_t softmax;                  // the masks are logits
+    int64_t row;                      // numbers of an output pixel in `points`
     float offset_scale;
 };
 
@@ -41,10 +43,9 @@ namespace sa2 {
 enum Status { kDone = 0, kPathMissing = 1, kNoMemory = 2 };
 
 struct Kernels {
-    int (*dcnv3_forward)(const Dcnv3Shape&, const float* input, const float* offset, const float* mask,
-                         float* output, int threads);
-    int (*dcnv3_backward)(const Dcnv3Shape&, const float* input, const float* offset, const float* mask,
-                          const float* grad, float* grad_input, float* grad_offset, float* grad_mask, int threads);
+    int (*dcnv3_forward)(const Dcnv3Shape&, const float* input, const float* points, float* output, int threads);
+    int (*dcnv3_backward)(const Dcnv3Shape&, const float* input, const float* points, const float* grad,
+                          float* grad_input, float* grad_points, int threads);
     int (*attention_forward)(const AttentionShape&, const float* query, const AttentionStrides&, const float* key,
                              const float* value, float* output, const AttentionStrides&, int threads);
     int (*attention_backward)(const AttentionShape&, const float* query, const AttentionStrides&, const float* key,

@@ -48,15 +48,14 @@ SA2_EXPORT int sa2depth_cpu_paths() {
     return paths;
 }
 
-SA2_EXPORT int sa2depth_dcnv3_forward(int path, const Dcnv3Shape* shape, const float* input, const float* offset,
-                                      const float* mask, float* output, int threads) {
-    SA2_CALL(dcnv3_forward, *shape, input, offset, mask, output, threads);
+SA2_EXPORT int sa2depth_dcnv3_forward(int path, const Dcnv3Shape* shape, const float* input, const float* points,
+                                      float* output, int threads) {
+    SA2_CALL(dcnv3_forward, *shape, input, points, output, threads);
 }
 
-SA2_EXPORT int sa2depth_dcnv3_backward(int path, const Dcnv3Shape* shape, const float* input, const float* offset,
-                                       const float* mask, const float* grad, float* grad_input, float* grad_offset,
-                                       float* grad_mask, int threads) {
-    SA2_CALL(dcnv3_backward, *shape, input, offset, mask, grad, grad_input, grad_offset, grad_mask, threads);
+SA2_EXPORT int sa2depth_dcnv3_backward(int path, const Dcnv3Shape* shape, const float* input, const float* points,
+                                       const float* grad, float* grad_input, float* grad_points, int threads) {
+    SA2_CALL(dcnv3_backward, *shape, input, points, grad, grad_input, grad_points, threads);
 }
 
 SA2_EXPORT int sa2depth_attention_forward(int path, const AttentionShape* shape, const float* query,

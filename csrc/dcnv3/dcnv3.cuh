@@ -6,11 +6,14 @@
 //     y = r * stride + first + ((j - 1) * dilation + dy) * scale
 // and the output is the sum over k of mask_k times the input sampled there bilinearly, zeros around it.
 //
-// Tensors: input (B, H, W, C), offset (B, Ho, Wo, G, P, 2), mask (B, Ho, Wo, G, P), output (B, Ho, Wo, C). A "pair" is
-// an output pixel with one of its groups; it has P points, and GROUP_CHANNELS channels share them.
+// Tensors: input (B, H, W, C), points (B, Ho, Wo, POINT_ROW), output (B, Ho, Wo, C). A row of points has the offsets
+// of all groups (G, P, 2), their masks (G, P), and what nobody reads. A "pair" is an output pixel with one of its
+// groups; it has P points, and GROUP_CHANNELS channels share them.
 //
-// Compile with -DVALUE_TYPE=, -DPOINT_TYPE= (0 float, 1 bfloat16, 2 half: of input and output, of offset and mask),
-// -DGROUP_CHANNELS=8, 16, 32 or 64, -DGROUPS=G, -DREMOVE_CENTER=0 or 1. Arithmetic is in float whatever the types.
+// Compile with -DVALUE_TYPE=, -DPOINT_TYPE= (0 float, 1 bfloat16, 2 half: of input and output, of points),
+// -DGROUP_CHANNELS=8, 16, 32 or 64, -DGROUPS=G, -DREMOVE_CENTER=0 or 1, -DPOINT_ROW= (numbers in a row of points),
+// -DSOFTMAX=1 if the masks are logits (of a softmax over the points of a pair). Arithmetic is in float whatever the
+// types.
 #pragma once
 
 struct Bfloat16 {
@@ -41,6 +44,22 @@ __device__ __forceinline__ unsigned pack_bfloat16(float low, float high) {
   return word;
 }
 
+// The nearest number with 10 bits of fraction, as tensor cores read it.
+__device__ __forceinline__ unsigned to_tf32(float x) {
+  unsigned y;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
+  return y;
+}
+
+// c += a b for a 16x8 a, an 8x8 b. A lane has of a: rows lane / 4 and 8 below, columns lane % 4 and 4 to the right
+// (rows first); of b: rows lane % 4 and 4 below in column lane / 4; of c: columns 2 (lane % 4) and the next, in rows
+// lane / 4 and 8 below (columns first).
+__device__ __forceinline__ void mma_tf32(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
 // Adds four neighbours in global memory, 16-byte aligned; each of the four on its own is atomic.
 __device__ __forceinline__ void add_four(float* to, float4 value) {
 #if __CUDA_ARCH__ >= 900
@@ -64,6 +83,8 @@ using Point = TypeOf<POINT_TYPE>::type_;
 
 constexpr int POINTS = 9 - REMOVE_CENTER;
 constexpr int CHANNELS = GROUPS * GROUP_CHANNELS;
+constexpr int USED_ROW = GROUPS * POINTS * 3;  // of a row of points
+static_assert(POINT_ROW >= USED_ROW, "a row of points has all groups");
 
 // Two neighbouring numbers in one word.
 __device__ __forceinline__ float2 unpack(unsigned word, Bfloat16) {
@@ -125,6 +146,47 @@ __device__ __forceinline__ float4 pack(const float (&in)[8], T) {
   return make_float4(words[0], words[1], words[2], words[3]);
 }
 
+// Where the points of a group stand in a row.
+__device__ __forceinline__ int offset_at(int group, int point) { return (group * POINTS + point) * 2; }
+__device__ __forceinline__ int mask_at(int group, int point) { return (2 * GROUPS + group) * POINTS + point; }
+
+// An offset. Rows of an odd number of points start at odd places: their pairs are not aligned.
+__device__ __forceinline__ float2 load_offset(const Point* from) {
+  return POINT_ROW % 2 == 0 ? load_two(from) : make_float2(load(from), load(from + 1));
+}
+__device__ __forceinline__ void store_offset(Point* to, float x, float y) {
+  if (POINT_ROW % 2 == 0) {
+    store_two(to, x, y);
+  } else {
+    store(to, x);
+    store(to + 1, y);
+  }
+}
+
+// Makes masks of what was read as masks. Of each pair, PARTS lanes, STEP apart, have points part, part + PARTS, ...;
+// all lanes of the warp take part.
+template <int PARTS, int STEP, int SHARE>
+__device__ __forceinline__ void normalize(float (&mask)[SHARE], int part) {
+  if (!SOFTMAX) return;
+  float largest = mask[0], sum = 0.f;
+#pragma unroll
+  for (int i = 1; i < SHARE; ++i)
+    if (part + i * PARTS < POINTS) largest = fmaxf(largest, mask[i]);
+#pragma unroll
+  for (int other = STEP; other < STEP * PARTS; other *= 2)
+    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, other));
+#pragma unroll
+  for (int i = 0; i < SHARE; ++i) {
+    mask[i] = part + i * PARTS < POINTS ? expf(mask[i] - largest) : 0.f;
+    sum += mask[i];
+  }
+#pragma unroll
+  for (int other = STEP; other < STEP * PARTS; other *= 2) sum += __shfl_xor_sync(~0u, sum, other);
+  const float factor = __fdividef(1.f, sum);
+#pragma unroll
+  for (int i = 0; i < SHARE; ++i) mask[i] *= factor;
+}
+
 struct Geometry {
   int height, width;  // of the input
   int rows, columns;  // of the output
@@ -133,7 +195,9 @@ struct Geometry {
 };
 
 // Where a sampling point lies: its upper left pixel, which may be -1, and the distance from there. A point whose four
-// corners are all outside the input is not inside, nor is one that is not a number.
+// corners are all outside the input is not inside, nor is one that is not a number. On whole coordinates, where slopes
+// jump, the pixel is the one to the right and below; so a point at -1 is inside: it reads zero, with a slope. Offsets
+// of a network that was just made are zero, and all points of its first column and row lie there.
 struct Place {
   int x, y;
   float right, below;
@@ -146,7 +210,7 @@ struct Place {
                           static_cast<float>(column * geometry.stride + geometry.first));
     const float py = fmaf(fmaf(static_cast<float>(whole % 3 - 1), dilation, offset.y), geometry.scale,
                           static_cast<float>(row * geometry.stride + geometry.first));
-    inside = px > -1.f && px < static_cast<float>(geometry.width) && py > -1.f &&
+    inside = px >= -1.f && px < static_cast<float>(geometry.width) && py >= -1.f &&
              py < static_cast<float>(geometry.height);
     const float left = floorf(px), top = floorf(py);
     right = inside ? px - left : 0.f;

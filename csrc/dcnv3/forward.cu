@@ -3,16 +3,15 @@
 // Who does what stands in gather.cuh. Of each point a thread leaves the four corner weights, mask included, and the
 // upper left pixel; a corner that is outside, or does not count, has weight zero and is not read.
 //
-// Limits for a batch of 8 NYU maps at 1/4 of T (120x160, C = 64) on an H100: bfloat16 with float offsets moves 106 MB
-// (35 us at 3.0 TB/s), reads 0.71 GB from L1 (24 us) and takes 1200 instructions for 8 channels (50 us of issue);
-// float: 145 MB, 1.4 GB from L1, 650 instructions for 4 channels (54 us of issue). Measured fraction of that limit: not
-// measured.
+// Limits for a batch of 8 NYU maps at 1/4 of T (120x160, C = 64) on an H100: bfloat16 moves 72 MB (24 us at 3.0 TB/s;
+// 106 MB with float offsets), reads 0.71 GB from L1 (24 us) and takes 1250 instructions for 8 channels (52 us of
+// issue); float: 145 MB, 1.4 GB from L1, 700 instructions for 4 channels (58 us of issue). Measured fraction of that
+// limit: not measured.
 #include "gather.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, 4)
-    dcnv3_forward(const Value* __restrict__ input, const Point* __restrict__ offset, const Point* __restrict__ mask,
-                  Value* __restrict__ output, int height, int width, int rows, int columns, int stride, int first,
-                  int dilation, float scale) {
+    dcnv3_forward(const Value* __restrict__ input, const Point* __restrict__ points, Value* __restrict__ output,
+                  int height, int width, int rows, int columns, int stride, int first, int dilation, float scale) {
   __shared__ float4 weights[PAIRS * POINTS];
   __shared__ int pixels[PAIRS * POINTS];
   const Geometry geometry{height, width, rows, columns, stride, first, dilation, scale};
@@ -20,7 +19,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4)
   const int own = threadIdx.x / LANES, part = threadIdx.x % LANES;
   const Pair pair(block, own, geometry);
 
-  const Fetched fetched(offset + block.pair * POINTS * 2, mask + block.pair * POINTS, pair, part);
+  const Fetched fetched(points + block.pixel * POINT_ROW, pair, part);
 #pragma unroll
   for (int i = 0; i < SHARE; ++i) {
     const int point = part + i * LANES;
@@ -55,5 +54,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4)
       for (int c = 0; c < VECTOR; ++c) sum[c] = fmaf(share[corner], value[c], sum[c]);
     }
   }
-  reinterpret_cast<float4*>(output + block.pair * GROUP_CHANNELS)[pair.index * LANES + part] = pack(sum, Value());
+  output += block.pixel * CHANNELS + pair.pixel * CHANNELS + pair.group * GROUP_CHANNELS;
+  reinterpret_cast<float4*>(output)[part] = pack(sum, Value());
 }

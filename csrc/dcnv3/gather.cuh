@@ -25,7 +25,7 @@ static_assert(GROUPS % GROUPS_PER_BLOCK == 0, "a block has whole groups");
 // The block's place. Grid: groups and columns of tiles, groups first; rows of tiles; images.
 struct Block {
   int group, column, row;  // the first of them
-  size_t image, pair;      // pair: index of the first one in (B, Ho, Wo, G)
+  size_t image, pixel;     // pixel: index of the first one in (B, Ho, Wo)
 
   __device__ explicit Block(const Geometry& geometry) {
     constexpr unsigned slabs = GROUPS / GROUPS_PER_BLOCK;
@@ -33,7 +33,7 @@ struct Block {
     column = blockIdx.x / slabs * TILE_WIDTH;
     row = blockIdx.y * TILE_HEIGHT;
     image = blockIdx.z;
-    pair = ((image * geometry.rows + row) * geometry.columns + column) * GROUPS + group;
+    pixel = (image * geometry.rows + row) * geometry.columns + column;
   }
 };
 
@@ -41,36 +41,39 @@ struct Block {
 struct Pair {
   int row, column, group;
   bool exists;
-  int index;  // in (B, Ho, Wo, G), from the block's first pair
+  int pixel;  // in (B, Ho, Wo), from the block's first one
 
   __device__ Pair(const Block& block, int pair, const Geometry& geometry) {
-    const int pixel = pair / GROUPS_PER_BLOCK, member = pair % GROUPS_PER_BLOCK;
-    const int down = pixel / TILE_WIDTH, across = pixel % TILE_WIDTH;
-    group = block.group + member;
+    const int tile_pixel = pair / GROUPS_PER_BLOCK;
+    const int down = tile_pixel / TILE_WIDTH, across = tile_pixel % TILE_WIDTH;
+    group = block.group + pair % GROUPS_PER_BLOCK;
     row = block.row + down;
     column = block.column + across;
     exists = row < geometry.rows && column < geometry.columns;
-    index = (down * geometry.columns + across) * GROUPS + member;
+    pixel = down * geometry.columns + across;
   }
 };
 
-// The points that a thread prepares: part, part + LANES, ... of its pair; all loads at once.
+// The points that a thread prepares: part, part + LANES, ... of its pair; all loads at once. `rows` is the block's
+// first row of points.
 struct Fetched {
   float2 offset[SHARE];
   float mask[SHARE];
 
-  __device__ Fetched(const Point* __restrict__ offsets, const Point* __restrict__ masks, const Pair& pair, int part) {
-    const int at = pair.index * POINTS + part;
+  __device__ Fetched(const Point* __restrict__ rows, const Pair& pair, int part) {
+    const Point* row = rows + pair.pixel * POINT_ROW;
 #pragma unroll
     for (int i = 0; i < SHARE; ++i) {
-      const bool wanted = pair.exists && (POINTS % LANES == 0 || part + i * LANES < POINTS);
+      const int point = part + i * LANES;
+      const bool wanted = pair.exists && (POINTS % LANES == 0 || point < POINTS);
       offset[i] = make_float2(0.f, 0.f);
       mask[i] = 0.f;
       if (wanted) {
-        offset[i] = load_two(offsets + 2 * (at + i * LANES));
-        mask[i] = load(masks + at + i * LANES);
+        offset[i] = load_offset(row + offset_at(pair.group, point));
+        mask[i] = load(row + mask_at(pair.group, point));
       }
     }
+    normalize<LANES, 1>(mask, part);
   }
 };
 

@@ -10,8 +10,8 @@
 //
 // A batch of 8 NYU maps (120x160, D = 512) holds 5.0e9 state updates, each with one exp2: at an H100's 1.98 GHz
 // 1.3 ms on the special function units, softplus included, 1.5 ms of issue slots, as much of shared-memory reads,
-// 0.9 ms of memory. Measured 2.22 ms (H100 80GB): issue slots are busy 68 % of the time. Warps that
-// prepare and walk in turn took 2.69 ms.
+// 0.9 ms of memory in float and half of it in 16 bits. Measured 2.22 ms (H100 80GB, float): issue slots are busy 68 %
+// of the time; 16 bits not measured. Warps that prepare and walk in turn took 2.69 ms.
 #include "scan.cuh"
 
 constexpr int TILE = 32;  // tokens
@@ -49,10 +49,10 @@ struct Task {
 // The preparing warps. `elapsed` gets the sum of dt over the segment, if anybody wants it.
 template <Walk walk>
 __device__ __forceinline__ void prepare(Shared& shared, const Lane& lane, const Task& task,
-                                        const float* __restrict__ x, const float* __restrict__ projected,
+                                        const Value* __restrict__ x, const float* __restrict__ projected,
                                         const float* __restrict__ dt_weight, const float* __restrict__ dt_bias,
                                         float* __restrict__ elapsed) {
-  const int thread = SPLIT * lane.pair + lane.q;
+  const int thread = threadIdx.x % THREADS;
   float weight[2][RANK];
   const size_t parameter_row = static_cast<size_t>(lane.direction) * task.channels + lane.channel;
 #pragma unroll
@@ -78,14 +78,13 @@ __device__ __forceinline__ void prepare(Shared& shared, const Lane& lane, const 
       copy_async(&shared.rows[tile % 3][t][part], from, token >= 0);
     }
   };
-  float2 own[OWN];  // x of the lane's tokens
+  Two own[OWN];  // x of the lane's tokens
   auto load_own = [&](int tile) {
 #pragma unroll
     for (int i = 0; i < OWN; ++i) {
       const int token = shared.tokens[tile % 4][SPLIT * i + lane.q];
-      own[i] = make_float2(0.f, 0.f);
-      if (token >= 0)
-        own[i] = *reinterpret_cast<const float2*>(x + (task.first_token + token) * task.channels + lane.channel);
+      own[i] = Two();
+      if (token >= 0) load_two(x + (task.first_token + token) * task.channels + lane.channel, own[i]);
     }
   };
   float2 time = make_float2(0.f, 0.f);
@@ -95,7 +94,8 @@ __device__ __forceinline__ void prepare(Shared& shared, const Lane& lane, const 
       const int t = SPLIT * i + lane.q;
       const float2 before = time_step(shared.rows[tile % 3][t], weight, bias);
       const float2 dt = make_float2(softplus(before.x), softplus(before.y));
-      const float2 drive = walk == Walk::ADJOINT_ENDS ? own[i] : make_float2(dt.x * own[i].x, dt.y * own[i].y);
+      const float2 value = unpack(own[i]);
+      const float2 drive = walk == Walk::ADJOINT_ENDS ? value : make_float2(dt.x * value.x, dt.y * value.y);
       shared.steps[tile % 2][t][lane.pair] = make_float4(dt.x, dt.y, drive.x, drive.y);
       time.x += dt.x;
       time.y += dt.y;
@@ -122,11 +122,7 @@ __device__ __forceinline__ void prepare(Shared& shared, const Lane& lane, const 
   }
 
   if (walk != Walk::OUTPUTS) {
-#pragma unroll
-    for (int other = 1; other < SPLIT; other *= 2) {
-      time.x += __shfl_xor_sync(~0u, time.x, other);
-      time.y += __shfl_xor_sync(~0u, time.y, other);
-    }
+    time = team_sum(time);
     const size_t row = lane.state_row(lane.segment, lane.segments, task.channels);
     if (lane.q == 0) *reinterpret_cast<float2*>(elapsed + row) = time;
   }
@@ -136,13 +132,13 @@ __device__ __forceinline__ void prepare(Shared& shared, const Lane& lane, const 
 template <Walk walk>
 __device__ __forceinline__ void step_through(const Shared& shared, const Lane& lane, const Task& task,
                                              const float* __restrict__ a_log, float* __restrict__ ends,
-                                             const float* __restrict__ elapsed, float* __restrict__ y,
-                                             float* __restrict__ states) {
+                                             const float* __restrict__ elapsed, Value* __restrict__ total,
+                                             Value* __restrict__ parts, float* __restrict__ states) {
   const int q = lane.q, length = task.size.length(), chunks = (length + CHUNK - 1) / CHUNK;
   float rate[2][OWNED], h[2][OWNED] = {};
   lane.rates(a_log, task.channels, rate);
   if (walk == Walk::OUTPUTS) carry_over(lane, ends, elapsed, rate, task.channels, 0, lane.segment, 1, h);
-  y += (static_cast<size_t>(lane.direction) * gridDim.z * length + task.first_token) * task.channels + lane.channel;
+  Value* y = lane.of_direction(total, parts, length, task.channels) + task.first_token * task.channels + lane.channel;
 
   meet<2 * THREADS>();
   meet<2 * THREADS>();
@@ -179,9 +175,9 @@ __device__ __forceinline__ void step_through(const Shared& shared, const Lane& l
         }
       }
       if (walk == Walk::OUTPUTS) {
-        const float2 total = make_float2(team_total(out[0], q), team_total(out[1], q));
+        const float2 sum = make_float2(team_total(out[0], q), team_total(out[1], q));
         const int token = shared.tokens[tile % 4][t + q];
-        if (token >= 0) *reinterpret_cast<float2*>(y + static_cast<size_t>(token) * task.channels) = total;
+        if (token >= 0) store_two(y + static_cast<size_t>(token) * task.channels, sum.x, sum.y);
       }
     }
   }
@@ -190,11 +186,12 @@ __device__ __forceinline__ void step_through(const Shared& shared, const Lane& l
 }
 
 template <Walk walk>
-__device__ __forceinline__ void scan(const float* __restrict__ x, const float* __restrict__ projected,
+__device__ __forceinline__ void scan(const Value* __restrict__ x, const float* __restrict__ projected,
                                      const float* __restrict__ dt_weight, const float* __restrict__ dt_bias,
                                      const float* __restrict__ a_log, float* __restrict__ ends,
-                                     float* __restrict__ elapsed, float* __restrict__ y,
-                                     float* __restrict__ states, Image size, int channels, int segment_tokens) {
+                                     float* __restrict__ elapsed, Value* __restrict__ total,
+                                     Value* __restrict__ parts, float* __restrict__ states, Image size, int channels,
+                                     int segment_tokens) {
   DYNAMIC_SHARED(memory);
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   const Lane lane(threadIdx.x % THREADS);
@@ -202,40 +199,40 @@ __device__ __forceinline__ void scan(const float* __restrict__ x, const float* _
   if (threadIdx.x >= THREADS) {
     prepare<walk>(shared, lane, task, x, projected, dt_weight, dt_bias, elapsed);
   } else {
-    step_through<walk>(shared, lane, task, a_log, ends, elapsed, y, states);
+    step_through<walk>(shared, lane, task, a_log, ends, elapsed, total, parts, states);
   }
 }
 
 // x (B, L, D); projected (B, L, 4, R + 32); dt_weight (4, D, R); dt_bias (4, D); a_log (4, D, 16);
 // ends (B, segments, 4, D, 16) and elapsed (B, segments, 4, D), read if there are several segments;
-// y (4, B, L, D); states (B, chunks, 4, D, 16) at the start of each chunk, or null. `segment_tokens` is a multiple
-// of CHUNK.
+// Written: total (B, L, D), what the first direction adds, and parts (3, B, L, D), the other three; states
+// (B, chunks, 4, D, 16) at the start of each chunk, unless null. `segment_tokens` is a multiple of CHUNK.
 extern "C" __global__ void __launch_bounds__(2 * THREADS, 2)
-    scan_forward(const float* __restrict__ x, const float* __restrict__ projected,
+    scan_forward(const Value* __restrict__ x, const float* __restrict__ projected,
                  const float* __restrict__ dt_weight, const float* __restrict__ dt_bias,
                  const float* __restrict__ a_log, float* __restrict__ ends, float* __restrict__ elapsed,
-                 float* __restrict__ y, float* __restrict__ states, int height, int width, int channels,
-                 int segment_tokens) {
-  scan<Walk::OUTPUTS>(x, projected, dt_weight, dt_bias, a_log, ends, elapsed, y, states, Image{height, width},
-                      channels, segment_tokens);
+                 Value* __restrict__ total, Value* __restrict__ parts, float* __restrict__ states, int height,
+                 int width, int channels, int segment_tokens) {
+  scan<Walk::OUTPUTS>(x, projected, dt_weight, dt_bias, a_log, ends, elapsed, total, parts, states,
+                      Image{height, width}, channels, segment_tokens);
 }
 
 // The first pass over several segments: fills ends and elapsed.
 extern "C" __global__ void __launch_bounds__(2 * THREADS, 2)
-    segment_ends(const float* __restrict__ x, const float* __restrict__ projected,
+    segment_ends(const Value* __restrict__ x, const float* __restrict__ projected,
                  const float* __restrict__ dt_weight, const float* __restrict__ dt_bias,
                  const float* __restrict__ a_log, float* __restrict__ ends, float* __restrict__ elapsed, int height,
                  int width, int channels, int segment_tokens) {
-  scan<Walk::ENDS>(x, projected, dt_weight, dt_bias, a_log, ends, elapsed, nullptr, nullptr, Image{height, width},
-                   channels, segment_tokens);
+  scan<Walk::ENDS>(x, projected, dt_weight, dt_bias, a_log, ends, elapsed, nullptr, nullptr, nullptr,
+                   Image{height, width}, channels, segment_tokens);
 }
 
 // The same for the backward recurrence; x is the gradient of y.
 extern "C" __global__ void __launch_bounds__(2 * THREADS, 2)
-    adjoint_segment_ends(const float* __restrict__ x, const float* __restrict__ projected,
+    adjoint_segment_ends(const Value* __restrict__ x, const float* __restrict__ projected,
                          const float* __restrict__ dt_weight, const float* __restrict__ dt_bias,
                          const float* __restrict__ a_log, float* __restrict__ ends, float* __restrict__ elapsed,
                          int height, int width, int channels, int segment_tokens) {
-  scan<Walk::ADJOINT_ENDS>(x, projected, dt_weight, dt_bias, a_log, ends, elapsed, nullptr, nullptr,
+  scan<Walk::ADJOINT_ENDS>(x, projected, dt_weight, dt_bias, a_log, ends, elapsed, nullptr, nullptr, nullptr,
                            Image{height, width}, channels, segment_tokens);
 }

@@ -10,10 +10,14 @@
 // Mapping, the same in all scanning kernels: a block owns 64 channels of one image, one direction and one
 // segment of its tokens. A team of SPLIT lanes owns two neighbouring channels; lane q of the team keeps 16 / SPLIT
 // states of both in registers and walks the tokens in sequence. What is needed once for each token and channel (dt,
-// loads, stores) is divided among the team: lane q does it for the tokens SPLIT * i + q.
+// loads, stores) is divided among the team: lane q does it for the tokens SPLIT * i + q. Lanes of a team are TEAMS
+// apart in their warp, so that tensor cores can add up over teams.
 //
-// Compile with -DRANK=R, the rank of dt, a multiple of 4.
+// x, y and the gradients of both are Values (values.cuh), all else is float.
+//
+// Compile with -DRANK=R, the rank of dt, a multiple of 4, and -DVALUE_TYPE=.
 #pragma once
+#include "values.cuh"
 
 #ifndef SA2DEPTH_EMULATED  // tests run the same sources on the CPU, with their own versions of what follows
 #define DYNAMIC_SHARED(name) extern __shared__ float4 name[]
@@ -122,7 +126,9 @@ __device__ __forceinline__ float scattered_total(const float (&value)[count], in
 }
 
 // The same over a team, for one value a token.
-__device__ __forceinline__ float team_total(const float (&value)[SPLIT], int q) { return scattered_total<1>(value, q); }
+__device__ __forceinline__ float team_total(const float (&value)[SPLIT], int q) {
+  return scattered_total<TEAMS>(value, q);
+}
 
 __device__ __forceinline__ void unpack(float4 v, float (&out)[4]) {
   out[0] = v.x;
@@ -164,15 +170,25 @@ __device__ __forceinline__ float2 time_step(const float4* row, const float (&wei
   return sum;
 }
 
+// The sum over a team, in all its lanes.
+__device__ __forceinline__ float2 team_sum(float2 value) {
+#pragma unroll
+  for (int other = TEAMS; other < 32; other *= 2) {
+    value.x += __shfl_xor_sync(~0u, value.x, other);
+    value.y += __shfl_xor_sync(~0u, value.y, other);
+  }
+  return value;
+}
+
 // Where a lane stands: its team, its channels, and its share of the parameters.
 struct Lane {
   int q, pair, channel, direction, image, segment, segments;
 
   // `thread` counts from 0 to THREADS - 1.
   __device__ explicit Lane(int thread)
-      : q(thread % SPLIT),
-        pair(thread / SPLIT),
-        channel(blockIdx.x * CHANNELS + 2 * (thread / SPLIT)),
+      : q(thread % 32 / TEAMS),
+        pair(thread / 32 * TEAMS + thread % TEAMS),
+        channel(blockIdx.x * CHANNELS + 2 * pair),
         direction(blockIdx.y % DIRECTIONS),
         image(blockIdx.z),
         segment(blockIdx.y / DIRECTIONS),
@@ -187,6 +203,13 @@ struct Lane {
 #pragma unroll
       for (int n = 0; n < OWNED; ++n) rate[j][n] = -expf(rate[j][n]) * LOG2_E;
     }
+  }
+
+  // What this direction writes: the first one `first` (B, L, D), the others their part of `others` (3, B, L, D). So
+  // `first` can become the sum of all.
+  template <class T>
+  __device__ T* of_direction(T* first, T* others, int length, int channels) const {
+    return direction == 0 ? first : others + static_cast<size_t>(direction - 1) * gridDim.z * length * channels;
   }
 
   // Index of this lane's first channel in tensors (B, count, 4, D): one row for each segment or chunk.

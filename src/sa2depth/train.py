@@ -19,6 +19,7 @@ from sa2depth.errors import CheckpointError
 from sa2depth.lit import DepthModule
 from sa2depth.metrics import load_protocol
 from sa2depth.models import SA2Depth
+from sa2depth.models.checkpointing import checkpoint_layers
 from sa2depth.run.build import (
     TRAIN_KEYS,
     build_data,
@@ -47,6 +48,7 @@ def train(cfg: DictConfig) -> float:
         raise CheckpointError(f"resume={cfg.resume}: no such file; name a run's checkpoints/last.ckpt")
     model = build_network(cfg)
     encoder = _load_pretrained(model, cfg.pretrained_encoder)
+    checkpoint_layers(model, cfg.gradient_checkpointing)
     protocol = load_protocol(cfg.protocol)
     data = build_data(cfg, protocol, "fit", "test")
     module = DepthModule(
@@ -57,6 +59,7 @@ def train(cfg: DictConfig) -> float:
         protocol=protocol,
         min_depth=cfg.min_depth,
         max_depth=cfg.max_depth,
+        compile=cfg.compile,
     )
     trainer = build_trainer(cfg)
     folder = Path(cfg.paths.output_dir)

@@ -1,11 +1,14 @@
 import json
+import math
 import time
+from itertools import groupby
 
 import pytest
 import torch
 
+from sa2depth.bench import networks
 from sa2depth.bench.operators import operator_cases
-from sa2depth.bench.run import Settings, run
+from sa2depth.bench.run import Settings, Way, run
 from sa2depth.bench.timing import measure, replayed
 from sa2depth.errors import ConfigError
 
@@ -21,18 +24,41 @@ def test_a_time_is_that_of_one_call():
 
 @pytest.mark.parametrize("model", ["t", "s", "l"])
 def test_operator_cases_have_the_shapes_of_the_networks(model):
-    cases = operator_cases(model, (64, 96), batch=2)
-    assert [case.operator for case in cases] == ["dcnv3"] * 4 + ["rank_attention"] * 4 + ["selective_scan_2d"]
+    cases = {operator: list(group) for operator, group in by_operator(model, (64, 96), batch=2)}
+    counts = {operator: len(group) for operator, group in cases.items()}
+    assert counts == {
+        "dcnv3": 4,
+        "depthwise_conv": 8,
+        "gated_conv": 5,
+        "rank_attention": 4,
+        "selective_scan_2d": 1,
+    }
     channels = {"t": 64, "s": 80, "l": 160}[model]
-    for level, case in enumerate(cases[:4]):
+    maps = [(2, channels << level, 16 >> level, 24 >> level) for level in range(4)]
+    for (batch, width, *size), case in zip(maps, cases["dcnv3"], strict=True):
         function, leaves = case.make(CPU, torch.float32)
-        assert function().shape == (2, 16 >> level, 24 >> level, channels << level)
+        assert function().shape == (batch, *size, width)
         assert all(leaf.requires_grad for leaf in leaves)
-    for level, case in enumerate(cases[4:8]):
-        groups, batch, heads, queries, dim = case.make(CPU, torch.float32)[0]().shape
-        assert (groups, batch, queries) == (5, 2, (16 >> level) * (24 >> level))
-        assert heads * dim == channels << level
-    assert cases[8].make(CPU, torch.float32)[0]().shape == (2, 512, 16, 24)
+    for (batch, width, *size), case in zip(maps, cases["rank_attention"], strict=True):
+        groups, images, heads, queries, dim = case.make(CPU, torch.float32)[0]().shape
+        assert (groups, images, queries) == (5, batch, math.prod(size))
+        assert heads * dim == width
+    for (batch, width, *size), *pair in zip(maps, *halves(cases["depthwise_conv"]), strict=True):
+        layer, modulator = (case.make(CPU, torch.float32)[1] for case in pair)
+        assert (layer[0].shape, layer[1].shape) == ((batch, width, *size), (width, 1, 3, 3))
+        assert (modulator[0].shape, modulator[1].shape) == ((4 * batch, width, *size), (width, 1, 11, 11))
+    shapes = [tuple(case.make(CPU, torch.float32)[1][0].shape) for case in cases["gated_conv"]]
+    assert shapes == [*((b, 4 * width, *size) for b, width, *size in maps), (2, 1024, 16, 24)]
+    assert cases["selective_scan_2d"][0].make(CPU, torch.float32)[0]().shape == (2, 512, 16, 24)
+
+
+def by_operator(*arguments, **options):
+    return groupby(operator_cases(*arguments, **options), key=lambda case: case.operator)
+
+
+def halves(cases):
+    """The 3x3 kernels and the 11x11 kernels, which alternate."""
+    return cases[::2], cases[1::2]
 
 
 def test_every_subject_is_measured_on_every_back_end():
@@ -41,18 +67,23 @@ def test_every_subject_is_measured_on_every_back_end():
     subjects = ["encoder", "decoder", "bin head", "depth head", "inference", "training step"]
     assert [row.subject for row in rows] == [subject for subject in subjects for _ in range(2)]
     assert all(row.median_ms > 0 for row in rows)
+    assert all(row.peak_mib is None for row in rows)
     for reference, other in zip(rows[::2], rows[1::2], strict=True):
         assert (reference.backend, other.backend) == ("torch", "auto")
         assert reference.speedup == 1
         assert other.speedup == pytest.approx(reference.median_ms / other.median_ms)
 
 
-def test_operators_are_measured_with_and_without_gradients():
-    settings = Settings(CPU, ["t"], what=["operators"], size=(64, 64), budget_s=0.0, backends=("torch",))
+def test_operators_are_measured_with_and_without_gradients(monkeypatch):
+    coarsest = [list(group)[-1] for _, group in by_operator("t", (32, 32), 1)]
+    monkeypatch.setattr("sa2depth.bench.run.operator_cases", lambda *_: coarsest)
+    settings = Settings(CPU, ["t"], what=["operators"], size=(32, 32), budget_s=0.0, backends=("auto",))
     rows = list(run(settings))
-    assert len(rows) == 18
-    assert sum(row.subject.endswith(", forward") for row in rows) == 9
-    assert sum(row.subject.endswith(", forward+backward") for row in rows) == 9
+    names = [f"{case.operator} {case.label}" for case in coarsest]
+    assert [row.subject for row in rows] == [
+        f"{name}, {how}" for name in names for how in ("forward", "forward+backward")
+    ]
+    assert all(row.median_ms > 0 for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +94,10 @@ def test_operators_are_measured_with_and_without_gradients():
         ({"precisions": ["fp8"]}, "--precision fp8"),
         ({"size": (480, 650)}, "multiples of 32"),
         ({"batch": 0}, "--batch 0"),
-        ({"graph": True}, "need a CUDA device, not cpu"),
+        ({"backends": ["torch", "tensorflow"]}, "--backends tensorflow: .*torch"),
+        ({"backends": ["auto+compil"]}, r"--backends auto\+compil: did you mean compile"),
+        ({"backends": ["auto+prepared+graph"]}, "CUDA graphs need a CUDA device, not cpu"),
+        ({"backends": ["auto+compile"]}, r"--backends auto\+compile: cpu is no CUDA device"),
     ],
 )
 def test_settings_that_cannot_be_measured(change, words):
@@ -71,9 +105,42 @@ def test_settings_that_cannot_be_measured(change, words):
         Settings(CPU, **change)
 
 
-def test_an_unknown_back_end_is_an_error():
-    with pytest.raises(ConfigError, match="tensorflow"):
-        list(run(Settings(CPU, ["nano"], what=["inference"], size=(64, 64), backends=["tensorflow"])))
+def test_ways_by_name(monkeypatch):
+    monkeypatch.setattr("sa2depth.bench.run.why_not_compiled", lambda device: "")
+    cuda = torch.device("cuda")
+    assert Way.parse("torch", cuda) == Way("torch")
+    assert Way.parse("cuda+prepared", cuda) == Way("cuda", prepared=True)
+    # both include the preparation
+    assert Way.parse("auto+compile", cuda) == Way("auto", prepared=True, compile=True)
+    assert Way.parse("auto+graph", cuda) == Way("auto", prepared=True, graph=True)
+    everything = Way("auto", prepared=True, compile=True, graph=True)
+    assert (
+        Way.parse("auto+prepared+compile+graph", cuda) == everything == Way.parse("auto+graph+compile", cuda)
+    )
+
+
+def test_the_prepared_network_is_measured(monkeypatch):
+    seen = []
+
+    def prepared(model, precision, *, compile):
+        seen.append((precision, compile))
+        return networks.prepared(model, precision, compile=compile)
+
+    monkeypatch.setattr("sa2depth.bench.run.prepared", prepared)
+    settings = Settings(
+        CPU,
+        ["nano"],
+        what=["inference", "training"],
+        size=(32, 64),
+        precisions=["bf16"],
+        backends=["auto", "auto+prepared"],
+        budget_s=0.0,
+    )
+    rows = list(run(settings))
+    assert all(row.median_ms > 0 for row in rows)
+    assert {row.backend for row in rows} == {"auto", "auto+prepared"}
+    # training steps know no preparation
+    assert seen == [("bf16", False)]
 
 
 def test_the_command_writes_a_table_and_json(tmp_path, capsys):
@@ -98,5 +165,6 @@ def test_graphs_are_replayed_on_cuda():
     timing = measure(replayed(lambda: values.add_(1), device), device, budget_s=0.0)
     assert values.item() == 2 + timing.calls + 1
     assert timing.peak_mib is not None
-    rows = list(run(Settings(device, ["nano"], what=["inference"], size=(64, 64), graph=True, budget_s=0.0)))
+    ways = ["auto", "auto+graph", "auto+compile+graph"]
+    rows = list(run(Settings(device, ["t"], what=["inference"], size=(96, 128), backends=ways, budget_s=0.0)))
     assert all(row.median_ms > 0 for row in rows)

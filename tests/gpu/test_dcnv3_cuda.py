@@ -6,6 +6,7 @@ import torch
 from sa2depth.errors import ConfigError
 from sa2depth.ops import dcnv3, use_backend
 from sa2depth.ops import dcnv3_cuda as module
+from sa2depth.ops.dcnv3 import dcnv3_fused
 
 pytestmark = pytest.mark.gpu
 
@@ -41,7 +42,8 @@ def make(
     x = draw(batch, *size, groups * group_channels).to(dtype)
     # between whole pixels, where slopes jump and the last bit of a coordinate decides
     offset = (8 * spread * draw(batch, rows, columns, groups * points * 2)).floor() / 8 + 1 / 16
-    mask = draw(batch, rows, columns, groups, points).softmax(dim=-1).flatten(3).to(point_dtype)
+    mask = draw(batch, rows, columns, groups, points)
+    mask = (mask if options.get("softmax") else mask.softmax(dim=-1)).flatten(3).to(point_dtype)
     inputs = [t.requires_grad_() for t in (x, offset.to(point_dtype), mask)]
     return inputs, {"groups": groups, **options}
 
@@ -55,9 +57,9 @@ def run(inputs, options, function=dcnv3):
     return output, *torch.autograd.grad(output, inputs, weight)
 
 
-def reference(inputs, options):
+def reference(inputs, options, function=dcnv3):
     with use_backend("torch"):
-        return run([t.detach().double().requires_grad_() for t in inputs], options)
+        return run([t.detach().double().requires_grad_() for t in inputs], options, function)
 
 
 def relative(actual, expected):
@@ -86,6 +88,8 @@ def test_forward_and_gradients(size):
         {"stride": 2},
         {"padding": 0},
         {"remove_center": True},
+        {"softmax": True},
+        {"softmax": True, "remove_center": True, "offset_scale": 2.0},
     ],
     ids=str,
 )
@@ -96,6 +100,29 @@ def test_options(options):
 @pytest.mark.parametrize(("groups", "group_channels"), [(1, 8), (5, 16), (3, 32), (4, 64)])
 def test_groups(groups, group_channels):
     check(*make((12, 23), groups=groups, group_channels=group_channels))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("groups", "padding"), [(4, 0), (4, 4), (5, 0), (5, 1)])
+def test_joined_offsets_and_logits(groups, padding, dtype):
+    (x, offset, logits), options = make(groups=groups, point_dtype=dtype, softmax=True)
+    del options["softmax"]
+    inputs = [x, torch.cat((offset, logits, logits[..., :padding]), dim=-1).detach().requires_grad_()]
+    actual, expected = run(inputs, options, dcnv3_fused), reference(inputs, options, dcnv3_fused)
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 4e-3, torch.float16: 5e-4}[dtype]
+    assert max(relative(a, e) for a, e in zip(actual, expected, strict=True)) < tolerance
+    assert actual[2].dtype == dtype
+    assert not actual[2][..., 27 * groups :].any()
+
+
+def test_slopes_at_whole_pixels_are_those_to_the_right_and_below():
+    inputs, options = make()
+    with torch.no_grad():
+        inputs[1].zero_()
+    slopes = run(inputs, options)[2]
+    with torch.no_grad():
+        inputs[1].fill_(1e-4)
+    torch.testing.assert_close(slopes, reference(inputs, options)[2].float(), rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -221,33 +248,37 @@ def test_more_than_2_to_the_31_elements():
     def draw(last):
         return torch.randn(*size, last, device="cuda", dtype=torch.bfloat16)
 
-    inputs = [draw(64), draw(groups * 18), draw(groups * 9)]
+    inputs = [draw(64), draw(groups * 27)]
     assert inputs[0].numel() > 2**31
     grad = draw(64)
-    whole = module.dcnv3(*inputs, groups, 1, 1, 1, 1.0, False)
-    part = module.dcnv3(*(t[1:] for t in inputs), groups, 1, 1, 1, 1.0, False)
+    options = (groups, 1, 1, 1, 1.0, False, True)
+    whole = module.dcnv3(*inputs, *options)
+    part = module.dcnv3(*(t[1:] for t in inputs), *options)
     assert torch.equal(whole[1:], part)
     del whole, part
-    whole = module.dcnv3_backward(grad, *inputs, groups, 1, 1, 1, 1.0, False)
-    part = module.dcnv3_backward(grad[1:], *(t[1:] for t in inputs), groups, 1, 1, 1, 1.0, False)
+    whole = module.dcnv3_backward(grad, *inputs, *options)
+    part = module.dcnv3_backward(grad[1:], *(t[1:] for t in inputs), *options)
     assert torch.equal(whole[1][1:], part[1])
-    assert torch.equal(whole[2][1:], part[2])
     last = slice(-64, None)
     torch.testing.assert_close(whole[0][1, last].float(), part[0][0, last].float(), rtol=2**-7, atol=1e-3)
     assert whole[0][1, last].any(dim=-1).all()
 
 
-def test_operator_obeys_the_rules_of_torch_library():
-    inputs, _ = make((9, 14))
-    torch.library.opcheck(module.dcnv3, (*inputs, 2, 1, 1, 1, 1.0, False), atol=1e-5, rtol=1e-4)
-    inputs, _ = make((9, 14), dtype=torch.bfloat16)
-    torch.library.opcheck(module.dcnv3, (*inputs, 2, 1, 1, 1, 1.0, False), atol=1e-2, rtol=1e-2)
+@pytest.mark.parametrize(("dtype", "softmax"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_operator_obeys_the_rules_of_torch_library(dtype, softmax):
+    (x, offset, mask), _ = make((9, 14), dtype=dtype)
+    inputs = [x, torch.cat((offset, mask), dim=-1).detach().requires_grad_()]
+    rtol, atol = (1e-4, 1e-5) if dtype == torch.float32 else (1e-2, 1e-2)
+    torch.library.opcheck(module.dcnv3, (*inputs, 2, 1, 1, 1, 1.0, False, softmax), atol=atol, rtol=rtol)
 
 
-def test_compiles_without_a_graph_break():
+@pytest.mark.parametrize("function", [dcnv3, dcnv3_fused])
+def test_compiles_without_a_graph_break(function):
     inputs, options = make()
-    compiled = torch.compile(dcnv3, fullgraph=True)
-    for a, e in zip(run(inputs, options, compiled), run(inputs, options), strict=True):
+    if function is dcnv3_fused:
+        inputs = [inputs[0], torch.cat(inputs[1:], dim=-1).detach().requires_grad_()]
+    compiled = torch.compile(function, fullgraph=True)
+    for a, e in zip(run(inputs, options, compiled), run(inputs, options, function), strict=True):
         assert relative(a, e) < 1e-6
 
 

@@ -26,9 +26,14 @@ def make(keys=300, queries=129, heads=2, batch=2, dim=64, dtype=torch.float32, d
     return [t.to(device, dtype).requires_grad_() for t in draws]
 
 
-def side_by_side(tensor):
-    """The same values as they come from a map: channels first."""
-    return tensor.detach().transpose(-1, -2).contiguous().transpose(-1, -2).requires_grad_()
+def token_major(query, key, value):
+    """The same values as projections of tokens leave them: queries ``(B, Q, h d)``, keys and values in one tensor."""
+    batch, heads, keys, dim = key.shape
+    both = torch.stack([t.detach().transpose(1, 2) for t in (key, value)], dim=2).contiguous()
+    both = both.view(batch, keys, 2 * heads * dim)
+    views = [t.unflatten(-1, (heads, dim)).transpose(1, 2) for t in both.chunk(2, dim=-1)]
+    query = query.detach().transpose(1, 2).contiguous().transpose(1, 2)
+    return [t.requires_grad_() for t in (query, *views)]
 
 
 def relative(actual, expected):
@@ -82,19 +87,30 @@ def test_other_sizes(keys, dim):
     check(without_near_ties(make(keys, queries=70, dim=dim), dim**-0.5), tolerance=1e-5)
 
 
-@pytest.mark.parametrize("queries", [129, 132])
-def test_channels_first(queries):
-    inputs = make(queries=queries)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_token_major_views(dtype):
+    inputs = make(dtype=dtype)
     expected = run(rank_attention, inputs, 0.125)
-    actual = run(rank_attention, [side_by_side(inputs[0]), *inputs[1:]], 0.125)
-    assert actual[0].transpose(-1, -2).is_contiguous()
+    actual = run(rank_attention, token_major(*inputs), 0.125)
+    assert actual[0].transpose(2, 3).is_contiguous()
+    assert all(g.transpose(1, 2).is_contiguous() for g in actual[1])
     for a, e in zip((actual[0], *actual[1]), (expected[0], *expected[1]), strict=True):
+        torch.testing.assert_close(a, e, rtol=0, atol=0)
+
+
+def test_token_major_gradients_of_the_output():
+    inputs = token_major(*make())
+    output = rank_attention(*inputs, 0.125)
+    grad = torch.randn(output.shape, device="cuda")
+    expected = torch.autograd.grad(output, inputs, grad, retain_graph=True)
+    turned = grad.transpose(2, 3).contiguous().transpose(2, 3)
+    for a, e in zip(torch.autograd.grad(output, inputs, turned), expected, strict=True):
         torch.testing.assert_close(a, e, rtol=0, atol=0)
 
 
 def test_the_size_of_the_network():
     inputs = without_near_ties(make(queries=4800, heads=1, batch=1), 0.125)
-    check([side_by_side(inputs[0]), *inputs[1:]], tolerance=1e-5)
+    check(token_major(*inputs), tolerance=1e-5)
 
 
 def test_groups_are_those_of_float32():
@@ -181,20 +197,45 @@ def test_not_a_number_ends_and_shows():
 
 
 # roundings are 2^-9 and 2^-12; the gradients of the output are rounded on their way in, too
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 6e-3), (torch.float16, 1e-3)])
 @pytest.mark.parametrize(
-    ("dtype", "channels_first", "tolerance"), [(torch.bfloat16, True, 6e-3), (torch.float16, False, 1e-3)]
+    "options",
+    [
+        {},
+        {"keys": 418, "dim": 80},
+        {"keys": 37, "dim": 16},
+        {"keys": 512, "dim": 128},
+        {"dim": 48, "heads": 3},
+    ],
 )
-def test_half_precision(dtype, channels_first, tolerance):
-    inputs = without_near_ties(make(dtype=dtype), 0.125)
-    check([side_by_side(inputs[0]) if channels_first else inputs[0], *inputs[1:]], tolerance=tolerance)
+def test_half_precision(dtype, tolerance, options):
+    inputs = make(dtype=dtype, **options)
+    scale = inputs[0].shape[-1] ** -0.5
+    check(token_major(*without_near_ties(inputs, scale)), tolerance=tolerance)
 
 
 def test_groups_of_half_precision_inputs_are_those_of_float32():
     narrow = [t.detach() for t in make(queries=2000, heads=1, batch=1, dtype=torch.bfloat16)]
-    narrow[0] = side_by_side(narrow[0]).detach()
     expected = rank_attention_torch(*(t.double() for t in narrow), 0.125)
     actual = rank_attention(*narrow, 0.125)
     assert max(relative(a, e) for a, e in zip(actual, expected, strict=True)) < 4e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_equal_keys_in_half_precision(dtype):
+    """The backward pass, where keys are the left factors, must find the forward pass's scores bit by bit."""
+    inputs = make(queries=200, dtype=dtype)
+    with torch.no_grad():
+        for tensor in inputs[1:]:
+            tensor[:, :, 1::2] = tensor[:, :, :1]
+    reference = [t.detach().double().requires_grad_() for t in inputs]
+    _, gradients = run(rank_attention, inputs, 0.125)
+    _, expected = run(rank_attention_torch, reference, 0.125)
+    assert relative(gradients[0], expected[0]) < 2e-2
+    for a, e in zip(gradients[1:], expected[1:], strict=True):
+        equal = [torch.cat((g[:, :, :1], g[:, :, 1::2]), dim=2).double().sum(dim=2) for g in (a, e)]
+        assert relative(*equal) < 2e-2
+        assert relative(a[:, :, 2::2], e[:, :, 2::2]) < 2e-2
 
 
 def test_autocast_changes_nothing():
@@ -261,20 +302,18 @@ def test_memory_between_the_passes():
     assert torch.cuda.max_memory_allocated() - before < 5 * output.nbytes
 
 
-@pytest.mark.parametrize("channels_first", [False, True])
-def test_operator_obeys_the_rules_of_torch_library(channels_first):
-    query, key, value = (t.detach() for t in make(queries=40))
-    query = query.transpose(-1, -2).contiguous() if channels_first else query
-    tensors = [t.requires_grad_() for t in (query, key, value)]
-    arguments = (*tensors, 0.125, [30, 90, 150, 210], channels_first, True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("views", [False, True])
+def test_operator_obeys_the_rules_of_torch_library(views, dtype):
+    inputs = make(queries=40, dtype=dtype)
+    arguments = (*(token_major(*inputs) if views else inputs), 0.125, [30, 90, 150, 210], True)
     torch.library.opcheck(module.rank_attention, arguments, atol=1e-5, rtol=1e-4)
 
 
 def test_compiles_without_a_graph_break():
     inputs = make()
     compiled = torch.compile(rank_attention, fullgraph=True)
-    for query in (inputs[0], side_by_side(inputs[0])):
-        arguments = [query, *inputs[1:]]
+    for arguments in (inputs, token_major(*inputs)):
         expected, actual = run(rank_attention, arguments, 0.125), run(compiled, arguments, 0.125)
         for a, e in zip((actual[0], *actual[1]), (expected[0], *expected[1]), strict=True):
             assert relative(a, e) < 1e-6

@@ -1,14 +1,15 @@
-"""The LightningModule: loss on valid pixels, mirror averaging, clear words for a broken loss."""
+"""The LightningModule: loss on valid pixels, mirror averaging, compiled layers, clear words for a broken loss."""
 
 from typing import NamedTuple
 
 import pytest
 import torch
 
-from sa2depth.errors import DataError, ShapeError, UserError
+from sa2depth.errors import ConfigError, DataError, ShapeError, UserError
 from sa2depth.lit import DepthModule
 from sa2depth.losses import SILog
 from sa2depth.metrics import Protocol, evaluate_image, flip_average
+from sa2depth.models.compiled import compile_layers, compiled
 from sa2depth.report import Sizes
 
 
@@ -175,3 +176,81 @@ def test_a_module_for_evaluation_says_what_it_lacks():
         module.training_step(_batch(), 0)
     with pytest.raises(RuntimeError, match="no optimiser"):
         module.configure_optimizers()
+
+
+class Mix(torch.nn.Conv2d):
+    def forward(self, image):
+        return super().forward(image)
+
+
+class Encoded(Brightness):
+    """With an encoder, which is what is compiled of this network (layers of PyTorch itself would not be)."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = Mix(3, 3, 1)
+
+    def forward(self, image):
+        return super().forward(self.encoder(image).square())
+
+
+@pytest.fixture
+def fresh_dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def test_layers_are_compiled_for_training_and_scored_as_they_are(fresh_dynamo):
+    calls = []
+
+    def backend(graph, inputs):
+        calls.append("made")
+
+        def run(*arguments):
+            calls.append("run")
+            return graph.forward(*arguments)
+
+        return run
+
+    module = _module(Encoded())
+    compile_layers(module.model, backend)
+    module.training_step(_batch(), 0).backward()
+    assert calls == ["made", "run"]
+    for size in ((32, 64), (64, 64), (32, 96)):
+        module.validation_step(_batch(size=size), 0)
+        module.test_step(_batch(size=size), 0)
+        module(_batch(size=size)["image"])
+    assert calls == ["made", "run"]
+    module.training_step(_batch(), 0)
+    assert calls == ["made", "run", "run"]
+
+
+def test_where_layers_cannot_be_compiled_auto_trains_them_as_they_are(caplog):
+    module = _module(Encoded(), compile="auto")
+    with caplog.at_level("INFO"):
+        module.on_fit_start()
+    assert not compiled(module.model)
+    assert "layers are not compiled: cpu is no CUDA device" in caplog.text
+    assert module.training_step(_batch(), 0).isfinite()
+
+
+def test_where_layers_cannot_be_compiled_true_is_an_error():
+    with pytest.raises(ConfigError, match=r"compile=true: cpu is no CUDA device; use compile=auto"):
+        _module(Encoded(), compile=True).on_fit_start()
+
+
+@pytest.mark.parametrize(("compile", "expected"), [("auto", True), (True, True), (False, False)])
+def test_where_layers_can_be_compiled_they_are_once(compile, expected, monkeypatch, fresh_dynamo):
+    monkeypatch.setattr("sa2depth.lit.module.why_not_compiled", lambda device: "")
+    module = _module(Encoded(), compile=compile)
+    module.on_fit_start()
+    assert compiled(module.model) is expected
+    first = module.model.encoder._compiled_call_impl
+    module.on_fit_start()  # a second fit
+    assert module.model.encoder._compiled_call_impl is first
+
+
+def test_another_word_for_compile_is_an_error():
+    with pytest.raises(ConfigError, match="compile=yes: choose auto, true or false"):
+        _module(compile="yes")

@@ -72,7 +72,7 @@ def test_internimage_groups_must_divide():
 
 def test_internimage_drop_path_grows_linearly():
     encoder = InternImage(16, (1, 1, 2, 1), (1, 2, 4, 8), drop_path_rate=0.4)
-    rates = [getattr(b.drop_path, "drop_prob", 0.0) for stage in encoder.stages for b in stage.blocks]
+    rates = [float(b.drop_path.rate) for stage in encoder.stages for b in stage.blocks]
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
 
 

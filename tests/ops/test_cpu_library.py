@@ -164,9 +164,9 @@ class TestBuild:
         assert not reason
         assert not list(tmp_path.glob(".*"))
         input, offset, mask = (t.double() for t in arguments())
-        shape = library.Dcnv3Shape(1, 4, 5, 4, 5, 2, 4, 3, 1, 1, 1, 0, 1.0)
+        shape = library.Dcnv3Shape(1, 4, 5, 4, 5, 2, 4, 3, 1, 1, 1, 0, 0, 54, 1.0)
         output = torch.empty(1, 4, 5, 8)
-        tensors = [t.float() for t in (input, offset, mask)]
+        tensors = [t.float() for t in (input, torch.cat((offset, mask), dim=-1))]
         pointers = [ctypes.c_void_p(t.data_ptr()) for t in (*tensors, output)]
         assert loaded.sa2depth_dcnv3_forward(0, ctypes.byref(shape), *pointers, 3) == 0
         torch.testing.assert_close(

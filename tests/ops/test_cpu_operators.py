@@ -13,6 +13,7 @@ from sa2depth.ops.cpu.dcnv3 import dcnv3 as dcnv3_operator
 from sa2depth.ops.cpu.gated_conv import gated_conv_cpu
 from sa2depth.ops.cpu.rank_attention import rank_attention as attention_operator
 from sa2depth.ops.cpu.selective_scan import selective_scan as scan_operator
+from sa2depth.ops.dcnv3 import dcnv3_fused
 from sa2depth.ops.rank_attention import rank_ranges
 
 pytestmark = pytest.mark.skipif(bool(cpu.why_unavailable()), reason=cpu.why_unavailable())
@@ -70,8 +71,17 @@ def deformable(size, groups=2, group_channels=16, batch=2, seed=0, **options):
     return (lambda *a: dcnv3(*a, groups=groups, **options)), [x, offset, mask]
 
 
+def joined(inputs):
+    """Offset and mask in one tensor, with one number more."""
+    x, offset, mask = inputs
+    return [t.requires_grad_() for t in (x, torch.cat((offset, mask, mask[..., :1]), dim=-1))]
+
+
 DEFORMABLE = {
     "released": {},
+    "logits": {"softmax": True},
+    "logits without the middle": {"softmax": True, "remove_center": True, "groups": 3},
+    "logits of a large kernel": {"softmax": True, "kernel_size": 5, "padding": 2},
     "scaled": {"offset_scale": 2.0},
     "strided": {"stride": 2, "offset_scale": 1.5},
     "dilated": {"dilation": 2, "padding": 2, "offset_scale": 0.5},
@@ -97,6 +107,44 @@ def test_dcnv3_points_a_hairs_breadth_inside(size):
     # as this after the first steps of every training.
     function, (x, offset, mask) = deformable(size)
     assert_equals_oracle(function, [x, torch.full_like(offset, -(2.0**-20)), mask])
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"groups": 3, "group_channels": 5}, {"remove_center": True}], ids=str
+)
+@pytest.mark.usefixtures("ways")
+def test_dcnv3_of_joined_offsets_and_logits(options):
+    _, inputs = deformable((6, 9), **options)
+    groups, remove_center = options.get("groups", 2), options.get("remove_center", False)
+    assert_equals_oracle(
+        lambda *a: dcnv3_fused(*a, groups=groups, remove_center=remove_center), joined(inputs)
+    )
+
+
+@pytest.mark.usefixtures("ways")
+def test_dcnv3_logits_of_any_size():
+    function, (x, offset, logits) = deformable((5, 6), softmax=True)
+    logits = 100 * logits - 50
+    logits[0, 0, 0, 3] = -torch.inf
+    assert_equals_oracle(function, [x, offset, logits])
+    logits[0, 0, 0, 4] = torch.nan
+    with use_backend("cpu"):
+        out = function(x, offset, logits)
+    assert out[0, 0, 0, :16].isnan().all()
+    assert out.isnan().sum() == 16
+
+
+@pytest.mark.usefixtures("ways")
+def test_dcnv3_slopes_at_whole_pixels_are_those_to_the_right_and_below():
+    function, (x, offset, mask) = deformable((6, 7))
+    gradients = []
+    for backend, shift in (("cpu", 0.0), ("torch", 1e-7)):
+        own = [t.double() if backend == "torch" else t for t in (x, torch.full_like(offset, shift), mask)]
+        with use_backend(backend):
+            leaf = own[1].requires_grad_()
+            gradients.append(torch.autograd.grad(function(own[0], leaf, own[2]).sum(), leaf)[0].double())
+    assert gradients[0][:, 0].any()
+    torch.testing.assert_close(gradients[0], gradients[1].double(), rtol=1e-4, atol=1e-5)
 
 
 def test_dcnv3_far_and_undefined_points_read_nothing():
@@ -379,7 +427,7 @@ def scan_arguments(keep_states=True):
 OPERATORS = {
     "dcnv3": (
         dcnv3_operator,
-        lambda: (*(t.requires_grad_() for t in deformable((4, 5))[1]), 2, 3, 1, 1, 1, 1.0, False),
+        lambda: (*joined(deformable((4, 5))[1]), 2, 3, 1, 1, 1, 1.0, False, True),
     ),
     "rank_attention": (
         attention_operator,

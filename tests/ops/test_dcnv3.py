@@ -8,6 +8,7 @@ from torchvision.ops import deform_conv2d
 
 from sa2depth.errors import ShapeError
 from sa2depth.ops import dcnv3
+from sa2depth.ops.dcnv3 import dcnv3_fused
 
 CASES = {
     "plain": {},
@@ -109,12 +110,36 @@ def test_bfloat16_samples_at_float32_coordinates():
     torch.testing.assert_close(out.float(), reference, rtol=2**-8, atol=1e-6)
 
 
+@pytest.mark.parametrize("case", ["plain", "large", "no_center"])
+@pytest.mark.parametrize("padding", [0, 5])
+def test_softmax_and_joined_points(case, padding):
+    x, offset, logits, options = make(CASES[case])
+    normalized = rearrange(logits, "b h w (g p) -> b h w g p", g=2).softmax(dim=-1).flatten(-2)
+    expected = dcnv3(x, offset, normalized, **options)
+    torch.testing.assert_close(dcnv3(x, offset, logits, softmax=True, **options), expected)
+    joined = torch.cat((offset, logits, logits[..., :padding]), dim=-1).requires_grad_()
+    output = dcnv3_fused(x, joined, **options)
+    torch.testing.assert_close(output, expected)
+    output.sum().backward()
+    assert not joined.grad[..., joined.shape[-1] - padding :].any()
+
+
+def test_softmax_is_computed_in_float32():
+    x, offset, logits, options = (t.float() if torch.is_tensor(t) else t for t in make({}))
+    logits = 5 * logits.bfloat16()
+    expected = dcnv3(x, offset, logits.float(), softmax=True, **options)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(dcnv3(x, offset, logits, softmax=True, **options), expected)
+
+
 def test_wrong_shapes_are_named():
     x, offset, mask, options = make({})
     with pytest.raises(ShapeError, match=r"offset of shape .*36"):
         dcnv3(x, offset[..., :-1], mask, **options)
     with pytest.raises(ShapeError, match="mask"):
         dcnv3(x, offset, mask[:, :-1], **options)
+    with pytest.raises(ShapeError, match=r"\(2, 6, 7, 54\) or wider"):
+        dcnv3_fused(x, torch.cat((offset, mask), dim=-1)[..., :-1], **options)
     with pytest.raises(ShapeError, match="divisible by 4"):
         dcnv3(x, offset, mask, groups=4)
     with pytest.raises(ShapeError, match="no middle point"):

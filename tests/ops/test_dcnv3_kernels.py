@@ -32,6 +32,7 @@ def deterministic():
 def make(
     size=(9, 11), batch=2, groups=2, group_channels=16, spread=1.0, dtype=torch.float32,
     point_dtype=torch.float32, seed=0, stride=1, padding=1, dilation=1, offset_scale=1.0, remove_center=False,
+    softmax=False,
 ):  # fmt: skip
     points = 9 - remove_center
     rows, columns = ((n + 2 * padding - 2 * dilation - 1) // stride + 1 for n in size)
@@ -45,9 +46,14 @@ def make(
     if point_dtype != torch.float32:  # which is coarse: keep away from whole pixels, where slopes jump
         offset = (8 * offset).floor() / 8 + 1 / 16
     offset = offset.to(point_dtype)
-    mask = draw(batch, rows, columns, groups, points).softmax(dim=-1).flatten(3).to(point_dtype)
-    options = (groups, 3, stride, padding, dilation, offset_scale, remove_center)
+    mask = draw(batch, rows, columns, groups, points)
+    mask = (mask if softmax else mask.softmax(dim=-1)).flatten(3).to(point_dtype)
+    options = (groups, 3, stride, padding, dilation, offset_scale, remove_center, softmax)
     return [t.requires_grad_() for t in (x, offset, mask)], options
+
+
+def kernels(x, offset, mask, *options):
+    return module.dcnv3_cuda(x, torch.cat((offset, mask), dim=-1), *options)
 
 
 def run(function, inputs, options):
@@ -72,7 +78,7 @@ def relative(actual, expected):
 
 
 def check(inputs, options, tolerance=3e-6):
-    actual, expected = run(module.dcnv3_cuda, inputs, options), reference(inputs, options)
+    actual, expected = run(kernels, inputs, options), reference(inputs, options)
     errors = {n: relative(a, e) for n, a, e in zip(NAMES, actual, expected, strict=True)}
     assert max(errors.values()) < tolerance, errors
     assert [t.dtype for t in actual] == [inputs[0].dtype, *(t.dtype for t in inputs)]
@@ -93,6 +99,8 @@ def test_sizes(size):
         {"padding": 3},
         {"remove_center": True},
         {"remove_center": True, "stride": 3, "offset_scale": 1.5},
+        {"softmax": True},
+        {"softmax": True, "remove_center": True, "offset_scale": 2.0},
     ],
     ids=str,
 )
@@ -108,8 +116,42 @@ def test_points_a_hairs_breadth_inside():
 
 
 @pytest.mark.parametrize(("groups", "group_channels"), [(1, 8), (3, 16), (5, 32), (4, 64)])
-def test_groups(groups, group_channels):
-    check(*make((5, 6), groups=groups, group_channels=group_channels))
+@pytest.mark.parametrize("softmax", [False, True])
+def test_groups(groups, group_channels, softmax):
+    check(*make((5, 6), groups=groups, group_channels=group_channels, softmax=softmax))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("groups", "padding"), [(2, 0), (2, 10), (3, 0), (3, 1)])
+def test_joined_rows_aligned_or_not(groups, padding, dtype):
+    (x, offset, mask), options = make((5, 6), groups=groups, softmax=True, point_dtype=dtype)
+    points = torch.cat((offset, mask, mask[..., :padding]), dim=-1).detach().requires_grad_()
+    weight = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).float()
+    output = module.dcnv3_cuda(x, points, *options)
+    results = output, *torch.autograd.grad(output, (x, points), weight)
+    expected = reference((x, offset, mask), options)
+    tolerance = {torch.float32: 3e-6, torch.bfloat16: 3e-3}[dtype]
+    used = 27 * groups
+    pairs = [
+        *zip(results[:2], expected[:2], strict=True),
+        (results[2][..., :used], torch.cat(expected[2:], dim=-1)),
+    ]
+    assert max(relative(a, e) for a, e in pairs) < tolerance
+    assert not results[2][..., used:].any()
+    assert results[2].is_contiguous()
+
+
+def test_logits_of_any_size():
+    inputs, options = make((5, 6), softmax=True)
+    with torch.no_grad():
+        inputs[2].mul_(100)
+        inputs[2][0, 0, 0, 3] = -torch.inf
+    check(inputs, options, tolerance=1e-5)
+    with torch.no_grad():
+        inputs[2][0, 0, 0, 4] = torch.nan
+    output = kernels(*inputs, *options)
+    assert output[0, 0, 0, :16].isnan().all()
+    assert output.isnan().sum() == 16
 
 
 @pytest.mark.parametrize(
@@ -118,7 +160,7 @@ def test_groups(groups, group_channels):
 def test_half_precision_input(dtype, group_channels):
     # sums are float32: what is lost is one rounding of the output and of the input's gradient
     inputs, options = make((6, 7), group_channels=group_channels, dtype=dtype)
-    actual, expected = run(module.dcnv3_cuda, inputs, options), reference(inputs, options)
+    actual, expected = run(kernels, inputs, options), reference(inputs, options)
     rounding = {torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype]
     for a, e in zip(actual[:2], expected[:2], strict=True):
         torch.testing.assert_close(a.double(), e, rtol=1.01 * rounding, atol=1e-6)
@@ -129,7 +171,7 @@ def test_half_precision_input(dtype, group_channels):
 def test_half_precision_offsets_are_sampled_in_float32(point_dtype):
     inputs, options = make((6, 40), point_dtype=point_dtype)
     check(inputs, options, tolerance={torch.bfloat16: 3e-3, torch.float16: 4e-4}[point_dtype])
-    assert relative(module.dcnv3_cuda(*inputs, *options), reference(inputs, options)[0]) < 3e-6
+    assert relative(kernels(*inputs, *options), reference(inputs, options)[0]) < 3e-6
 
 
 def test_offset_and_mask_of_different_types():
@@ -145,17 +187,15 @@ def test_offsets_of_any_size(spread):
 
 def test_whole_pixels():
     inputs, options = make((9, 11), spread=0.0)
-    actual, expected = run(module.dcnv3_cuda, inputs, options), reference(inputs, options)
+    actual, expected = run(kernels, inputs, options), reference(inputs, options)
     for index in (0, 1, 3):
         assert relative(actual[index], expected[index]) < 3e-6
-    # Slopes jump there: the kernels take the one to the right and below. A point at -1 is outside, as in the
-    # released kernel, so its slope is zero.
-    slopes = actual[2].view(2, 9, 11, 2, 9, 2).double()
-    assert not slopes[:, 0, :, :, ::3].any()
+    # Slopes jump there: the kernels take the one to the right and below, also at -1.
+    slopes = actual[2]
+    assert slopes.view(2, 9, 11, 2, 9, 2)[:, 0, :, :, ::3].any()
     with torch.no_grad():
         inputs[1].fill_(1e-4)
-    expected_slopes = reference(inputs, options)[2].view(slopes.shape)
-    torch.testing.assert_close(slopes[:, 1:, 1:], expected_slopes[:, 1:, 1:], rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(slopes.double(), reference(inputs, options)[2], rtol=1e-2, atol=1e-3)
 
 
 def test_far_points_reach_the_border_and_no_further():
@@ -167,13 +207,13 @@ def test_far_points_reach_the_border_and_no_further():
 
 def test_offsets_that_are_no_place():
     inputs, options = make((5, 6))
-    expected = [t.clone() for t in run(module.dcnv3_cuda, inputs, options)]
+    expected = [t.clone() for t in run(kernels, inputs, options)]
     inputs, _ = make((5, 6))
     with torch.no_grad():
         inputs[1].view(2, 5, 6, 2, 9, 2)[0, 2, 3, 1] = torch.tensor(
             [[torch.nan, 0], [torch.inf, 0], [-1e30, 1e38]] * 3
         )
-    actual = run(module.dcnv3_cuda, inputs, options)
+    actual = run(kernels, inputs, options)
     assert all(t.isfinite().all() for t in actual)
     assert not actual[0][0, 2, 3, 16:].any()
     untouched = torch.ones(2, 5, 6, 32, dtype=torch.bool)
@@ -187,21 +227,31 @@ def test_pixels_that_are_not_read_do_not_count():
         inputs[0][0, 0, 0] = torch.inf
         # a pixel above: on row 0 the point would lie outside, and must not read row 0 instead
         inputs[1].view(1, 6, 7, 2, 9, 2)[..., 1] = -3.0
-    output = module.dcnv3_cuda(*inputs, *options)
+    output = kernels(*inputs, *options)
     assert output[0, 0, 0].isfinite().all()
     assert output[0, 4, 0].isinf().any()
 
 
-def test_window_of_the_gradient_grows_with_the_reach(emulated):
-    for scale, dilation, expected in ((1.0, 1, 4), (2.0, 1, 5), (0.5, 1, 3)):
-        emulated.clear()
-        check(*make((9, 10), batch=1, offset_scale=scale, dilation=dilation, padding=dilation))
-        assert [macros["MARGIN"] for name, macros in emulated if name == "dcnv3_backward_input"] == [expected]
+@pytest.mark.parametrize("warps", [1, 40, 10000])
+def test_strips_of_any_length(warps, monkeypatch):
+    monkeypatch.setattr(module, "_warps", lambda device: warps)
+    check(*make((23, 10), batch=1, spread=3.0))
 
 
-@pytest.mark.parametrize(("spread", "dtype"), [(1.0, torch.float32), (20.0, torch.bfloat16)])
-def test_deterministic_sums_are_exact(deterministic, emulated, dtype, spread):
-    inputs, options = make((17, 18), batch=1, spread=spread, dtype=dtype)
+@pytest.mark.parametrize("softmax", [False, True])
+def test_far_points_next_to_near_ones(softmax):
+    inputs, options = make((12, 19), batch=1, softmax=softmax)
+    with torch.no_grad():
+        inputs[1][:, ::3, ::2] *= 7
+    check(inputs, options, tolerance=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("spread", "dtype", "softmax"),
+    [(1.0, torch.float32, False), (1.0, torch.float32, True), (20.0, torch.bfloat16, False)],
+)
+def test_deterministic_sums_are_exact(deterministic, emulated, dtype, spread, softmax):
+    inputs, options = make((17, 18), batch=1, spread=spread, dtype=dtype, softmax=softmax)
     check(inputs, options, tolerance={torch.float32: 1e-5, torch.bfloat16: 3e-3}[dtype])
     assert emulated[-1][1]["DETERMINISTIC"] == 1
 
@@ -210,8 +260,8 @@ def test_deterministic_sums_are_exact(deterministic, emulated, dtype, spread):
 def test_deterministic_sums_of_any_size(deterministic, size):
     (x, offset, mask), options = make((6, 7))
     grad = size * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
-    arguments = (x, offset, mask, 2, 1, 1, 1, 1.0, False)
-    actual = module.dcnv3_backward(grad, *(a.detach() if isinstance(a, Tensor) else a for a in arguments))
+    points = torch.cat((offset, mask), dim=-1)
+    actual = module.dcnv3_backward(grad, x.detach(), points.detach(), 2, 1, 1, 1, 1.0, False, False)
     exact = [t.detach().double().requires_grad_() for t in (x, offset, mask)]
     expected = torch.autograd.grad(dcnv3_torch(*exact, *options), exact, grad.double())
     assert relative(actual[0] / (size or 1), expected[0] / (size or 1)) < 3e-6
@@ -221,13 +271,14 @@ def test_deterministic_sums_show_what_is_not_finite(deterministic):
     (x, offset, mask), _ = make((6, 7))
     grad = torch.ones(x.shape)
     grad[0, 0, 0, 0] = torch.inf
-    arguments = (t.detach() for t in (x, offset, mask))
-    assert module.dcnv3_backward(grad, *arguments, 2, 1, 1, 1, 1.0, False)[0].isnan().all()
+    arguments = (t.detach() for t in (x, torch.cat((offset, mask), dim=-1)))
+    assert module.dcnv3_backward(grad, *arguments, 2, 1, 1, 1, 1.0, False, False)[0].isnan().all()
 
 
 def test_layouts():
-    inputs, options = make((5, 6))
-    expected = run(module.dcnv3_cuda, inputs, options)
+    (x, offset, mask), options = make((5, 6))
+    inputs = [x.detach(), torch.cat((offset, mask), dim=-1).detach()]
+    expected = run(module.dcnv3_cuda, [t.requires_grad_() for t in inputs], options)
     strided = [t.detach().repeat_interleave(2, dim=-1)[..., ::2].requires_grad_() for t in inputs]
     moved = []
     for t in inputs:  # contiguous, but not on a multiple of 16 bytes
@@ -243,7 +294,7 @@ def test_layouts():
 )
 def test_nothing_to_do(sizes, emulated):
     inputs, options = make(**sizes)
-    output, *gradients = run(module.dcnv3_cuda, inputs, options)
+    output, *gradients = run(kernels, inputs, options)
     assert bool(emulated) == bool(output.numel())
     assert [g.shape for g in gradients] == [t.shape for t in inputs]
     assert output.numel() or not gradients[0].any()
@@ -251,22 +302,25 @@ def test_nothing_to_do(sizes, emulated):
 
 def test_gradients_that_nobody_wants_are_left_out():
     (x, offset, mask), options = make((5, 6))
-    output = module.dcnv3_cuda(x.detach(), offset, mask.detach(), *options)
+    output = kernels(x.detach(), offset, mask.detach(), *options)
     (gradient,) = torch.autograd.grad(output.sum(), [offset])
     assert gradient.isfinite().all()
 
 
 def test_operator_obeys_the_rules_of_torch_library():
-    inputs, _ = make((5, 6))
-    torch.library.opcheck(module.dcnv3, (*inputs, 2, 1, 1, 1, 1.0, False), atol=1e-5, rtol=1e-4)
-    wide, _ = make((9, 9), stride=2, remove_center=True, dtype=torch.bfloat16)
-    torch.library.opcheck(module.dcnv3, (*wide, 2, 2, 1, 1, 1.0, True), atol=1e-2, rtol=1e-2)
+    def joined(x, offset, mask):
+        return x, torch.cat((offset, mask), dim=-1).detach().requires_grad_()
+
+    inputs = joined(*make((5, 6))[0])
+    torch.library.opcheck(module.dcnv3, (*inputs, 2, 1, 1, 1, 1.0, False, True), atol=1e-5, rtol=1e-4)
+    wide = joined(*make((9, 9), stride=2, remove_center=True, dtype=torch.bfloat16)[0])
+    torch.library.opcheck(module.dcnv3, (*wide, 2, 2, 1, 1, 1.0, True, False), atol=1e-2, rtol=1e-2)
 
 
 def test_second_derivatives_are_refused():
     inputs, options = make((5, 6))
     (gradient,) = torch.autograd.grad(
-        module.dcnv3_cuda(*inputs, *options).square().sum(), inputs[:1], create_graph=True
+        kernels(*inputs, *options).square().sum(), inputs[:1], create_graph=True
     )
     with pytest.raises(RuntimeError, match="no second derivative"):
         gradient.sum().backward()
@@ -275,8 +329,7 @@ def test_second_derivatives_are_refused():
 def _meta(shape, groups=2, dtype=torch.float32, stride=1):
     rows, columns = ((n - 1) // stride + 1 for n in shape[1:3])
     x = torch.empty(shape, device="meta", dtype=dtype)
-    return (
-        x,
+    return x, (
         x.new_empty(*shape[:1], rows, columns, groups * 18),
         x.new_empty(*shape[:1], rows, columns, groups * 9),
     )
@@ -307,7 +360,7 @@ def test_compiles_for_devices_with_all_numbers_in_registers(
         pytest.skip(f"no NVRTC: {error}")
     sources = []
     monkeypatch.setattr(module, "launch", lambda source, *_, **__: sources.append(source))
-    run(module.dcnv3_cuda, *make((5, 6), dtype=dtype))
+    run(kernels, *make((5, 6), dtype=dtype, point_dtype=dtype, softmax=True))
     monkeypatch.setenv("SA2DEPTH_CACHE", str(tmp_path))
     caplog.set_level(logging.DEBUG, "sa2depth.ops.kernels.compiler")
     for source in sources:

@@ -114,6 +114,16 @@ def test_float32_out_under_autocast():
     torch.testing.assert_close(out, selective_scan_2d(*inputs))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_result_has_the_type_of_the_map(dtype):
+    x, *weights = make((6, 8), dtype=torch.float32)
+    out = selective_scan_2d(x.detach().to(dtype).requires_grad_(), *weights)
+    assert out.dtype == dtype
+    expected = naive(*(t.double() for t in (x.to(dtype), *weights)))
+    tolerance = {torch.float16: 1e-3, torch.bfloat16: 8e-3}.get(dtype, 1e-5)
+    torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
+
+
 def test_wrong_parameters_are_named():
     inputs = make((4, 4))
     with pytest.raises(ShapeError, match="5 channels"):

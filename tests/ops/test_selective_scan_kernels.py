@@ -36,16 +36,17 @@ def relative(actual, expected):
     return ((actual.double() - expected).norm() / expected.norm()).item()
 
 
-def check(inputs, tolerance=3e-6):
+def check(inputs, tolerance=3e-6, gradient_tolerance=None):
     reference = [t.detach().double().requires_grad_() for t in inputs]
     actual, expected = module.selective_scan_cuda(*inputs), selective_scan_torch(*reference)
-    assert actual.dtype == torch.float32
+    assert actual.dtype == inputs[0].dtype
     assert relative(actual, expected) < tolerance
-    weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    gradients = torch.autograd.grad((actual * weight.float()).sum(), inputs)
+    weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(actual.dtype).double()
+    gradients = torch.autograd.grad((actual * weight.to(actual.dtype)).sum(), inputs)
+    assert [g.dtype for g in gradients] == [t.dtype for t in inputs]
     expected_gradients = torch.autograd.grad((expected * weight).sum(), reference)
     errors = [relative(a, e) for a, e in zip(gradients, expected_gradients, strict=True)]
-    assert max(errors) < tolerance, errors
+    assert max(errors) < (gradient_tolerance or tolerance), errors
 
 
 def scans(launches):
@@ -111,24 +112,41 @@ def test_strong_and_weak_decay():
     check(inputs, tolerance=2e-5)
 
 
-def test_half_precision_is_converted_once():
-    inputs = make((6, 11))
-    narrow = [t.detach().bfloat16().requires_grad_() for t in inputs]
-    actual = module.selective_scan_cuda(*narrow)
-    assert actual.dtype == torch.float32
-    expected = selective_scan_torch(*(t.double() for t in narrow))
-    assert relative(actual, expected) < 3e-6
-    gradients = torch.autograd.grad(actual.sum(), narrow)
-    assert {g.dtype for g in gradients} == {torch.bfloat16}
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("of_weights", [False, True])
+def test_half_precision(dtype, of_weights, emulated):
+    inputs = make((6, 23))
+    inputs = [t.detach().to(dtype if i == 0 or of_weights else t.dtype) for i, t in enumerate(inputs)]
+    tolerance = {torch.bfloat16: 6e-3, torch.float16: 8e-4}[dtype]
+    check([t.requires_grad_() for t in inputs], tolerance, gradient_tolerance=2 * tolerance)
 
 
-def test_backward_under_autocast_stays_float32():
-    x, projected, *parameters = operator_arguments()[:6]
+def test_half_precision_of_several_segments_and_ragged_sizes(monkeypatch):
+    for fills in ("_FILLS_FORWARD", "_FILLS_BACKWARD"):
+        monkeypatch.setattr(module, fills, 1e9)
+    monkeypatch.setattr(module, "_BLOCKS_HELD", 24)
+    inputs = make((9, 17), batch=2, channels=70, rank=3)
+    inputs[0] = inputs[0].detach().bfloat16().requires_grad_()
+    check(inputs, 6e-3, gradient_tolerance=1.2e-2)
+
+
+def test_any_type_of_gradient():
+    x, *weights = operator_arguments()
+    x = x.detach().bfloat16().requires_grad_()
+    y = module.selective_scan(x, *weights)[0]
+    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(2))
+    (expected,) = torch.autograd.grad(y, x, weight.bfloat16(), retain_graph=True)
+    (turned,) = torch.autograd.grad(y, x, weight.bfloat16().mT.contiguous().mT, retain_graph=True)
+    torch.testing.assert_close(turned, expected, rtol=0, atol=0)
+
+
+def test_float32_stays_float32_under_autocast():
+    tensors = operator_arguments()[:6]
     outside, inside = [], []
     for gradients, enabled in ((outside, False), (inside, True)):
-        y, _ = module.selective_scan(x, projected, *parameters, 5, True)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            gradients += torch.autograd.grad(y.square().sum(), (x, projected, *parameters))
+            y = module.selective_scan(*tensors, 5, True)[0]
+            gradients += (y, *torch.autograd.grad(y.square().sum(), tensors))
     for a, b in zip(inside, outside, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
@@ -156,18 +174,61 @@ def test_layouts(emulated):
     assert "to_tokens" not in dict(emulated)
 
 
-def operator_arguments(keep_states=True):
-    x, x_proj_weight, dt_weight, dt_bias, a_log, d_skip = (t.detach() for t in make((5, 14)))
-    tokens = x.flatten(2).transpose(1, 2)
-    projected = torch.nn.functional.linear(tokens, x_proj_weight.flatten(0, 1))
-    tensors = [t.clone().requires_grad_() for t in (tokens, projected, dt_weight, dt_bias, a_log, d_skip)]
-    return (*tensors, 5, keep_states)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_channels_last_memory_is_taken_as_it_is(dtype, monkeypatch):
+    inputs = [t.detach() for t in make((7, 10))]
+    x = inputs[0].to(dtype).to(memory_format=torch.channels_last)
+    taken = []
+    operator = module.selective_scan
+    monkeypatch.setattr(module, "selective_scan", lambda *a: taken.append(a[0]) or operator(*a))
+    y = module.selective_scan_cuda(x, *inputs[1:])
+    assert taken[0].data_ptr() == x.data_ptr()
+    assert taken[0].dtype == y.dtype == dtype
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_memory_off_the_grid_of_vectors(dtype):
+    inputs = [t.detach() for t in make((7, 10))]
+    x = inputs[0].to(dtype).to(memory_format=torch.channels_last)
+    memory = torch.empty(x.numel() + 2, dtype=dtype)[2:]
+    shifted = memory.view(1, 7, 10, 64).permute(0, 3, 1, 2).copy_(x)
+    assert shifted.data_ptr() % 16
+    expected = module.selective_scan_cuda(x, *inputs[1:])
+    torch.testing.assert_close(module.selective_scan_cuda(shifted, *inputs[1:]), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("rank", [4, 12, 24])
+def test_ranks_that_fill_no_tile_of_the_tensor_cores(rank):
+    check(make((5, 14), rank=rank))
+
+
+def operator_arguments(keep_states=True, dtype=torch.float32):
+    x, *weights = (t.detach() for t in make((5, 14)))
+    tokens = x.flatten(2).transpose(1, 2).to(dtype)
+    return (*(t.clone().requires_grad_() for t in (tokens, *weights)), 5, keep_states)
 
 
 def test_operator_obeys_the_rules_of_torch_library():
     torch.use_deterministic_algorithms(False)
     torch.library.opcheck(module.selective_scan, operator_arguments(), atol=1e-5, rtol=1e-4)
+    arguments = operator_arguments(dtype=torch.bfloat16)
+    torch.library.opcheck(module.selective_scan, arguments, atol=1e-5, rtol=1e-4)
+    tests = ("test_schema", "test_faketensor")  # there is no backward pass
+    torch.library.opcheck(module.selective_scan, operator_arguments(keep_states=False), test_utils=tests)
     torch.library.opcheck(module.to_tokens, (torch.randn(2, 3, 4, 5, requires_grad=True),))
+
+
+@pytest.mark.parametrize("keep_states", [False, True])
+def test_the_operator_takes_no_image(keep_states, emulated):
+    x, *arguments = operator_arguments(keep_states)
+    y, *kept = module.selective_scan(x[:0], *arguments)
+    assert y.shape == x[:0].shape
+    assert not emulated
+    if keep_states:
+        assert [t.shape for t in kept] == [(0, 70, 4 * 36), (0, 2, 4, 64, 16)]
+        gradients = torch.autograd.grad(y.sum(), (x, *arguments[:5]))
+        assert not any(g.any() for g in gradients)
 
 
 def test_second_derivatives_are_refused():
@@ -180,6 +241,6 @@ def test_second_derivatives_are_refused():
 
 
 def test_backward_without_states_is_refused():
-    y, _ = module.selective_scan(*operator_arguments(keep_states=False))
+    y, *_ = module.selective_scan(*operator_arguments(keep_states=False))
     with pytest.raises(RuntimeError, match="keep_states=False"):
         y.sum().backward()

@@ -52,6 +52,13 @@ CHANGES = {
         "max_depth": (20.0, "model training.counted"),
         # continues for real in test_train.py: test_goes_on_from_the_last_checkpoint
         "resume": (__file__, "training.resume"),
+        # what it does: lit/test_module.py, models/test_compiled.py
+        "compile": (False, "training.module.compile_layers"),
+        "gradient_checkpointing": (
+            ["encoder", "decoder"],
+            "training.module.model.encoder.gradient_checkpointing "
+            "training.module.model.decoder.gradient_checkpointing",
+        ),
         # measured for real in test_train.py: test_metrics_are_the_mean_of_the_table
         "baseline": (False, "training.baseline"),
         "model.min_depth": (0.5, "model"),

@@ -1,5 +1,6 @@
 """Whole networks and their parts: inference, and one training step."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +10,15 @@ from torch import Tensor, nn
 
 from sa2depth.losses import SILog
 from sa2depth.models import PRESETS, SA2Depth, build_model
+from sa2depth.models.compiled import compile_layers
+from sa2depth.models.inference import for_inference
 
 MODELS = {"nano": "sa2depth_nano", "t": "sa2depth_t", "s": "sa2depth_s", "l": "sa2depth_l"}
+PARTS = ("encoder", "decoder", "bin head", "depth head")
 TRAINING_STEP = "training step"
 _MAX_DEPTH = 10.0
+_DTYPES = {"fp32": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Autocast's dtype; with fp32 it is off, and wants a legal one all the same."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,21 @@ def network(model: str, device: torch.device) -> SA2Depth:
     return build_model(spec).to(device)
 
 
+def prepared(model: SA2Depth, precision: str, *, compile: bool) -> SA2Depth:
+    """The copy that `sa2depth.infer` uses: merged and rounded weights, compiled if asked for."""
+    fast = for_inference(model, None if precision == "fp32" else _DTYPES[precision])
+    if compile:
+        compile_layers(fast)
+    return fast
+
+
+def compiled(model: SA2Depth) -> SA2Depth:
+    """A copy with compiled layers, for training."""
+    fast = copy.deepcopy(model)
+    compile_layers(fast)
+    return fast
+
+
 def inference(model: SA2Depth, image: Tensor, precision: str) -> Step:
     """One forward pass without gradients."""
     model.eval()
@@ -55,7 +76,7 @@ def training(model: SA2Depth, image: Tensor, precision: str) -> Step:
     """One step: forward, SILog, backward, AdamW."""
     model.train()
     depth = torch.rand(len(image), 1, *image.shape[-2:], device=image.device) * (_MAX_DEPTH - 1) + 0.5
-    optimizer, loss, valid = torch.optim.AdamW(model.parameters(), 1e-5), SILog(), depth > 0
+    optimizer, loss, valid = _optimizer(model, image.device), SILog(), depth > 0
 
     def run() -> None:
         with autocast(image.device, precision):
@@ -67,29 +88,28 @@ def training(model: SA2Depth, image: Tensor, precision: str) -> Step:
     return Step(TRAINING_STEP, run)
 
 
-def parts(model: SA2Depth, image: Tensor, precision: str) -> list[Step]:
-    """Encoder, decoder and heads, each on what the one before it made; without gradients."""
+def _optimizer(model: SA2Depth, device: torch.device) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), 1e-5, fused=device.type == "cuda")
+
+
+def part(name: str, model: SA2Depth, image: Tensor, precision: str) -> Step:
+    """One of ``PARTS`` on what the parts before it made; without gradients."""
     model.eval()
-    steps: list[Step] = []
+    with torch.inference_mode(), autocast(image.device, precision):
+        value: Any = image
+        module: nn.Module = model.encoder
+        if name != "encoder":
+            value, module = model.encoder(image), model.decoder
+        if name not in ("encoder", "decoder"):
+            value, module = model.decoder(value), model.bin_head if name == "bin head" else model.depth_head
 
-    def add(name: str, module: nn.Module, value: Any) -> Any:
-        def run() -> Any:
-            with torch.inference_mode(), autocast(image.device, precision):
-                return module(value)
+    def run() -> None:
+        with torch.inference_mode(), autocast(image.device, precision):
+            module(value)
 
-        steps.append(Step(name, run))
-        return run()
-
-    features = add("encoder", model.encoder, image)
-    levels = add("decoder", model.decoder, features)
-    add("bin head", model.bin_head, levels)
-    add("depth head", model.depth_head, levels)
-    return steps
+    return Step(name, run)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context of ``fp32``, ``bf16`` or ``fp16``."""
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    return torch.autocast(
-        device.type, torch.bfloat16 if precision == "fp32" else dtype, enabled=precision != "fp32"
-    )
+    return torch.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sa2depth.ops import dcnv3, rank_attention, selective_scan_2d
+from sa2depth.ops import dcnv3_fused, depthwise_conv, gated_conv, rank_attention, selective_scan_2d
 
 _POINTS = 9
 _RANK, _STATES, _INNER = 16, 16, 512
@@ -43,6 +43,11 @@ def operator_cases(model: str, size: tuple[int, int], batch: int) -> list[Operat
         height, width, width_c = size[0] // (4 << level), size[1] // (4 << level), channels << level
         cases.append(_dcnv3_case(batch, height, width, width_c, 2.0 if model == "l" else 1.0))
         cases.append(_attention_case(batch, width_c // dim_head, height * width, keys, dim_head))
+        cases.append(_depthwise_case(batch, height, width, width_c, 3))
+        # the modulator of all four groups
+        cases.append(_depthwise_case(4 * batch, height, width, width_c, 11))
+        cases.append(_gated_conv_case(batch, height, width, 4 * width_c))
+    cases.append(_gated_conv_case(batch, size[0] // 4, size[1] // 4, 2 * _INNER))
     cases.append(_scan_case(batch, size[0] // 4, size[1] // 4))
     return sorted(cases, key=lambda case: case.operator)
 
@@ -56,11 +61,10 @@ def _dcnv3_case(batch: int, height: int, width: int, channels: int, offset_scale
 
     def make(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], Tensor], list[Tensor]]:
         draw = _draw(device)
-        mask = draw(batch, height, width, groups, _POINTS).softmax(-1).flatten(-2)
-        x = draw(batch, height, width, channels).to(dtype)
-        # offset and mask are float32 in the network, whatever the precision
-        leaves = _leaves([x, draw(batch, height, width, groups * _POINTS * 2), mask])
-        return lambda: dcnv3(*leaves, groups=groups, offset_scale=offset_scale), leaves
+        # in the network one matrix product makes offsets and logits, in its precision
+        shapes = (channels, groups * _POINTS * 3)
+        leaves = _leaves([draw(batch, height, width, last).to(dtype) for last in shapes])
+        return lambda: dcnv3_fused(*leaves, groups=groups, offset_scale=offset_scale), leaves
 
     return OperatorCase("dcnv3", f"{batch}x{height}x{width}x{channels}, {groups} groups", make)
 
@@ -68,9 +72,10 @@ def _dcnv3_case(batch: int, height: int, width: int, channels: int, offset_scale
 def _attention_case(batch: int, heads: int, queries: int, keys: int, dim: int) -> OperatorCase:
     def make(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], Tensor], list[Tensor]]:
         draw = _draw(device)
-        # channels first in memory, as convolutions leave them
-        tensors = [draw(batch, heads, dim, count).to(dtype) for count in (queries, keys, keys)]
-        query, key, value = leaves = _leaves([tensor.transpose(-1, -2) for tensor in tensors])
+        # heads side by side in a pixel, keys and values in a key, as 1x1 convolutions leave them
+        query = draw(batch, queries, heads, dim).to(dtype).transpose(1, 2)
+        key, value = draw(batch, keys, 2, heads, dim).to(dtype).permute(2, 0, 3, 1, 4).unbind()
+        query, key, value = leaves = _leaves([query, key, value])
         return lambda: rank_attention(query, key, value, float(dim**-0.5)), leaves
 
     label = f"{batch}x{heads} heads, {queries} queries, {keys} keys, d {dim}"
@@ -87,10 +92,34 @@ def _scan_case(batch: int, height: int, width: int) -> OperatorCase:
             torch.arange(1.0, _STATES + 1, device=device).log().repeat(4 * _INNER, 1),
             torch.ones(4 * _INNER, device=device),
         ]
-        leaves = _leaves([draw(batch, _INNER, height, width).to(dtype), *parameters])
+        x = draw(batch, _INNER, height, width).to(dtype, memory_format=torch.channels_last)
+        leaves = _leaves([x, *parameters])
         return lambda: selective_scan_2d(*leaves), leaves
 
     return OperatorCase("selective_scan_2d", f"{batch}x{_INNER}x{height}x{width}", make)
+
+
+def _depthwise_case(batch: int, height: int, width: int, channels: int, kernel: int) -> OperatorCase:
+    def make(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], Tensor], list[Tensor]]:
+        draw = _draw(device)
+        x = draw(batch, channels, height, width).to(dtype, memory_format=torch.channels_last)
+        weights = [draw(channels, 1, kernel, kernel).to(dtype), draw(channels).to(dtype)]
+        leaves = _leaves([x, *weights])
+        return lambda: depthwise_conv(*leaves), leaves
+
+    label = f"{batch}x{channels}x{height}x{width}, {kernel}x{kernel}"
+    return OperatorCase("depthwise_conv", label, make)
+
+
+def _gated_conv_case(batch: int, height: int, width: int, channels: int) -> OperatorCase:
+    def make(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], Tensor], list[Tensor]]:
+        draw = _draw(device)
+        x = draw(batch, channels, height, width).to(dtype, memory_format=torch.channels_last)
+        weights = [(draw(channels, 4, 3, 3) * 0.2).to(dtype), (draw(channels) * 0.2).to(dtype)]
+        leaves = _leaves([x, *weights])
+        return lambda: gated_conv(*leaves), leaves
+
+    return OperatorCase("gated_conv", f"{batch}x{channels}x{height}x{width}", make)
 
 
 def _draw(device: torch.device) -> Callable[..., Tensor]:

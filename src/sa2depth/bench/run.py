@@ -1,20 +1,71 @@
 """A benchmark from its settings to rows: the torch path and the fast path, one after the other, in one run."""
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from sa2depth.bench.networks import MODELS, TRAINING_STEP, inference, network, parts, training
-from sa2depth.bench.operators import operator_cases
-from sa2depth.bench.timing import measure, replayed
+from sa2depth.bench.networks import (
+    MODELS,
+    PARTS,
+    TRAINING_STEP,
+    compiled,
+    inference,
+    network,
+    part,
+    prepared,
+    training,
+)
+from sa2depth.bench.operators import OperatorCase, operator_cases
+from sa2depth.bench.timing import allocated, measure, replayed
 from sa2depth.errors import ConfigError, nearest
+from sa2depth.models import SA2Depth
+from sa2depth.models.compiled import why_not_compiled
 from sa2depth.ops import use_backend
+from sa2depth.ops.backends import NAMES
 
 WHAT = ("operators", "parts", "inference", "training")
 PRECISIONS = ("fp32", "bf16", "fp16")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_MODIFIERS = ("prepared", "compile", "graph")
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a call is made: `BACKEND[+prepared][+compile][+graph]`.
+
+    Attributes:
+        backend: name for `sa2depth.ops.use_backend`.
+        prepared: inference with `sa2depth.models.inference.for_inference`; ``compile`` and ``graph`` include it.
+        compile: layers fused by ``torch.compile``.
+        graph: replayed from a CUDA graph: the kernels' time, without Python and launches. Not for training steps.
+    """
+
+    backend: str
+    prepared: bool = False
+    compile: bool = False
+    graph: bool = False
+
+    @classmethod
+    def parse(cls, text: str, device: torch.device) -> "Way":
+        """A way by name.
+
+        Raises:
+            ConfigError: there is no such back end or modifier, or the device cannot do it.
+        """
+        backend, *modifiers = text.split("+")
+        if backend not in NAMES:
+            raise ConfigError(f"--backends {text}: {nearest(backend, NAMES)}")
+        for modifier in modifiers:
+            if modifier not in _MODIFIERS:
+                raise ConfigError(f"--backends {text}: {nearest(modifier, _MODIFIERS)}")
+        if "graph" in modifiers and device.type != "cuda":
+            raise ConfigError(f"--backends {text}: CUDA graphs need a CUDA device, not {device}")
+        if "compile" in modifiers and (reason := why_not_compiled(device)):
+            raise ConfigError(f"--backends {text}: {reason}")
+        return cls(backend, bool(modifiers), "compile" in modifiers, "graph" in modifiers)
 
 
 @dataclass(frozen=True)
@@ -29,12 +80,11 @@ class Settings:
         size: height and width of the images, multiples of 32.
         batch: images.
         precisions: of ``fp32``, ``bf16``, ``fp16``.
-        backends: names for `sa2depth.ops.use_backend`; the first one is what the others are compared with.
+        backends: how, in the notation of `Way`; the first one is what the others are compared with.
         budget_s: seconds for each measurement.
-        graph: replay everything but training steps from CUDA graphs.
 
     Raises:
-        ConfigError: a name that there is not, a size that is no multiple of 32, or graphs on a CPU.
+        ConfigError: a name that there is not, a size that is no multiple of 32, or a way that the device has not.
     """
 
     device: torch.device
@@ -45,7 +95,6 @@ class Settings:
     precisions: Sequence[str] = ("fp32",)
     backends: Sequence[str] = ("torch", "auto")
     budget_s: float = 1.0
-    graph: bool = False
 
     def __post_init__(self) -> None:
         for names, known, option in (
@@ -58,10 +107,13 @@ class Settings:
                     raise ConfigError(f"{option} {name}: {nearest(name, known)}")
         if any(side % 32 or side < 32 for side in self.size):
             raise ConfigError(f"--size {self.size[0]}x{self.size[1]}: both sides must be multiples of 32")
-        if self.graph and self.device.type != "cuda":
-            raise ConfigError(f"--graph: CUDA graphs need a CUDA device, not {self.device}")
         if self.batch < 1:
             raise ConfigError(f"--batch {self.batch}: at least 1")
+        self.ways()
+
+    def ways(self) -> list[Way]:
+        """What ``backends`` says."""
+        return [Way.parse(text, self.device) for text in self.backends]
 
 
 @dataclass(frozen=True)
@@ -72,9 +124,9 @@ class Row:
         model: ``t`` ...
         subject: operator and size, or the part of the network.
         precision: of the network.
-        backend: what was asked of the operators.
+        backend: how, in the notation of `Way`.
         median_ms: of a call; None where it could not run.
-        peak_mib: memory beyond what was there before, on CUDA.
+        peak_mib: memory at the worst moment on CUDA, weights included.
         calls: timed calls.
         speedup: times as fast as the first back end, where both ran.
         note: why there is no figure.
@@ -95,66 +147,99 @@ class Row:
         return asdict(self)
 
 
+Call = Callable[[], object]
+
+
 def run(settings: Settings) -> Iterator[Row]:
     """Measure; rows come as they are done, those of one subject together."""
     for model in settings.models:
         for precision in settings.precisions:
             if "operators" in settings.what and model != "nano":
                 yield from _operators(settings, model, precision)
-            if set(settings.what) & {"parts", "inference", "training"}:
-                yield from _network(settings, model, precision)
+            if "parts" in settings.what:
+                yield from _parts(settings, model, precision)
+            if "inference" in settings.what:
+                yield from _compare(settings, model, "inference", precision, _inference)
+            if "training" in settings.what:
+                yield from _compare(settings, model, TRAINING_STEP, precision, _training)
 
 
 def _operators(settings: Settings, model: str, precision: str) -> Iterator[Row]:
     for case in operator_cases(model, settings.size, settings.batch):
-        function, leaves = case.make(settings.device, _DTYPES[precision])
 
-        def forward(function: Callable[[], torch.Tensor] = function) -> None:
-            with torch.no_grad():
-                function()
+        def forward(*_: Any, case: OperatorCase = case) -> Call:
+            made = case.make(settings.device, _DTYPES[precision])
 
-        def backward(
-            function: Callable[[], torch.Tensor] = function, leaves: list[torch.Tensor] = leaves
-        ) -> None:
-            output = function()
-            torch.autograd.grad(output, leaves, torch.ones_like(output))
+            def call() -> None:
+                with torch.no_grad():
+                    made[0]()
 
-        for name, call in (("forward", forward), ("forward+backward", backward)):
-            yield from _compare(settings, model, f"{case.operator} {case.label}, {name}", precision, call)
+            return call
+
+        def backward(*_: Any, case: OperatorCase = case) -> Call:
+            function, leaves = case.make(settings.device, _DTYPES[precision])
+
+            def call() -> None:
+                output = function()
+                torch.autograd.grad(output, leaves, torch.ones_like(output))
+
+            return call
+
+        for name, make in (("forward", forward), ("forward+backward", backward)):
+            yield from _compare(settings, model, f"{case.operator} {case.label}, {name}", precision, make)
 
 
-def _network(settings: Settings, model: str, precision: str) -> Iterator[Row]:
+def _parts(settings: Settings, model: str, precision: str) -> Iterator[Row]:
+    for name in PARTS:
+
+        def make(settings: Settings, model: str, precision: str, way: Way, name: str = name) -> Call:
+            return part(name, _network(settings, model, precision, way), _image(settings), precision).run
+
+        yield from _compare(settings, model, name, precision, make)
+
+
+def _network(settings: Settings, model: str, precision: str, way: Way) -> SA2Depth:
     built = network(model, settings.device)
-    image = torch.rand(settings.batch, 3, *settings.size, device=settings.device)
-    steps = []
-    if "parts" in settings.what:
-        steps += parts(built, image, precision)
-    if "inference" in settings.what:
-        steps.append(inference(built, image, precision))
-    for step in steps:
-        yield from _compare(settings, model, step.name, precision, step.run)
-    if "training" in settings.what:
-        step = training(built, image, precision)
-        yield from _compare(settings, model, step.name, precision, step.run)
+    return prepared(built, precision, compile=way.compile) if way.prepared else built
+
+
+def _inference(settings: Settings, model: str, precision: str, way: Way) -> Call:
+    return inference(_network(settings, model, precision, way), _image(settings), precision).run
+
+
+def _training(settings: Settings, model: str, precision: str, way: Way) -> Call:
+    built = network(model, settings.device)
+    return training(compiled(built) if way.compile else built, _image(settings), precision).run
+
+
+def _image(settings: Settings) -> torch.Tensor:
+    return torch.rand(settings.batch, 3, *settings.size, device=settings.device)
 
 
 def _compare(
-    settings: Settings, model: str, subject: str, precision: str, call: Callable[[], object]
+    settings: Settings,
+    model: str,
+    subject: str,
+    precision: str,
+    make: Callable[[Settings, str, str, Way], Call],
 ) -> Iterator[Row]:
     first: float | None = None
-    for backend in settings.backends:
-        with use_backend(backend):
+    for text, way in zip(settings.backends, settings.ways(), strict=True):
+        gc.collect()
+        before = allocated(settings.device)
+        with use_backend(way.backend):
             try:
-                graph = settings.graph and subject != TRAINING_STEP
-                timed = replayed(call, settings.device) if graph else call
-                timing = measure(timed, settings.device, settings.budget_s)
+                call = make(settings, model, precision, way)
+                if way.graph and subject != TRAINING_STEP:
+                    call = replayed(call, settings.device)
+                timing = measure(call, settings.device, settings.budget_s, before)
             except torch.OutOfMemoryError:
                 torch.cuda.empty_cache()
-                yield Row(model, subject, precision, backend, note="out of memory")
+                yield Row(model, subject, precision, text, note="out of memory")
                 continue
-        if backend == settings.backends[0]:
+            finally:
+                call = None  # type: ignore[assignment]  # with its network and graph, before the next is built
+        if text == settings.backends[0]:
             first = timing.median_ms
         speedup = None if first is None else first / timing.median_ms
-        yield Row(
-            model, subject, precision, backend, timing.median_ms, timing.peak_mib, timing.calls, speedup
-        )
+        yield Row(model, subject, precision, text, timing.median_ms, timing.peak_mib, timing.calls, speedup)

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
+from sa2depth.infer.graphs import capture
+
 _LEAST, _MOST = 3, 200
+_WARM_UPS = 3  # on CUDA: autograd, allocator and clocks settle later than the first call
 
 
 @dataclass(frozen=True)
@@ -18,8 +21,8 @@ class Timing:
     Attributes:
         median_ms: median over the calls.
         fastest_ms: fastest of the calls.
-        calls: number of timed calls, after one that was not.
-        peak_mib: memory on a CUDA device at the worst moment, beyond what was there before; None on a CPU.
+        calls: number of timed calls, after some that were not.
+        peak_mib: memory on a CUDA device at the worst moment of the timed calls; None on a CPU.
     """
 
     median_ms: float
@@ -28,7 +31,14 @@ class Timing:
     peak_mib: float | None
 
 
-def measure(function: Callable[[], object], device: torch.device, budget_s: float = 1.0) -> Timing:
+def allocated(device: torch.device) -> int:
+    """Bytes in use on a CUDA device; 0 for a CPU."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def measure(
+    function: Callable[[], object], device: torch.device, budget_s: float = 1.0, before: int = 0
+) -> Timing:
     """Call a function until its share of time is used up, three times at least.
 
     On a CUDA device the time is the device's, between two events around the call.
@@ -37,23 +47,22 @@ def measure(function: Callable[[], object], device: torch.device, budget_s: floa
         function: what to time; its result is dropped.
         device: where it computes.
         budget_s: seconds.
+        before: bytes that were in use before anything for this measurement was made; not counted.
 
     Returns:
         The measurement.
     """
     gc.collect()
     on_cuda = device.type == "cuda"
-    before = torch.cuda.memory_allocated(device) if on_cuda else 0
-    if on_cuda:
-        torch.cuda.reset_peak_memory_stats(device)
-    function()  # compiles, chooses algorithms, fills caches
-    peak = None
+    for _ in range(_WARM_UPS if on_cuda else 1):
+        function()  # compiles, chooses algorithms, fills caches
     if on_cuda:
         torch.cuda.synchronize(device)
-        peak = (torch.cuda.max_memory_allocated(device) - before) / 2**20
+        torch.cuda.reset_peak_memory_stats(device)
     times: list[float] = []
     while len(times) < _LEAST or (sum(times) < budget_s * 1000 and len(times) < _MOST):
         times.append(_once_cuda(function, device) if on_cuda else _once(function))
+    peak = (torch.cuda.max_memory_allocated(device) - before) / 2**20 if on_cuda else None
     return Timing(statistics.median(times), min(times), len(times), peak)
 
 
@@ -80,14 +89,5 @@ def replayed(function: Callable[[], object], device: torch.device) -> Callable[[
         function: what to capture; it may not copy to the CPU.
         device: a CUDA device.
     """
-    with torch.cuda.device(device):
-        side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):  # warm up where allocations do not mix with those of the capture
-            for _ in range(2):
-                function()
-        torch.cuda.current_stream(device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            function()
+    graph, _ = capture(function, device)
     return graph.replay

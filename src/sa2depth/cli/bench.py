@@ -21,13 +21,13 @@ def bench(
     batch: Annotated[int, typer.Option(min=1, help="Images.")] = 1,
     precision: Annotated[str, typer.Option(help="Any of fp32, bf16, fp16.")] = "fp32",
     backends: Annotated[
-        str, typer.Option(help="Back ends of the operators; the first is what the others are compared with.")
+        str,
+        typer.Option(
+            help="Back ends of the operators, with +prepared, +compile, +graph; the others are compared with the first."
+        ),
     ] = "torch,auto",
     device: Device = "auto",
     seconds: Annotated[float, typer.Option(min=0.0, help="For each figure; three calls at least.")] = 1.0,
-    graph: Annotated[
-        bool, typer.Option("--graph", help="Replay CUDA graphs: the kernels' time, without launches.")
-    ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there, too.")
     ] = None,
@@ -47,7 +47,6 @@ def bench(
         precisions=_names(precision),
         backends=_names(backends),
         budget_s=seconds,
-        graph=graph,
     )
     machine = _machine(settings.device)
     console = Console(soft_wrap=True, highlight=False)
@@ -63,7 +62,7 @@ def bench(
 
 
 def _line(row: "Row") -> str:
-    name = f"{row.model:>4} {row.precision} {row.subject:<68} {row.backend:>6}"
+    name = f"{row.model:>4} {row.precision} {row.subject:<68} {row.backend:>18}"
     if row.median_ms is None:
         return f"{name}  {row.note}"
     memory = "" if row.peak_mib is None else f"{row.peak_mib:>9.0f} MiB"

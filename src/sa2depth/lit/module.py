@@ -4,10 +4,11 @@ Normalisation, bins and the depth range belong to the network; frame, input size
 This file only moves batches through both, so that training, evaluation and inference cannot disagree.
 """
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import lightning as L
 import torch
@@ -16,10 +17,13 @@ from torch.distributed import all_gather_object, broadcast, get_world_size, is_a
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from sa2depth.errors import DataError, UserError
+from sa2depth.errors import ConfigError, DataError, UserError
 from sa2depth.masks import valid_mask
 from sa2depth.metrics import DepthMetrics, Protocol, cut_frame, predict_frame
+from sa2depth.models.compiled import compile_layers, compiled, why_not_compiled
 from sa2depth.report import Evaluation, Examples, Sizes, offer_all
+
+_log = logging.getLogger(__name__)
 
 Batch = Mapping[str, Any]
 
@@ -45,6 +49,11 @@ class DepthModule(L.LightningModule):
         min_depth: metres; nearer truth is left out of the loss.
         max_depth: metres; farther truth is left out of the loss.
         examples: how many of the worst, the best and the spread test images to keep for the pictures of a report.
+        compile: fuse the layers with ``torch.compile`` for training: ``auto`` does where there are a CUDA device and a
+            toolchain. Validation and tests run the layers as they are, because their images come in many sizes.
+
+    Raises:
+        ConfigError: ``compile`` is something else, or, at the beginning of the training, true where it cannot be done.
     """
 
     def __init__(
@@ -58,8 +67,11 @@ class DepthModule(L.LightningModule):
         min_depth: float = 1e-3,
         max_depth: float = math.inf,
         examples: int = 6,
+        compile: bool | Literal["auto"] = False,
     ) -> None:
         super().__init__()
+        if compile not in (True, False, "auto"):
+            raise ConfigError(f"compile={compile}: choose auto, true or false")
         self.model = model
         self.loss = loss
         self.optim = optim
@@ -67,6 +79,7 @@ class DepthModule(L.LightningModule):
         self.protocol = protocol
         self.min_depth = min_depth
         self.max_depth = max_depth
+        self.compile_layers = compile
         self.examples = Examples(examples)
         self.evaluation = Evaluation(protocol, ())
         self._sizes: Counter[Sizes] = Counter()
@@ -135,6 +148,18 @@ class DepthModule(L.LightningModule):
         self._sizes[scored.sizes] += len(scored.image)
         offer_all(self.examples, self.test_metrics, scored[:3], batch["index"].tolist(), batch["id"])
 
+    def on_fit_start(self) -> None:
+        """Compile the layers where that was asked for and can be done."""
+        if not self.compile_layers or compiled(self.model):
+            return
+        reason = why_not_compiled(self.device)
+        if reason and self.compile_layers != "auto":
+            raise ConfigError(f"compile=true: {reason}; use compile=auto or compile=false")
+        if reason:
+            _log.info("layers are not compiled: %s", reason)
+        else:
+            compile_layers(self.model)
+
     def on_validation_epoch_start(self) -> None:
         """Every process evaluates the same network."""
         self._share_buffers()
@@ -177,7 +202,9 @@ class DepthModule(L.LightningModule):
 
         def network(shown: Tensor) -> Tensor:
             seen.append((shown.shape[-2], shown.shape[-1]))
-            depth: Tensor = self.model(shown).depth
+            # as they are: a compiled layer would be translated anew for each size of image
+            with torch.compiler.set_stance("force_eager"):
+                depth: Tensor = self.model(shown).depth
             return depth
 
         return predict_frame(network, image, self.protocol), seen[0]

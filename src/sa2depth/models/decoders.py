@@ -5,6 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from sa2depth.models.checkpointing import run_layer
 from sa2depth.nn import SelectiveAttentionBlock, Upsample
 
 OFFSET_KERNELS = (9, 7, 5, 3)
@@ -17,7 +18,12 @@ class _TopDown(nn.Module):
     Args:
         channels: channels of each level, fine to coarse.
         blocks: what refines each level, fine to coarse.
+
+    Attributes:
+        gradient_checkpointing: run blocks again in the backward pass instead of keeping what they made.
     """
+
+    gradient_checkpointing = False
 
     def __init__(self, channels: list[int], blocks: list[nn.Module]) -> None:
         super().__init__()
@@ -26,11 +32,14 @@ class _TopDown(nn.Module):
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Levels ``(B, C_i, H_i, W_i)``, fine to coarse, to levels of the same shapes."""
-        levels = [self.blocks[-1](features[-1])]
+        levels = [self._refine(-1, features[-1])]
         for level in reversed(range(len(features) - 1)):
             fused = self.upsamples[level](levels[0], features[level])
-            levels.insert(0, self.blocks[level](fused))
+            levels.insert(0, self._refine(level, fused))
         return levels
+
+    def _refine(self, level: int, x: Tensor) -> Tensor:
+        return run_layer(self.blocks[level], x, again=self.gradient_checkpointing)
 
 
 class SelectiveAttentionDecoder(_TopDown):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from sa2depth.nn import (
     ChannelNorm,
     GatedFeedForward,
+    PointwiseConv,
     SelectiveFusion,
     SelectiveScan2d,
     bin_centers_from_logits,
@@ -67,7 +68,7 @@ class ScanHead(nn.Module):
         self.scan = SelectiveScan2d(hidden, state)
         self.norm2 = ChannelNorm(hidden)
         self.feed_forward = GatedFeedForward(hidden)
-        self.score = nn.Conv2d(hidden, bins, 1)
+        self.score = PointwiseConv(hidden, bins)
 
     def forward(self, levels: list[Tensor]) -> Tensor:
         """Levels ``(B, C_i, H_i, W_i)``, fine to coarse, to bin scores ``(B, K, H_0, W_0)``."""

@@ -4,12 +4,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sa2depth.errors import ConfigError, ShapeError
-from sa2depth.nn import expected_depth
-from sa2depth.ops.precision import at_least_float32, no_autocast
+from sa2depth.nn import DepthFromBins
+from sa2depth.ops.precision import at_least_float32
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -76,6 +75,7 @@ class SA2Depth(nn.Module):
         self.decoder = decoder(channels)
         self.bin_head = bin_head(channels, min_depth=self.min_depth, max_depth=self.max_depth)
         self.depth_head = depth_head(channels)
+        self.depth_from_bins = DepthFromBins()
         self._check_bins()
         mean = getattr(encoder, "pixel_mean", IMAGENET_MEAN)
         std = getattr(encoder, "pixel_std", IMAGENET_STD)
@@ -103,9 +103,7 @@ class SA2Depth(nn.Module):
             ShapeError: if the image is not of that shape.
         """
         logits, bin_centers = self.predict_bins(image)
-        with no_autocast(image):
-            depth = F.interpolate(expected_depth(logits, bin_centers), scale_factor=4, mode="bilinear")
-        return DepthOutput(depth, bin_centers)
+        return DepthOutput(self.depth_from_bins(logits, bin_centers), bin_centers)
 
     def predict_bins(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Bin scores ``(B, K, H/4, W/4)`` and bin centres ``(B, K)`` in metres; see :meth:`forward`."""

@@ -2,18 +2,21 @@
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor, nn
 
 from sa2depth.errors import ConfigError
+from sa2depth.nn.layout import from_tokens, in_layout
+from sa2depth.nn.merged import MergesWeights
 from sa2depth.nn.norm import ChannelNorm
-from sa2depth.ops import rank_attention
+from sa2depth.nn.pointwise import PointwiseConv, pointwise
+from sa2depth.ops import depthwise_conv, rank_attention
 from sa2depth.ops.precision import at_least_float32, no_autocast
 
 GROUPS = 4
 
 
-class Modulator(nn.Module):
+class Modulator(MergesWeights):
     """Gate between the attention over all keys and that of each rank group.
 
     Args:
@@ -23,12 +26,12 @@ class Modulator(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         half = channels // 2
-        self.mix = nn.Conv2d(2 * channels, channels, 1)
+        self.mix = PointwiseConv(2 * channels, channels)
         self.activation = nn.PReLU(channels)
         self.update_depthwise = nn.Conv2d(half, half, 11, padding=5, groups=half)
-        self.update = nn.Conv2d(half, channels, 1)
+        self.update = PointwiseConv(half, channels)
         self.reset_depthwise = nn.Conv2d(half, half, 11, padding=5, groups=half)
-        self.reset = nn.Conv2d(half, channels, 1)
+        self.reset = PointwiseConv(half, channels)
 
     def forward(self, overall: Tensor, groups: Tensor) -> Tensor:
         """Gate every group against the overall attention.
@@ -40,20 +43,30 @@ class Modulator(nn.Module):
         Returns:
             ``(G, B, C, H, W)``.
         """
-        count, channels = len(groups), overall.shape[1]
+        count = len(groups)
         # The 1x1 convolution of [overall, group], with the share of `overall` computed once for all groups.
         overall_kernel, group_kernel = self.mix.weight.chunk(2, dim=1)
-        stacked = rearrange(groups, "g b c h w -> (g b) c h w").contiguous()
-        shared = F.conv2d(overall, overall_kernel, self.mix.bias)
-        mixed = F.conv2d(stacked, group_kernel) + repeat(shared, "b c h w -> (g b) c h w", g=count)
+        shared = pointwise(overall, overall_kernel, self.mix.bias)
+        mixed = _all_groups(pointwise(_one_batch(groups), group_kernel), count) + shared
+        kernel, bias = self.merged()
+        local = depthwise_conv(self.activation(_one_batch(mixed)), kernel, bias)
+        update_half, reset_half = local.chunk(2, dim=1)
+        update = _all_groups(self.update(update_half).sigmoid(), count)
+        reset = _all_groups(self.reset(reset_half).tanh(), count)
+        return update * overall + (1 - update) * (reset * groups)
+
+    def _merge(self) -> tuple[Tensor, ...]:
         # Both gates' depthwise convolutions in one call: they act on different halves of the channels.
         kernel = torch.cat((self.update_depthwise.weight, self.reset_depthwise.weight))
-        bias = torch.cat((_bias(self.update_depthwise), _bias(self.reset_depthwise)))
-        local = F.conv2d(self.activation(mixed), kernel, bias, padding=5, groups=channels)
-        update_half, reset_half = local.chunk(2, dim=1)
-        update = rearrange(self.update(update_half).sigmoid(), "(g b) c h w -> g b c h w", g=count)
-        reset = rearrange(self.reset(reset_half).tanh(), "(g b) c h w -> g b c h w", g=count)
-        return update * overall + (1 - update) * (reset * groups)
+        return kernel, torch.cat((_bias(self.update_depthwise), _bias(self.reset_depthwise)))
+
+
+def _one_batch(groups: Tensor) -> Tensor:
+    return in_layout(rearrange(groups, "g b c h w -> (g b) c h w"))
+
+
+def _all_groups(batch: Tensor, count: int) -> Tensor:
+    return rearrange(batch, "(g b) c h w -> g b c h w", g=count)
 
 
 def _bias(conv: nn.Conv2d) -> Tensor:
@@ -87,8 +100,8 @@ class FlexibleAttention(nn.Module):
             )
         self.heads = channels // dim_head
         self.scale = dim_head**-0.5
-        self.query = nn.Conv2d(channels, channels, 1)
-        self.key_value = nn.Conv2d(channels, 2 * channels, 1)
+        self.query = PointwiseConv(channels, channels)
+        self.key_value = PointwiseConv(channels, 2 * channels)
         self.offset = nn.Sequential()
         self.offset.add_module(
             "depthwise", nn.Conv2d(dim_head, dim_head, kernel, stride, kernel // 2, groups=dim_head)
@@ -98,7 +111,7 @@ class FlexibleAttention(nn.Module):
         self.offset.add_module("project", nn.Conv2d(dim_head, 2, 1))
         self.modulator = Modulator(channels)
         self.group_weights = nn.ParameterList(torch.full((1,), 0.2) for _ in range(GROUPS))
-        self.project = nn.Conv2d(channels, channels, 1)
+        self.project = PointwiseConv(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` to ``(B, C, H, W)``."""
@@ -110,10 +123,11 @@ class FlexibleAttention(nn.Module):
             rearrange(t, "b (heads d) h w -> b heads (h w) d", heads=self.heads) for t in (query, key, value)
         )
         attended = rank_attention(query, key, value, self.scale)
-        attended = rearrange(attended, "g b heads (h w) d -> g b (heads d) h w", h=height)
-        gated = self.modulator(attended[0].contiguous(), attended[1:])
-        weights = torch.cat(list(self.group_weights))
-        return self.project(torch.einsum("gbchw,g->bchw", gated, weights.to(gated.dtype)))
+        attended = rearrange(attended, "g b heads (h w) d -> g b h w (heads d)", h=height)
+        overall, groups = from_tokens(attended[0]), rearrange(attended[1:], "g b h w c -> g b c h w")
+        gated = self.modulator(overall, groups)
+        weights = torch.cat(list(self.group_weights)).to(gated.dtype)
+        return self.project((gated * weights[:, None, None, None, None]).sum(dim=0))
 
     def _sample(self, x: Tensor, query: Tensor) -> Tensor:
         """The map at the displaced key grid, ``(B, C, Hk, Wk)``."""
@@ -126,7 +140,8 @@ class FlexibleAttention(nn.Module):
             grid = points.clamp(-1, 1).flip(-1)
             source = rearrange(at_least_float32(x), "b (heads d) h w -> (b heads) d h w", heads=self.heads)
             sampled = F.grid_sample(source, grid, mode="bilinear", align_corners=True)
-        return rearrange(sampled, "(b heads) d h w -> b (heads d) h w", heads=self.heads).to(x.dtype)
+        together = rearrange(sampled, "(b heads) d h w -> b (heads d) h w", heads=self.heads)
+        return in_layout(together.to(x.dtype))
 
 
 def reference_grid(offset: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Depth bins: from widths to centres, and from scores to metres (``MLBP`` and ``DispHead`` as released)."""
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sa2depth.ops.precision import at_least_float32, no_autocast
 
@@ -36,3 +36,20 @@ def expected_depth(logits: Tensor, bin_centers: Tensor) -> Tensor:
     with no_autocast(logits):
         probabilities = at_least_float32(logits).softmax(dim=1)
         return (probabilities * bin_centers[:, :, None, None]).sum(dim=1, keepdim=True)
+
+
+class DepthFromBins(nn.Module):
+    """From bins to a depth map at the image's size; a module without weights, so that it can be compiled."""
+
+    def forward(self, logits: Tensor, bin_centers: Tensor) -> Tensor:
+        """Expected depth, enlarged four times.
+
+        Args:
+            logits: ``(B, K, H / 4, W / 4)``.
+            bin_centers: ``(B, K)`` metres.
+
+        Returns:
+            ``(B, 1, H, W)`` metres, at least float32.
+        """
+        with no_autocast(logits):
+            return F.interpolate(expected_depth(logits, bin_centers), scale_factor=4, mode="bilinear")

@@ -4,10 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from sa2depth.errors import ConfigError
+from sa2depth.nn.layout import in_layout
+from sa2depth.nn.merged import MergesWeights
+from sa2depth.nn.pointwise import PointwiseConv
 from sa2depth.ops import gated_conv
 
 
-class GatedFeedForward(nn.Module):
+class GatedFeedForward(MergesWeights):
     """Expand, gate by ``tanh`` of three 3x3 convolutions with 1, 2 and 4 channels a group, project back.
 
     Args:
@@ -23,11 +26,11 @@ class GatedFeedForward(nn.Module):
         hidden = channels * expansion
         if hidden % 4:
             raise ConfigError(f"the feed-forward's hidden width {hidden} must be a multiple of 4")
-        self.expand = nn.Conv2d(channels, hidden, 1)
+        self.expand = PointwiseConv(channels, hidden)
         self.gate_by_1 = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
         self.gate_by_2 = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden // 2)
         self.gate_by_4 = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden // 4)
-        self.project = nn.Conv2d(hidden, channels, 1)
+        self.project = PointwiseConv(hidden, channels)
         # Where, among the 4 inputs of its group, a channel finds itself and its pair.
         place, slot = torch.arange(hidden)[:, None] % 4, torch.arange(4)
         self.register_buffer("own_slot", (place == slot)[:, :, None, None], persistent=False)
@@ -35,10 +38,10 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` to ``(B, C, H, W)``."""
-        kernel, bias = self._gate()
-        return self.project(gated_conv(self.expand(x.contiguous()), kernel, bias))
+        kernel, bias = self.merged()
+        return self.project(gated_conv(self.expand(in_layout(x)), kernel, bias))
 
-    def _gate(self) -> tuple[Tensor, Tensor]:
+    def _merge(self) -> tuple[Tensor, ...]:
         """Kernel and bias of the one convolution, with 4 channels a group, that the sum of the three is."""
         by_1, by_2, by_4 = self.gate_by_1, self.gate_by_2, self.gate_by_4
         kernel = by_4.weight + self.pair_slot * by_2.weight.repeat(1, 2, 1, 1) + self.own_slot * by_1.weight

@@ -4,6 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sa2depth.nn.pointwise import PointwiseConv
+from sa2depth.ops.precision import no_autocast
+
 
 class SelectiveFusion(nn.Module):
     """Bring every level to the finest size and add them up with weights that compete for each channel.
@@ -15,25 +18,35 @@ class SelectiveFusion(nn.Module):
 
     def __init__(self, channels: list[int], dim: int) -> None:
         super().__init__()
-        self.projections = nn.ModuleList(nn.Conv2d(level, dim, 1) for level in channels)
-        self.squeeze = nn.Conv2d(dim, dim // 2, 1)
-        self.excite = nn.ModuleList(nn.Conv2d(dim // 2, dim, 1) for _ in channels)
+        self.projections = nn.ModuleList(PointwiseConv(level, dim) for level in channels)
+        self.squeeze = PointwiseConv(dim, dim // 2)
+        self.excite = nn.ModuleList(PointwiseConv(dim // 2, dim) for _ in channels)
 
     def forward(self, levels: list[Tensor]) -> Tensor:
         """Levels ``(B, C_i, H / 2**i, W / 2**i)``, fine to coarse, to ``(B, dim, H, W)``."""
         size = levels[0].shape[2:]
-        projected = [
-            _resize(project(level), size) for project, level in zip(self.projections, levels, strict=True)
-        ]
-        pooled = torch.stack([level.mean(dim=(2, 3), keepdim=True) for level in projected]).sum(dim=0)
+        projected = [project(level) for project, level in zip(self.projections, levels, strict=True)]
+        pooled = torch.stack([_mean_at(level, size) for level in projected]).sum(dim=0)
         squeezed = F.silu(self.squeeze(pooled))
-        weights = torch.stack([excite(squeezed) for excite in self.excite]).softmax(dim=0)
-        # One level after the other: all of them stacked would be four maps of the finest size more.
+        weights = torch.stack([excite(squeezed) for excite in self.excite]).softmax(dim=0).to(pooled.dtype)
+        # Weighted before it is enlarged, and one level after the other: all of them enlarged and stacked would be four
+        # maps of the finest size more.
         fused = projected[0] * weights[0]
         for level, weight in zip(projected[1:], weights[1:], strict=True):
-            fused = torch.addcmul(fused, level, weight)
+            fused = fused + _resize(level * weight, size)
         return fused
 
 
 def _resize(level: Tensor, size: torch.Size) -> Tensor:
-    return level if level.shape[2:] == size else F.interpolate(level, size, mode="bilinear")
+    if level.shape[2:] == size:
+        return level
+    with no_autocast(level):  # which would compute in float32 what its own arithmetic keeps in float32 anyway
+        return F.interpolate(level, size, mode="bilinear")
+
+
+def _mean_at(level: Tensor, size: torch.Size) -> Tensor:
+    """Mean over the pixels of the resized map, ``(B, C, 1, 1)``."""
+    height, width = level.shape[2:]
+    # Enlarged by whole numbers, every pixel has the same share in the result, also at the border.
+    whole = size[0] % height == 0 and size[1] % width == 0
+    return (level if whole else _resize(level, size)).mean(dim=(2, 3), keepdim=True)

@@ -1,11 +1,14 @@
 """Positional depthwise convolution at the head of a block (``ResDWC`` of the released code)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sa2depth.nn.layout import in_layout
+from sa2depth.nn.merged import MergesWeights
+from sa2depth.ops import depthwise_conv
 
-class PositionConv(nn.Module):
+
+class PositionConv(MergesWeights):
     """Depthwise 3x3 convolution whose kernel is the learnt one plus a fixed diagonal.
 
     The released code means ``x + conv(x)`` but adds ``eye(3)``: the result is
@@ -23,5 +26,8 @@ class PositionConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` to ``(B, C, H, W)``."""
-        kernel = self.conv.weight + self.shortcut
-        return F.conv2d(x.contiguous(), kernel, self.conv.bias, padding=1, groups=self.conv.groups)
+        (kernel,) = self.merged()
+        return depthwise_conv(in_layout(x), kernel, self.conv.bias)
+
+    def _merge(self) -> tuple[Tensor, ...]:
+        return (self.conv.weight + self.shortcut,)

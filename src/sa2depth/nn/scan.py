@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from sa2depth.nn.layout import for_depthwise
-from sa2depth.ops import selective_scan_2d
+from sa2depth.nn.layout import from_tokens
+from sa2depth.ops import depthwise_conv, selective_scan_2d
 
 _DIRECTIONS = 4
 _DT_RANGE = (1e-3, 1e-1)
@@ -50,11 +50,12 @@ class SelectiveScan2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` to ``(B, C, H, W)``."""
-        inner, gate = self.in_proj(rearrange(x, "b c h w -> b h w c")).chunk(2, dim=-1)
-        inner = F.silu(self.conv(for_depthwise(inner)))
+        tokens = rearrange(x, "b c h w -> b h w c")
+        # two products instead of one that is cut in two: each half is contiguous
+        inner, gate = (F.linear(tokens, weight) for weight in self.in_proj.weight.chunk(2))
+        inner = depthwise_conv(rearrange(inner, "b h w d -> b d h w"), self.conv.weight, self.conv.bias)
         scanned = selective_scan_2d(
-            inner, self.x_proj_weight, self.dt_weight, self.dt_bias, self.a_log, self.d_skip
+            F.silu(inner), self.x_proj_weight, self.dt_weight, self.dt_bias, self.a_log, self.d_skip
         )
         normed = self.out_norm(rearrange(scanned, "b d h w -> b h w d"))
-        out = self.out_proj(normed * F.silu(gate))
-        return rearrange(out, "b h w c -> b c h w").contiguous()
+        return from_tokens(self.out_proj(normed * F.silu(gate)))

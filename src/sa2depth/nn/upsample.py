@@ -5,7 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sa2depth.errors import ConfigError
+from sa2depth.nn.layout import in_layout
 from sa2depth.nn.norm import ChannelNorm
+from sa2depth.nn.pointwise import PointwiseConv, pointwise
 
 
 class Upsample(nn.Module):
@@ -20,11 +22,13 @@ class Upsample(nn.Module):
         super().__init__()
         if coarse % 2:
             raise ConfigError(f"upsampling shuffles half the channels: {coarse} must be even")
-        self.expand = nn.Conv2d(coarse, 2 * coarse, 1, bias=False)
+        self.expand = PointwiseConv(coarse, 2 * coarse, bias=False)
         self.norm = ChannelNorm(2 * coarse)
-        self.fuse = nn.Conv2d(coarse // 2 + fine, fine, 1)
+        self.fuse = PointwiseConv(coarse // 2 + fine, fine)
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
         """``(B, Cc, H, W)`` and ``(B, C, 2H, 2W)`` to ``(B, C, 2H, 2W)``."""
-        shuffled = F.pixel_shuffle(self.norm(self.expand(coarse)), 2)
-        return self.fuse(torch.cat((shuffled, fine.to(shuffled.dtype)), dim=1))
+        shuffled = in_layout(F.pixel_shuffle(self.norm(self.expand(coarse)), 2))
+        # The 1x1 convolution of [shuffled, fine] without putting them together in memory first.
+        of_shuffled, of_fine = torch.split(self.fuse.weight, [shuffled.shape[1], fine.shape[1]], dim=1)
+        return pointwise(shuffled, of_shuffled, self.fuse.bias) + pointwise(in_layout(fine), of_fine)

@@ -15,22 +15,20 @@ def register_dcnv3(forward: CustomOp, backward: CustomOp, backend: str) -> None:
     """Make a differentiable operator of a pair that computes DCNv3.
 
     Args:
-        forward: ``(input, offset, mask, *options) -> output``.
-        backward: ``(grad, input, offset, mask, *options) -> gradients of the three``.
+        forward: ``(input, points, *options) -> output``; ``points`` are offset and mask of each pixel, joined.
+        backward: ``(grad, input, points, *options) -> gradients of the two``.
         backend: for the message about second derivatives.
     """
 
-    def like_output(input: Tensor, offset: Tensor, mask: Tensor, *options: Any) -> Tensor:
-        return input.new_empty((*mask.shape[:3], input.shape[3]))
+    def like_output(input: Tensor, points: Tensor, *options: Any) -> Tensor:
+        return input.new_empty((*points.shape[:3], input.shape[3]))
 
-    def like_inputs(
-        grad: Tensor, input: Tensor, offset: Tensor, mask: Tensor, *options: Any
-    ) -> tuple[Tensor, ...]:
-        return tuple(tensor.new_empty(tensor.shape) for tensor in (input, offset, mask))
+    def like_inputs(grad: Tensor, input: Tensor, points: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+        return input.new_empty(input.shape), points.new_empty(points.shape)
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:3])
-        ctx.options = inputs[3:]
+        ctx.save_for_backward(*inputs[:2])
+        ctx.options = inputs[2:]
 
     def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return (*backward(grad, *ctx.saved_tensors, *ctx.options), *(None for _ in ctx.options))
@@ -45,37 +43,37 @@ def register_selective_scan(
     forward: CustomOp,
     backward: CustomOp,
     backend: str,
-    like_outputs: Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor]],
+    like_outputs: Callable[..., tuple[Tensor, ...]],
 ) -> None:
     """Make a differentiable operator of a pair that computes the selective scan of tokens.
 
     Args:
-        forward: ``(x, projected, dt_weight, dt_bias, a_log, d_skip, height, keep_states) -> output, states``, with
-            ``x (B, L, D)``; without ``keep_states`` there are no states and no gradient.
-        backward: ``(grad, x, projected, dt_weight, dt_bias, a_log, d_skip, states, height) -> six gradients``.
+        forward: ``(x, projection, dt_weight, dt_bias, a_log, d_skip, height, keep) -> output, *kept``, with
+            ``x (B, L, D)``; ``projection`` is what the back end projects with or has projected. Without ``keep``
+            nothing is kept for the backward pass and there is no gradient.
+        backward: ``(grad, x, projection, dt_weight, dt_bias, a_log, d_skip, *kept, height) -> six gradients``.
         backend: for messages.
-        like_outputs: ``(x, a_log, keep_states) -> output, states``, uninitialised.
+        like_outputs: as ``forward``, but the outputs are uninitialised.
     """
-
-    def fake(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-        return like_outputs(x, others[3], others[-1])
 
     def like_inputs(grad: Tensor, *others: Any) -> tuple[Tensor, ...]:
         return tuple(tensor.new_empty(tensor.shape) for tensor in others[:6])
 
-    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *tensors, ctx.height, ctx.kept = inputs
-        ctx.save_for_backward(*tensors, output[1])
+        ctx.save_for_backward(*tensors, *output[1:])
+        ctx.set_materialize_grads(False)  # what is kept is large, and so would be zeros for it
 
-    def gradients(ctx: Any, grad: Tensor, _grad_states: Tensor) -> tuple[Tensor | None, ...]:
+    def gradients(ctx: Any, grad: Tensor | None, *_grad_kept: Tensor | None) -> tuple[Tensor | None, ...]:
         if not ctx.kept:
             raise RuntimeError(
                 f"selective_scan ({backend}) ran with keep_states=False: it has no backward pass"
             )
-        *tensors, states = ctx.saved_tensors
-        return (*backward(grad, *tensors, states, ctx.height), None, None)
+        if grad is None:
+            return (None,) * 8
+        return (*backward(grad, *ctx.saved_tensors, ctx.height), None, None)
 
-    forward.register_fake(fake)
+    forward.register_fake(like_outputs)
     backward.register_fake(like_inputs)
     forward.register_autograd(gradients, setup_context=save)
     backward.register_autograd(refuse_second_derivative("selective_scan_2d", backend))

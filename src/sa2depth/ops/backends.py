@@ -14,14 +14,15 @@ from typing import Any
 import torch
 
 from sa2depth.errors import ConfigError, nearest
+from sa2depth.ops.trust import why_not_trusted
 
 _log = logging.getLogger(__name__)
 
-NAMES = ("auto", "torch", "cpu", "cuda")
+NAMES = ("auto", "torch", "cpu", "cuda", "mamba_ssm")
 """What can be asked for, in ``use_backend`` and in the environment variable ``SA2DEPTH_OPS``."""
 
-ON_REQUEST = frozenset({("dcnv3", "cuda"), ("rank_attention", "cuda")})
-"""Implementations that ``auto`` leaves alone and a name takes: checked in an emulator, not yet on a GPU."""
+ON_REQUEST = frozenset({("selective_scan_2d", "mamba_ssm")})
+"""Implementations that ``auto`` leaves alone and a name takes: there to compare with."""
 
 _choice = os.environ.get("SA2DEPTH_OPS", "auto")
 _said: set[tuple[str, str]] = set()
@@ -35,7 +36,7 @@ class use_backend:  # noqa: N801 - reads like torch.no_grad
     they were traced until the choice changes.
 
     Args:
-        name: ``auto``, ``torch``, ``cpu`` or ``cuda``.
+        name: ``auto``, ``torch``, ``cpu``, ``cuda`` or, for the scan, ``mamba_ssm``.
 
     Raises:
         ConfigError: there is no such back end.
@@ -71,6 +72,7 @@ def choose(
     operator: str,
     implementations: Mapping[str, Callable[..., Any]],
     why_not: Mapping[str, Callable[[], str]],
+    device: torch.device | None = None,
 ) -> Callable[..., Any]:
     """The implementation of one operator for one call.
 
@@ -79,6 +81,7 @@ def choose(
         implementations: by back end, fastest first, ``torch`` among them.
         why_not: for each one but ``torch``, a function that says why it cannot take this call's inputs (empty if
             it can).
+        device: of the inputs; if given, ``auto`` takes only what has passed its self-test there.
 
     Returns:
         One of the implementations.
@@ -99,6 +102,10 @@ def choose(
             if (operator, name) in ON_REQUEST:
                 continue
             reason = why_not[name]() if name in why_not else ""
+            if device is not None and name != "torch" and not reason:
+                reason = why_not_trusted(operator, name, device)
+                if reason:
+                    say_once(operator, reason)
             if not reason:
                 return implementation
             if not torch.compiler.is_compiling():

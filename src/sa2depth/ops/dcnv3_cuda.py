@@ -2,12 +2,14 @@
 
 The gradient of the input is summed with floating-point atomics, in no fixed order. While
 ``torch.use_deterministic_algorithms`` is on it is summed in 64-bit fixed point instead, which gives the same bits in
-every run; that takes twice the memory for the sums, two more passes over the output's gradient and the mask, and
+every run; that takes twice the memory for the sums, one more pass over the output's gradient (and the mask), and
 atomics of twice the size. All else is the same in every run anyway.
 """
 
 import ctypes
+import functools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -23,19 +25,21 @@ _KERNEL_SIZE = 3
 # As in csrc/dcnv3/gather.cuh and backward_input.cu.
 _THREADS = 256
 _VECTOR_BYTES = 16
-_TILE = 8
+_STRIP_WIDTH = 8
+_STRIP_CHANNELS = 16
+_STRIP_OVERHEAD = 4  # rows that the start and the end of a strip cost
 _WARP = 32
-_NEAR = 3  # offsets up to here shall stay within the window in shared memory: points farther away cost more
-_MARGINS = (3, 5)  # of that window; a wider one does not fit into 48 KiB
+_WARPS = 12  # of a multiprocessor
+_EMULATED_WARPS = 4
 
 _INDEX_LIMIT = 2**31
 _LARGEST_SIDE = 2**15 - 2  # of an image: its coordinates are packed
 _LARGEST_GRID = 65535  # along y and z
 
 
-def why_not(input: Tensor, offset: Tensor, mask: Tensor, groups: int, kernel_size: int) -> str:
-    """Why the kernels cannot take these inputs; empty if they can."""
-    for name, tensor in (("input", input), ("offset", offset), ("mask", mask)):
+def why_not(input: Tensor, points: Sequence[Tensor], groups: int, kernel_size: int) -> str:
+    """Why the kernels cannot take these inputs; empty if they can. ``points``: offset and mask, or one for both."""
+    for name, tensor in (("input", input), *(("tensor of offsets or masks", tensor) for tensor in points)):
         if not tensor.is_cuda:
             return f"the {name} is on {tensor.device}"
         if tensor.dtype not in _TYPES:
@@ -45,10 +49,11 @@ def why_not(input: Tensor, offset: Tensor, mask: Tensor, groups: int, kernel_siz
     batch, height, width, channels = input.shape
     if channels // groups not in _GROUP_CHANNELS:
         return f"a group has {channels // groups} channels, the kernels take {', '.join(map(str, _GROUP_CHANNELS))}"
-    rows, columns = offset.shape[1:3]
+    rows, columns = points[0].shape[1:3]
+    row = max(sum(tensor.shape[3] for tensor in points), channels)
     # Tensors may be larger: counted in 32 bits are the numbers of 32 rows, and blocks, of which each has at least one
     # half of a group of one pixel.
-    counted = (32 * columns * groups * 2 * _KERNEL_SIZE**2, 2 * batch * rows * columns * groups)
+    counted = (32 * max(columns, width) * row, 2 * batch * rows * columns * groups)
     if max(counted) >= _INDEX_LIMIT or max(batch, rows) > _LARGEST_GRID or max(height, width) > _LARGEST_SIDE:
         return f"the input has shape {tuple(input.shape)}"
     return _why_unavailable(input.device.index)
@@ -64,8 +69,7 @@ def _why_unavailable(index: int) -> str:
 
 def dcnv3_cuda(
     input: Tensor,
-    offset: Tensor,
-    mask: Tensor,
+    points: Tensor,
     groups: int,
     kernel_size: int,
     stride: int,
@@ -73,32 +77,36 @@ def dcnv3_cuda(
     dilation: int,
     offset_scale: float,
     remove_center: bool,
+    softmax: bool,
 ) -> Tensor:
-    """``ops.dcnv3`` for inputs that ``why_not`` has nothing against."""
-    if offset.dtype != mask.dtype:
-        offset, mask = offset.float(), mask.float()
-    options = (groups, stride, padding, dilation, float(offset_scale), remove_center)
-    return dcnv3(input, offset, mask, *options)
+    """``ops.dcnv3`` for inputs that ``why_not`` has nothing against; ``points`` are offset and mask, joined."""
+    return dcnv3(
+        input, points, groups, stride, padding, dilation, float(offset_scale), remove_center, softmax
+    )
 
 
 @torch.library.custom_op("sa2depth::dcnv3_cuda", mutates_args=())
 def dcnv3(
     input: Tensor,
-    offset: Tensor,
-    mask: Tensor,
+    points: Tensor,
     groups: int,
     stride: int,
     padding: int,
     dilation: int,
     offset_scale: float,
     remove_center: bool,
+    softmax: bool,
 ) -> Tensor:
-    """As ``ops.dcnv3`` with a 3x3 kernel; offset and mask have one dtype."""
-    input, offset, mask = (_ready(t) for t in (input, offset, mask))
-    output = _like_output(input, mask)
+    """As ``ops.dcnv3`` with a 3x3 kernel.
+
+    ``points`` is ``(B, Ho, Wo, R)``: the offsets of all groups, their masks (or logits, with ``softmax``), and what
+    nobody reads, whose gradient is zero.
+    """
+    input, points = _ready(input), _ready(points)
+    output = _like_output(input, points)
     if output.numel():
-        sizes = _sizes(input, mask, stride, padding, dilation, offset_scale)
-        _gather("forward", input, mask, groups, remove_center, (input, offset, mask, output, *sizes))
+        sizes = _sizes(input, points, stride, padding, dilation, offset_scale)
+        _gather("forward", input, points, groups, remove_center, softmax, (input, points, output, *sizes))
     return output
 
 
@@ -106,43 +114,47 @@ def dcnv3(
 def dcnv3_backward(
     grad: Tensor,
     input: Tensor,
-    offset: Tensor,
-    mask: Tensor,
+    points: Tensor,
     groups: int,
     stride: int,
     padding: int,
     dilation: int,
     offset_scale: float,
     remove_center: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of input, offset and mask; ``grad`` is that of the output."""
-    grad, input, offset, mask = (_ready(t) for t in (grad, input, offset, mask))
-    grad_offset, grad_mask = offset.new_empty(offset.shape), mask.new_empty(mask.shape)
+    softmax: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of input and points; ``grad`` is that of the output."""
+    grad, input, points = _ready(grad), _ready(input), _ready(points)
+    grad_points = points.new_empty(points.shape)
     if not grad.numel():
-        return input.new_zeros(input.shape), grad_offset, grad_mask
-    sizes = _sizes(input, mask, stride, padding, dilation, offset_scale)
-    tensors = (grad, input, offset, mask, grad_offset, grad_mask)
-    _gather("backward_points", input, mask, groups, remove_center, (*tensors, *sizes))
-    margin = min(max(math.ceil((dilation + _NEAR) * abs(offset_scale)), _MARGINS[0]), _MARGINS[1])
-    if torch.are_deterministic_algorithms_enabled():
-        unit, value = _fixed_point(grad, mask)
-        total = input.new_zeros(input.shape, dtype=torch.int64)
-        _scatter((grad, offset, mask, total, unit, *sizes), groups, remove_center, margin)
-        return (total.to(torch.float32) * value).to(input.dtype), grad_offset, grad_mask
-    total = input.new_zeros(input.shape, dtype=torch.float32)
-    _scatter((grad, offset, mask, total, None, *sizes), groups, remove_center, margin)
-    return total.to(input.dtype), grad_offset, grad_mask
+        return input.new_zeros(input.shape), grad_points
+    sizes = _sizes(input, points, stride, padding, dilation, offset_scale)
+    exact = torch.are_deterministic_algorithms_enabled()
+    # of the input's gradient; the first kernel clears them, the second adds to them
+    sums = input.new_empty(input.shape, dtype=torch.int64 if exact else torch.float32)
+    clearing = ctypes.c_int64(sums.numel() * sums.element_size() // _VECTOR_BYTES)
+    arguments = (grad, input, points, grad_points, sums, clearing, *sizes)
+    _gather("backward_points", input, points, groups, remove_center, softmax, arguments)
+    unit, value = _fixed_point(grad, points, groups, remove_center, softmax) if exact else (None, None)
+    _scatter(grad, points, sums, unit, sizes, groups, remove_center, softmax)
+    grad_input = sums if value is None else sums.to(torch.float32) * value
+    return grad_input.to(input.dtype), grad_points
 
 
-def _fixed_point(grad: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def _fixed_point(
+    grad: Tensor, points: Tensor, groups: int, remove_center: bool, softmax: bool
+) -> tuple[Tensor, Tensor]:
     """Units in 1, and the value of one unit, both float32 on the device: as fine as no overflow allows.
 
     No pixel of the input gets more than each point's largest share once. The unit is then 2**-44 of the largest
     product of gradient and mask for a map of 120x160, far below float32's own rounding of it.
     """
-    largest = grad.abs().amax().double() * mask.abs().amax().double()
-    points = mask.shape[1] * mask.shape[2] * _KERNEL_SIZE**2
-    exponent = torch.frexp(largest * points).exponent
+    largest = grad.abs().amax().double()
+    if not softmax:
+        used = groups * (_KERNEL_SIZE**2 - remove_center)
+        largest = largest * points[..., 2 * used : 3 * used].abs().amax().double()
+    shares = points.shape[1] * points.shape[2] * _KERNEL_SIZE**2
+    exponent = torch.frexp(largest * shares).exponent
     # 2**62 with a bit to spare for rounding; beyond 2**126 float32 has no such unit
     one = torch.ones((), dtype=torch.float64, device=grad.device)
     unit = torch.ldexp(one, (61 - exponent).clamp(-126, 126)).float()
@@ -151,17 +163,23 @@ def _fixed_point(grad: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _gather(
-    name: str, input: Tensor, mask: Tensor, groups: int, remove_center: bool, arguments: tuple[Argument, ...]
+    name: str,
+    input: Tensor,
+    points: Tensor,
+    groups: int,
+    remove_center: bool,
+    softmax: bool,
+    arguments: tuple[Argument, ...],
 ) -> None:
     """Launch a kernel of ``gather.cuh``."""
-    batch, rows, columns = mask.shape[:3]
+    batch, rows, columns = points.shape[:3]
     lanes = input.shape[3] // groups * input.element_size() // _VECTOR_BYTES
     block_groups = math.gcd(groups, 4)
     pixels = _THREADS // lanes // block_groups
     tile_width = 8 if pixels >= 32 else 4 if pixels >= 8 else 2 if pixels >= 4 else 1
     across, down = math.ceil(columns / tile_width), math.ceil(rows / (pixels // tile_width))
     launch(
-        _source(name, input, mask, groups, remove_center, GROUPS_PER_BLOCK=block_groups),
+        _source(name, input, points, groups, remove_center, softmax, GROUPS_PER_BLOCK=block_groups),
         f"dcnv3_{name}",
         arguments,
         grid=(groups // block_groups * across, down, batch),
@@ -170,43 +188,77 @@ def _gather(
     )
 
 
-def _scatter(arguments: tuple[Argument, ...], groups: int, remove_center: bool, margin: int) -> None:
-    """Launch the kernel of ``backward_input.cu``; ``arguments`` are its own but for the number of images."""
-    grad, offset, mask, total, unit, *sizes = arguments
-    assert isinstance(grad, Tensor)
-    assert isinstance(mask, Tensor)
+def _scatter(
+    grad: Tensor,
+    points: Tensor,
+    sums: Tensor,
+    unit: Tensor | None,
+    sizes: tuple[Argument, ...],
+    groups: int,
+    remove_center: bool,
+    softmax: bool,
+) -> None:
+    """Launch the kernel of ``backward_input.cu``."""
     batch, rows, columns, channels = grad.shape
-    team = min(channels // groups, _WARP)
-    teams = batch * math.ceil(rows / _TILE) * math.ceil(columns / _TILE) * (channels // team)
-    macros = {"MARGIN": margin, "DETERMINISTIC": int(unit is not None)}
+    slabs = channels // min(channels // groups, _STRIP_CHANNELS)
+    warps = math.gcd(slabs, 4)
+    side_by_side = batch * math.ceil(columns / _STRIP_WIDTH) * slabs
+    strip_rows = _strip_rows(rows, side_by_side, _warps(grad.device))
     launch(
-        _source("backward_input", grad, mask, groups, remove_center, **macros),
+        _source(
+            "backward_input",
+            grad,
+            points,
+            groups,
+            remove_center,
+            softmax,
+            DETERMINISTIC=int(unit is not None),
+        ),
         "dcnv3_backward_input",
-        (grad, offset, mask, total, unit, ctypes.c_int32(batch), *sizes),
-        grid=(math.ceil(teams * team / _WARP), 1, 1),
-        threads=_WARP,
+        (grad, points, sums, unit, ctypes.c_int32(batch), ctypes.c_int32(strip_rows), *sizes),
+        grid=(math.ceil(side_by_side * math.ceil(rows / strip_rows) / warps), 1, 1),
+        threads=_WARP * warps,
         device=grad.device,
     )
 
 
+@functools.lru_cache(maxsize=256)
+def _strip_rows(rows: int, side_by_side: int, warps: int) -> int:
+    """Rows of a strip: as long as possible, but so that the device has work for all its warps until the end."""
+
+    def duration(strips: int) -> int:
+        return math.ceil(side_by_side * strips / warps) * (math.ceil(rows / strips) + _STRIP_OVERHEAD)
+
+    return math.ceil(rows / min(range(1, rows + 1), key=duration))
+
+
+@functools.cache
+def _warps(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _EMULATED_WARPS
+    return _WARPS * torch.cuda.get_device_properties(device).multi_processor_count
+
+
 def _source(
-    name: str, input: Tensor, mask: Tensor, groups: int, remove_center: bool, **macros: int
+    name: str, input: Tensor, points: Tensor, groups: int, remove_center: bool, softmax: bool, **macros: int
 ) -> Source:
     macros |= {
         "VALUE_TYPE": _TYPES[input.dtype],
-        "POINT_TYPE": _TYPES[mask.dtype],
+        "POINT_TYPE": _TYPES[points.dtype],
+        "POINT_ROW": points.shape[3],
         "GROUP_CHANNELS": input.shape[3] // groups,
         "GROUPS": groups,
         "REMOVE_CENTER": int(remove_center),
+        "SOFTMAX": int(softmax),
     }
     return Source(f"dcnv3/{name}.cu", tuple(macros.items()))
 
 
 def _sizes(
-    input: Tensor, mask: Tensor, stride: int, padding: int, dilation: int, offset_scale: float
+    input: Tensor, points: Tensor, stride: int, padding: int, dilation: int, offset_scale: float
 ) -> tuple[Argument, ...]:
     """What the kernels call height, width, rows, columns, stride, first, dilation and scale."""
-    numbers = (*input.shape[1:3], *mask.shape[1:3], stride, dilation - padding, dilation)
+    numbers = (*input.shape[1:3], *points.shape[1:3], stride, dilation - padding, dilation)
     return (*(ctypes.c_int32(number) for number in numbers), ctypes.c_float(offset_scale))
 
 
@@ -216,8 +268,8 @@ def _ready(tensor: Tensor) -> Tensor:
     return tensor if tensor.data_ptr() % _VECTOR_BYTES == 0 else tensor.clone()
 
 
-def _like_output(input: Tensor, mask: Tensor) -> Tensor:
-    return input.new_empty((*mask.shape[:3], input.shape[3]))
+def _like_output(input: Tensor, points: Tensor) -> Tensor:
+    return input.new_empty((*points.shape[:3], input.shape[3]))
 
 
 register_dcnv3(dcnv3, dcnv3_backward, "cuda")

@@ -10,6 +10,8 @@ from sa2depth.errors import ShapeError
 from sa2depth.ops.backends import choose
 from sa2depth.ops.cpu.gated_conv import gated_conv_cpu
 from sa2depth.ops.cpu.gated_conv import why_not as why_not_cpu
+from sa2depth.ops.gated_conv_cuda import gated_conv_cuda
+from sa2depth.ops.gated_conv_cuda import why_not as why_not_cuda
 
 GROUP = 4
 """Channels of a group."""
@@ -17,6 +19,10 @@ GROUP = 4
 
 def gated_conv(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
     """``x * tanh(conv(x))``, the convolution padded with zeros.
+
+    On CUDA the result is channels last in memory, and an ``x`` that is so too is fastest: others are copied. There
+    ``x`` may be float32, bfloat16 or float16 whatever kernel and bias are; inside autocast it is converted to
+    autocast's type. Sums are float32.
 
     Args:
         x: ``(B, C, H, W)``, ``C`` a multiple of 4.
@@ -37,9 +43,11 @@ def gated_conv(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
         )
     wants_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in (x, kernel, bias))
     implementations = _TRAINING if wants_gradient else _INFERENCE
-    return choose("gated_conv", implementations, {"cpu": lambda: why_not_cpu(x, kernel, bias)})(
-        x, kernel, bias
-    )
+    why_not = {
+        "cuda": lambda: why_not_cuda(x, kernel, bias),
+        "cpu": lambda: why_not_cpu(x, kernel, bias),
+    }
+    return choose("gated_conv", implementations, why_not, x.device)(x, kernel, bias)
 
 
 def gated_conv_torch(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
@@ -47,5 +55,5 @@ def gated_conv_torch(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
     return x * F.conv2d(x, kernel, bias, padding=1, groups=x.shape[1] // GROUP).tanh()
 
 
-_TRAINING: dict[str, Callable[..., Tensor]] = {"torch": gated_conv_torch}
+_TRAINING: dict[str, Callable[..., Tensor]] = {"cuda": gated_conv_cuda, "torch": gated_conv_torch}
 _INFERENCE: dict[str, Callable[..., Tensor]] = {"cpu": gated_conv_cpu, **_TRAINING}

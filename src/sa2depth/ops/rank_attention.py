@@ -74,7 +74,7 @@ def rank_attention(
         "cuda": lambda: why_not_cuda(query, key, value),
         "cpu": lambda: why_not_cpu(query, key, value),
     }
-    implementation = choose("rank_attention", _IMPLEMENTATIONS, why_not)
+    implementation = choose("rank_attention", _IMPLEMENTATIONS, why_not, query.device)
     with no_autocast(query):
         return implementation(query, key, value, scale, block_queries)
 

@@ -1,7 +1,8 @@
 """Rank-grouped attention on CUDA: a ``torch.library`` operator around ``csrc/rank_attention``.
 
 Scores stay on the chip, in the forward pass and when they are computed again in the backward pass; between the two,
-48 bytes a query are kept.
+the outputs and 48 bytes a query are kept. Queries, keys and values are read where they lie, as views ``(B, h, Q, d)``
+of token-major tensors; what is written is token-major.
 """
 
 import ctypes
@@ -21,9 +22,10 @@ from sa2depth.ops.kernels import Source, launch, why_unavailable
 _OUTPUTS = 5
 _KEY_TILE = 64
 _ROW_WORDS = 12
-_QUERY_BYTES = 4 * (_ROW_WORDS + 2 * _OUTPUTS)
+_FACT_WORDS = 28  # what the backward pass finds for a query
 _FORWARD_QUERIES, _FORWARD_THREADS = 32, 256
-_BACKWARD_QUERIES, _QUERIES_THREADS, _KEYS_THREADS = 16, 256, 128
+_QUERIES_QUERIES, _QUERIES_THREADS = 32, 256
+_KEYS_QUERIES, _KEYS_THREADS = 16, 128
 _ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 _FEWEST_KEYS, _MOST_KEYS = 4, 512  # below, groups share keys; above, a warp cannot hold their scores
@@ -48,14 +50,16 @@ def why_not(query: Tensor, key: Tensor, value: Tensor) -> str:
         return f"the kernels take {_FEWEST_KEYS} to {_MOST_KEYS} keys, not {keys}"
     if query.numel() == 0 or batch * heads > _LARGEST_GRID or queries > 2**31 - 64:
         return f"the queries have shape {tuple(query.shape)}"
-    return _why_unavailable(query.device.index, dim, _slots(keys), _has_gradient(query, key, value))
+    size = max(4 if len({t.dtype for t in (query, key, value)}) > 1 else 0, query.element_size())
+    has_gradient = _has_gradient(query, key, value)
+    return _why_unavailable(query.device.index, dim, _slots(keys), size, has_gradient)
 
 
 @torch.compiler.assume_constant_result
-def _why_unavailable(index: int, dim: int, slots: int, has_gradient: bool) -> str:
+def _why_unavailable(index: int, dim: int, slots: int, size: int, has_gradient: bool) -> str:
     device = torch.device("cuda", index)
     reason = why_unavailable(device)
-    shared_bytes = _shared_bytes(dim, slots)
+    shared_bytes = _shared_bytes(dim, slots, size)
     largest = max(shared_bytes.values()) if has_gradient else shared_bytes["forward"]
     if not reason and largest > _shared_bytes_limit(device):
         reason = f"{device} has too little shared memory for {32 * slots} keys of width {dim}"
@@ -71,130 +75,132 @@ def _has_gradient(*inputs: Tensor) -> bool:
 def rank_attention_cuda(query: Tensor, key: Tensor, value: Tensor, scale: float, bounds: list[int]) -> Tensor:
     """``ops.rank_attention`` for inputs that ``why_not`` has nothing against; ``bounds`` are the ends of the groups.
 
-    The result lies in memory as the queries do: channels first if these come from a map ``(B, C, H, W)``.
+    The result is a view of a token-major tensor ``(5, B, Q, h, d)``.
     """
     inputs = [query, key, value]
     if len({t.dtype for t in inputs}) > 1:
         inputs = [t.float() for t in inputs]
-    keep = _has_gradient(*inputs)
-    channels_first = query.stride(-1) != 1 and query.stride(-2) == 1
-    queries = inputs[0].transpose(-1, -2) if channels_first else inputs[0]
-    output, _ = rank_attention(queries, inputs[1], inputs[2], float(scale), bounds, channels_first, keep)
-    return (output.transpose(-1, -2) if channels_first else output).to(value.dtype)
+    output, _ = rank_attention(*inputs, float(scale), bounds, _has_gradient(*inputs))
+    return output.to(value.dtype)
 
 
 @torch.library.custom_op("sa2depth::rank_attention_cuda", mutates_args=())
 def rank_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-    bounds: list[int],
-    channels_first: bool,
-    keep: bool,
+    query: Tensor, key: Tensor, value: Tensor, scale: float, bounds: list[int], keep: bool
 ) -> tuple[Tensor, Tensor]:
     """Attention over all keys and inside four groups.
 
+    Inputs are taken without a copy if the channels of a head lie side by side, from multiples of 16 bytes on.
+
     Args:
-        query: ``(B, h, Q, d)``, or ``(B, h, d, Q)`` with ``channels_first``; float32, bfloat16 or float16.
+        query: ``(B, h, Q, d)``; float32, bfloat16 or float16.
         key: ``(B, h, N, d)``, of the same type.
         value: ``(B, h, N, d)``.
         scale: factor of the scores.
         bounds: ends of the groups' ranks, rising, four.
-        channels_first: the layout of ``query`` and of the outputs.
         keep: return what the backward pass needs.
 
     Returns:
-        ``(5, *query.shape)``; and ``(B, h, Q, 12)`` float32, thresholds, ties and logarithms of sums of each query
-        (no query without ``keep``). No gradient flows through the latter.
+        ``(5, B, h, Q, d)``, a view of ``(5, B, Q, h, d)``; and ``(B, h, Q, 12)`` float32, thresholds, ties and
+        logarithms of sums of each query (no query without ``keep``). No gradient flows through the latter.
     """
     query, key, value = (_aligned(t) for t in (query, key, value))
-    batch, heads, queries, keys, dim = _sizes(query, key, channels_first)
-    output = query.new_empty((_OUTPUTS, *query.shape))
-    rows = query.new_empty((batch, heads, queries if keep else 0, _ROW_WORDS), dtype=torch.float32)
+    batch, heads, queries, _ = query.shape
+    keys = key.shape[2]
+    output, rows = _new_outputs(query, keep)
     if query.numel() == 0:
         return output, rows
     _launch(
         "forward",
-        (query, key, value, output, rows if keep else None),
-        (queries, keys, *bounds, _bits(scale)),
+        (query, key, value),
+        (_token_major(output), rows if keep else None),
+        (heads, queries, keys, *bounds, _bits(scale)),
         grid=(math.ceil(queries / _FORWARD_QUERIES), batch * heads, 1),
         threads=_FORWARD_THREADS,
-        dim=dim,
-        channels_first=channels_first,
     )
     return output, rows
 
 
 @torch.library.custom_op("sa2depth::rank_attention_cuda_backward", mutates_args=())
 def rank_attention_backward(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    rows: Tensor,
-    scale: float,
-    channels_first: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the first three arguments of ``rank_attention``, for ``grad (5, *query.shape)`` of its output."""
-    grad, query, key, value, rows = (_aligned(t) for t in (grad, query, key, value, rows))
-    batch, heads, queries, keys, dim = _sizes(query, key, channels_first)
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, rows: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the first three arguments of ``rank_attention``.
+
+    Args:
+        grad: ``(5, B, h, Q, d)``, of its output.
+        query: as there.
+        key: as there.
+        value: as there.
+        output: the first result, a view of a token-major tensor.
+        rows: the second result.
+        scale: as there.
+
+    Returns:
+        Gradient of the queries, a view of ``(B, Q, h, d)``; gradients of keys and values in one, ``(2, B, h, N, d)``, a
+        view of ``(2, B, N, h, d)``.
+    """
+    grad, query, key, value = (_aligned(t) for t in (grad, query, key, value))
+    batch, heads, queries, dim = query.shape
+    keys = key.shape[2]
+    grad_query = _new_tokens(query)
     if query.numel() == 0:
-        return torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
-    inputs = (query, key, value, grad, rows)
-    grad_query = torch.empty_like(query)
-    means = rows.new_empty((batch, heads, queries, _OUTPUTS))
+        return grad_query, _new_tokens(key, 2).zero_()
+    inputs = (query, key, value, grad)
+    facts = rows.new_empty((batch, heads, queries, _FACT_WORDS))
     _launch(
         "backward_queries",
-        (*inputs, means, grad_query),
-        (queries, keys, _bits(scale)),
-        grid=(math.ceil(queries / _BACKWARD_QUERIES), batch * heads, 1),
+        inputs,
+        (_token_major(output).contiguous(), rows, facts, _token_major(grad_query)),
+        (heads, queries, keys, _bits(scale)),
+        grid=(math.ceil(queries / _QUERIES_QUERIES), batch * heads, 1),
         threads=_QUERIES_THREADS,
-        dim=dim,
-        channels_first=channels_first,
     )
     key_blocks = math.ceil(keys / _KEY_TILE)
     held = (3 if dim <= 64 else 2) * _multiprocessors(query.device)  # blocks, as in backward_keys.cu
     parts, part_queries = _parts(queries, _FILLS * held // (key_blocks * batch * heads))
-    grad_key, grad_value = (rows.new_empty((parts, *key.shape)) for _ in range(2))
+    sums = rows.new_empty((parts, 2, batch, keys, heads, dim))
     _launch(
         "backward_keys",
-        (*inputs, means, grad_key, grad_value),
-        (queries, keys, part_queries, _bits(scale)),
+        inputs,
+        (facts, sums),
+        (heads, queries, keys, part_queries, _bits(scale)),
         grid=(key_blocks, parts, batch * heads),
         threads=_KEYS_THREADS,
-        dim=dim,
-        channels_first=channels_first,
     )
-    return grad_query, grad_key.sum(dim=0).to(key.dtype), grad_value.sum(dim=0).to(value.dtype)
+    total = sums.sum(dim=0) if parts > 1 else sums[0]
+    return grad_query, _token_major(total.to(key.dtype))
 
 
 def _launch(
     name: str,
-    tensors: tuple[Tensor | None, ...],
+    strided: tuple[Tensor, ...],
+    others: tuple[Tensor | None, ...],
     numbers: tuple[int, ...],
     *,
     grid: tuple[int, int, int],
     threads: int,
-    dim: int,
-    channels_first: bool,
 ) -> None:
-    query, key = tensors[:2]
-    assert query is not None
-    assert key is not None
+    """Launches with addresses of strided inputs, of the other tensors, the strides of the former, then numbers."""
+    query, key = strided[:2]
     slots = _slots(key.shape[2])
-    shared_bytes = _shared_bytes(dim, slots)[name]
+    shared_bytes = _shared_bytes(query.shape[-1], slots, query.element_size())[name]
     macros = (
-        ("DIM", dim),
+        ("DIM", query.shape[-1]),
         ("KEY_SLOTS", slots),
         ("ELEMENT", _ELEMENTS[query.dtype]),
-        ("CHANNELS_FIRST", int(channels_first)),
         ("SHARED_BYTES", shared_bytes),
     )
     launch(
         Source(f"rank_attention/{name}.cu", macros),
         f"rank_attention_{name}",
-        (*tensors, *(ctypes.c_int32(number) for number in numbers)),
+        (
+            # as numbers: as tensors they would have to be contiguous
+            *(ctypes.c_int64(tensor.data_ptr()) for tensor in strided),
+            *others,
+            *(ctypes.c_int64(stride) for tensor in strided for stride in tensor.stride()[:-1]),
+            *(ctypes.c_int32(number) for number in numbers),
+        ),
         grid=grid,
         threads=threads,
         device=query.device,
@@ -202,23 +208,35 @@ def _launch(
     )
 
 
-def _sizes(query: Tensor, key: Tensor, channels_first: bool) -> tuple[int, int, int, int, int]:
-    """``B, h, Q, N, d``."""
-    batch, heads, first, second = query.shape
-    queries, dim = (second, first) if channels_first else (first, second)
-    return batch, heads, queries, key.shape[2], dim
+def _token_major(tensor: Tensor) -> Tensor:
+    """``(..., h, Q, d)`` as ``(..., Q, h, d)``, or the reverse."""
+    return tensor.transpose(-3, -2)
+
+
+def _new_tokens(like: Tensor, *leading: int) -> Tensor:
+    """``(*leading, B, h, Q, d)``, token-major in memory, for ``like`` with the last four."""
+    batch, heads, tokens, dim = like.shape
+    return _token_major(like.new_empty((*leading, batch, tokens, heads, dim)))
+
+
+def _new_outputs(query: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    batch, heads, queries, _ = query.shape
+    rows = query.new_empty((batch, heads, queries if keep else 0, _ROW_WORDS), dtype=torch.float32)
+    return _new_tokens(query, _OUTPUTS), rows
 
 
 def _parts(queries: int, wanted: int) -> tuple[int, int]:
     """Into how many parts the queries are divided for the gradient of the keys, and queries in one."""
     parts = max(1, min(wanted, queries // _FEWEST_QUERIES))
-    length = math.ceil(queries / parts / _BACKWARD_QUERIES) * _BACKWARD_QUERIES
+    length = math.ceil(queries / parts / _KEYS_QUERIES) * _KEYS_QUERIES
     return math.ceil(queries / length), length
 
 
 def _aligned(tensor: Tensor) -> Tensor:
-    """Contiguous, at an address that vectors of four floats can be read from."""
-    tensor = tensor.contiguous()
+    """The same values with contiguous channels, every row at a multiple of 16 bytes."""
+    size = tensor.element_size()
+    if tensor.stride(-1) != 1 or any(stride * size % 16 for stride in tensor.stride()[:-1]):
+        tensor = tensor.contiguous()
     return tensor.clone() if tensor.data_ptr() % 16 else tensor
 
 
@@ -230,22 +248,29 @@ def _bits(number: float) -> int:
 def _slots(keys: int) -> int:
     """Scores of a query that each lane of a warp keeps."""
     # by comparisons: a compiled graph for any number of keys is then bound to this range of it, not to one number
-    slots = 1
+    slots = 2  # two neighbouring keys at a time
     while keys > 32 * slots:
-        slots += 1
+        slots += 2
     return slots
 
 
 @functools.cache
-def _shared_bytes(dim: int, slots: int) -> dict[str, int]:
-    """Size of ``Shared`` in each kernel, which checks it."""
-    tile, scores = 4 * (dim + 4), 4 * (32 * slots + 8)
-    queries, block = _BACKWARD_QUERIES * (1 + _OUTPUTS) * tile, _BACKWARD_QUERIES * _QUERY_BYTES
-    factors = 4 * _FORWARD_QUERIES * (2 * _OUTPUTS - 1)
+def _shared_bytes(dim: int, slots: int, size: int) -> dict[str, int]:
+    """Size of ``Shared`` in each kernel, which checks it; ``size`` bytes an element."""
+    row, scores = size * dim + 16, 4 * (32 * slots + 8)
+    query = (1 + _OUTPUTS) * row + 4 * _FACT_WORDS
+    buffers = 1 if size == 4 else 2
+    forward = _FORWARD_QUERIES * (scores + row) + 2 * _KEY_TILE * row
+    slices = (
+        4  # warps that share 16 queries; in the forward pass two of them the channels if their sums are short
+    )
+    channel_tiles = math.ceil(dim / 8 / (2 if size == 2 and dim <= 64 else slices))
+    forward = max(forward, _FORWARD_THREADS // 64 * 16 * 32 * (_OUTPUTS * channel_tiles + 1))
+    sums = 16 * 32 * _QUERIES_QUERIES // 16 * (slices - 1) * dim // 8
     return {
-        "forward": _FORWARD_QUERIES * (scores + tile) + _KEY_TILE * tile + factors,
-        "backward_queries": 2 * _BACKWARD_QUERIES * scores + queries + _KEY_TILE * tile + block,
-        "backward_keys": 2 * _KEY_TILE * tile + queries + block,
+        "forward": forward + 4 * _FORWARD_QUERIES * _OUTPUTS,
+        "backward_queries": _QUERIES_QUERIES * query + max(buffers * 2 * _KEY_TILE * row, sums),
+        "backward_keys": 2 * _KEY_TILE * row + buffers * _KEYS_QUERIES * query,
     }
 
 
@@ -262,42 +287,28 @@ def _shared_bytes_limit(device: torch.device) -> int:
 
 @rank_attention.register_fake
 def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-    bounds: list[int],
-    channels_first: bool,
-    keep: bool,
+    query: Tensor, key: Tensor, value: Tensor, scale: float, bounds: list[int], keep: bool
 ) -> tuple[Tensor, Tensor]:
-    batch, heads, queries, *_ = _sizes(query, key, channels_first)
-    rows = query.new_empty((batch, heads, queries if keep else 0, _ROW_WORDS), dtype=torch.float32)
-    return query.new_empty((_OUTPUTS, *query.shape)), rows
+    return _new_outputs(query, keep)
 
 
 @rank_attention_backward.register_fake
 def _(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    rows: Tensor,
-    scale: float,
-    channels_first: bool,
-) -> tuple[Tensor, ...]:
-    return tuple(t.new_empty(t.shape) for t in (query, key, value))
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, rows: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    return _new_tokens(query), _new_tokens(key, 2)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, ctx.scale, _, ctx.channels_first, ctx.kept = inputs
-    ctx.save_for_backward(query, key, value, output[1])
+    query, key, value, ctx.scale, _, ctx.kept = inputs
+    ctx.save_for_backward(query, key, value, *output)
 
 
 def _gradients(ctx: Any, grad: Tensor, _grad_rows: Tensor) -> tuple[Tensor | None, ...]:
     if not ctx.kept:
         raise RuntimeError("rank_attention was called with keep=False: it has no backward pass")
-    gradients = rank_attention_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.channels_first)
-    return (*gradients, None, None, None, None)
+    grad_query, grad_key_value = rank_attention_backward(grad, *ctx.saved_tensors, ctx.scale)
+    return grad_query, *grad_key_value.unbind(0), None, None, None
 
 
 rank_attention.register_autograd(_gradients, setup_context=_save)

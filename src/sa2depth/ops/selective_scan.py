@@ -21,6 +21,8 @@ from sa2depth.ops.cpu.selective_scan import why_not as why_not_cpu
 from sa2depth.ops.precision import at_least_float32, no_autocast
 from sa2depth.ops.selective_scan_cuda import selective_scan_cuda
 from sa2depth.ops.selective_scan_cuda import why_not as why_not_cuda
+from sa2depth.ops.selective_scan_mamba import selective_scan_mamba
+from sa2depth.ops.selective_scan_mamba import why_not as why_not_mamba
 
 _STEPS = 16  # tokens in a block of the scan
 
@@ -35,10 +37,12 @@ def selective_scan_2d(
 
     Each scan follows ``h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t`` and ``y_t = C_t h_t + D x_t`` with
     ``A = -exp(a_log)``; ``dt, B, C`` are projections of the token, ``dt`` through a softplus. Computed in
-    float32 (float64 for float64 input) whatever the autocast state.
+    float32 (float64 for float64 input) whatever the autocast state; on the back end cuda, 16-bit ``x`` is projected
+    with weights of its own type and float32 sums, and what each direction adds to a token is rounded to 16 bits before
+    the sum over directions, which is float32.
 
     Args:
-        x: ``(B, D, H, W)``.
+        x: ``(B, D, H, W)``; in channels-last memory it is read as it is on the back end cuda.
         x_proj_weight: ``(4, R + 2N, D)``, projections to the rank of dt, B and C for the directions row,
             column, reversed row, reversed column; ``N`` is the state size.
         dt_weight: ``(4, D, R)``.
@@ -47,7 +51,7 @@ def selective_scan_2d(
         d_skip: ``(4 * D)``, direction major.
 
     Returns:
-        ``(B, D, H, W)``, float32 or float64. On the back ends cuda and cpu, in channels-last memory.
+        ``(B, D, H, W)``, of the type of ``x``. On the back ends cuda and cpu, in channels-last memory.
 
     Raises:
         ShapeError: if the parameters do not belong to ``D`` channels.
@@ -66,16 +70,24 @@ def selective_scan_2d(
         raise ShapeError(
             f"selective_scan_2d on {channels} channels wants parameters {expected}, got {shapes}"
         )
-    why_not = {"cuda": lambda: why_not_cuda(x, states, rank), "cpu": lambda: why_not_cpu(x, states, rank)}
-    implementation = choose("selective_scan_2d", _IMPLEMENTATIONS, why_not)
+    why_not = {
+        "cuda": lambda: why_not_cuda(x, states, rank),
+        "cpu": lambda: why_not_cpu(x, states, rank),
+        "mamba_ssm": lambda: why_not_mamba(x),
+    }
+    implementation = choose("selective_scan_2d", _IMPLEMENTATIONS, why_not, x.device)
     with no_autocast(x):
-        return implementation(x, x_proj_weight, dt_weight, dt_bias, a_log, d_skip)
+        scanned = implementation(x, x_proj_weight, dt_weight, dt_bias, a_log, d_skip)
+    return scanned.to(x.dtype)
 
 
 def selective_scan_torch(
     x: Tensor, x_proj_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor, a_log: Tensor, d_skip: Tensor
 ) -> Tensor:
-    """``selective_scan_2d`` in plain torch: any device, any state size, the oracle of the kernels."""
+    """``selective_scan_2d`` in plain torch: any device, any state size, the oracle of the kernels.
+
+    The result is float32 at least.
+    """
     height, rank, states = x.shape[2], dt_weight.shape[-1], a_log.shape[-1]
     x, x_proj_weight, dt_weight, dt_bias, a_log, d_skip = map(
         at_least_float32, (x, x_proj_weight, dt_weight, dt_bias, a_log, d_skip)
@@ -94,7 +106,12 @@ def selective_scan_torch(
     return rows + columns + x * rearrange(d_skip, "(k d) -> k d 1 1", k=4).sum(dim=0)
 
 
-_IMPLEMENTATIONS = {"cuda": selective_scan_cuda, "cpu": selective_scan_cpu, "torch": selective_scan_torch}
+_IMPLEMENTATIONS = {
+    "cuda": selective_scan_cuda,
+    "cpu": selective_scan_cpu,
+    "mamba_ssm": selective_scan_mamba,
+    "torch": selective_scan_torch,
+}
 
 
 def _scan_tokens(x: Tensor, dt: Tensor, decay_rate: Tensor, b: Tensor, c: Tensor, reverse: bool) -> Tensor:
@@ -194,6 +211,12 @@ def linear_recurrence(decay: Tensor, drive: Tensor, *, reverse: bool = False) ->
 
 def _walk(decay: Tensor, drive: Tensor, state: Tensor, order: Iterable[int], dim: int) -> Tensor:
     """Step through dimension ``dim`` from ``state``, writing each state."""
+    if torch.compiler.is_compiling():  # which has no results in given memory
+        found: dict[int, Tensor] = {}
+        for step in order:
+            state = torch.addcmul(drive.select(dim, step), decay.select(dim, step), state)
+            found[step] = state
+        return torch.stack([found[step] for step in range(len(found))], dim)
     states = torch.empty_like(drive)
     for step in order:
         out = states.select(dim, step)

@@ -2,6 +2,10 @@
 
 Tokens stay in the order of the image's rows; directions are orders in which the kernels visit them. The projections
 of a token for all four directions are one matrix product in torch, everything after it is in the kernels.
+
+Tensors of the size of the tokens have the type of ``x``. In 16 bits what each direction adds is rounded before the sum
+over directions, and so are, in the backward pass, the sums over 64 channels that the gradients of the projections are
+made of. States, the projections and all arithmetic are float32.
 """
 
 import ctypes
@@ -13,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from sa2depth.ops.autograd import register_selective_scan
 from sa2depth.ops.backends import say_once
@@ -21,6 +26,9 @@ from sa2depth.ops.precision import no_autocast
 
 STATES = 16
 """State size that the kernels are written for."""
+
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in csrc/selective_scan/values.cuh
+_VECTOR_BYTES = 16
 
 # As in csrc/selective_scan/scan.cuh.
 _DIRECTIONS = 4
@@ -33,6 +41,8 @@ _STEP_ROW = 34 * 16  # bytes of shared memory
 _LARGEST_RANK = 64
 _LARGEST_GRID = 65535
 _BLOCKS_HELD = 2  # by a multiprocessor
+_PARTS_OF_SUMS = 32  # over tokens: each is one matrix product, and few long ones would not fill the machine
+_WIDE_PRODUCTS = TorchVersion(torch.__version__) >= "2.8"  # of 16-bit matrices with a float32 result
 # A grid of this part of the machine's capacity is not divided: a first pass would cost more than it brings.
 _FILLS_FORWARD, _FILLS_BACKWARD = 0.45, 0.75
 
@@ -41,7 +51,7 @@ def why_not(x: Tensor, states: int, rank: int) -> str:
     """Why the kernels cannot take these inputs; empty if they can."""
     if not x.is_cuda:
         return f"the input is on {x.device}"
-    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    if x.dtype not in _TYPES:
         return f"the input is {x.dtype}"
     if states != STATES or rank > _LARGEST_RANK:
         return (
@@ -76,16 +86,15 @@ def selective_scan_cuda(
     if channels % _BLOCK_CHANNELS or rank % 4:
         tokens, weights = _pad(tokens, weights)
     x_proj_weight, dt_weight, dt_bias, a_log, d_skip = weights
-    projected = F.linear(tokens, rearrange(x_proj_weight, "k r d -> (k r) d"))
-    y, _ = selective_scan(tokens, projected, dt_weight, dt_bias, a_log, d_skip, height, keep_states)
+    y, _, _ = selective_scan(tokens, x_proj_weight, dt_weight, dt_bias, a_log, d_skip, height, keep_states)
     return rearrange(y, "b (h w) d -> b d h w", h=height)[:, :channels]
 
 
 def _tokens(x: Tensor) -> Tensor:
-    """``(B, D, H, W)`` to ``(B, L, D)``, contiguous and float32; no copy if it is channels last already."""
-    if x.dtype == torch.float32 and x.is_contiguous():
+    """``(B, D, H, W)`` to ``(B, L, D)``, contiguous; no copy if it is channels last already."""
+    if x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last):
         return to_tokens(x)
-    return rearrange(x, "b d h w -> b (h w) d").contiguous().float()
+    return rearrange(x, "b d h w -> b (h w) d").contiguous()
 
 
 def _pad(tokens: Tensor, weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -109,7 +118,7 @@ def _pad(tokens: Tensor, weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
 
 @torch.library.custom_op("sa2depth::to_tokens", mutates_args=())
 def to_tokens(x: Tensor) -> Tensor:
-    """``(B, D, H, W)`` to ``(B, H * W, D)``, both contiguous and float32."""
+    """``(B, D, H, W)`` to ``(B, H * W, D)``, both contiguous."""
     return _turn(x.contiguous().flatten(2))
 
 
@@ -119,86 +128,94 @@ def _turn(x: Tensor) -> Tensor:
     tokens = x.new_empty((batch, length, channels))
     if x.numel():
         grid = (math.ceil(length / 32), math.ceil(channels / 32), batch)
-        source = Source("selective_scan/to_tokens.cu")
+        source = _source("to_tokens", x)
         sizes = _ints(channels, length)
         launch(source, "to_tokens", (x, tokens, *sizes), grid=grid, threads=256, device=x.device)
     return tokens
 
 
 def _contiguous(tokens: Tensor) -> Tensor:
-    """``(B, L, D)`` as contiguous memory, fast if it lay channels first."""
+    """``_ready`` for ``(B, L, D)``, fast if it lay channels first."""
     turned = tokens.transpose(1, 2)
-    return _turn(turned) if turned.is_contiguous() and not tokens.is_contiguous() else tokens.contiguous()
+    return _turn(turned) if turned.is_contiguous() and not tokens.is_contiguous() else _ready(tokens)
+
+
+def _ready(tensor: Tensor) -> Tensor:
+    """Contiguous, and aligned to the kernels' widest loads."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.data_ptr() % _VECTOR_BYTES == 0 else tensor.clone()
 
 
 @torch.library.custom_op("sa2depth::selective_scan", mutates_args=())
 def selective_scan(
     x: Tensor,
-    projected: Tensor,
+    x_proj_weight: Tensor,
     dt_weight: Tensor,
     dt_bias: Tensor,
     a_log: Tensor,
     d_skip: Tensor,
     height: int,
     keep_states: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of the four scans and the skips.
 
     Args:
-        x: ``(B, L, D)`` float32, ``D`` a multiple of 64.
-        projected: ``(B, L, 4 * (R + 32))``: for each direction the low-rank dt, B and C. ``R`` a multiple of 4.
+        x: ``(B, L, D)``, ``D`` a multiple of 64; all weights are float32.
+        x_proj_weight: ``(4, R + 32, D)``, ``R`` a multiple of 4.
         dt_weight: ``(4, D, R)``.
         dt_bias: ``(4, D)``.
         a_log: ``(4 * D, 16)``.
         d_skip: ``(4 * D)``.
         height: ``H``; ``W = L / H``.
-        keep_states: return the states that the backward pass starts from.
+        keep_states: return what the backward pass starts from.
 
     Returns:
-        ``(B, L, D)``; and ``(B, chunks, 4, D, 16)``, the states before each chunk of 64 tokens (no chunk without
-        ``keep_states``). No gradient flows through the states.
+        ``(B, L, D)``, of the type of ``x``; and, float32 and empty without ``keep_states``,
+        ``(B, L, 4 * (R + 32))``, for each direction the low-rank dt, B and C, and ``(B, chunks, 4, D, 16)``, the
+        states before each chunk of 64 tokens. No gradient flows through the latter two.
     """
-    x, projected, dt_weight, dt_bias, a_log, d_skip = (
-        t.contiguous() for t in (x, projected, dt_weight, dt_bias, a_log, d_skip)
-    )
+    x, dt_weight, dt_bias, a_log, d_skip = (_ready(t) for t in (x, dt_weight, dt_bias, a_log, d_skip))
     batch, length, channels = x.shape
-    chunks = _chunks(length) if keep_states else 0
-    states = x.new_empty((batch, chunks, _DIRECTIONS, channels, STATES))
-    parts = x.new_empty((_DIRECTIONS, batch, length, channels))
-    total = torch.empty_like(x)
     if x.numel() == 0:
-        return total, states
+        return _like_outputs(x, x_proj_weight, dt_weight, dt_bias, a_log, d_skip, height, keep_states)
+    total = torch.empty_like(x)
+    chunks = _chunks(length) if keep_states else 0
+    states = a_log.new_empty((batch, chunks, _DIRECTIONS, channels, STATES))
+    with no_autocast(x):
+        projected = _projected(x, x_proj_weight)
+    parts = x.new_empty((_DIRECTIONS - 1, batch, length, channels))
     segments, segment_tokens = _segments(x, _FILLS_FORWARD)
     grid = (channels // _BLOCK_CHANNELS, _DIRECTIONS * segments, batch)
     sizes = _ints(height, length // height, channels, segment_tokens)
     inputs = (x, projected, dt_weight, dt_bias, a_log)
     ends, elapsed = _segment_ends("segment_ends", inputs, grid, sizes)
-    outputs = (ends, elapsed, parts, states if keep_states else None)
+    outputs = (ends, elapsed, total, parts, states if keep_states else None)
     _launch_forward("scan_forward", (*inputs, *outputs, *sizes), dt_weight.shape[-1], grid)
-    _sum_directions(parts, x, d_skip, total)
-    return total, states
+    _sum_directions(total, parts, x, d_skip)
+    return total, projected if keep_states else projected.new_empty((batch, length, 0)), states
 
 
 @torch.library.custom_op("sa2depth::selective_scan_backward", mutates_args=())
 def selective_scan_backward(
     grad: Tensor,
     x: Tensor,
-    projected: Tensor,
+    x_proj_weight: Tensor,
     dt_weight: Tensor,
     dt_bias: Tensor,
     a_log: Tensor,
     d_skip: Tensor,
+    projected: Tensor,
     states: Tensor,
     height: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the first six arguments of ``selective_scan``; ``grad (B, L, D)`` is that of its result."""
-    grad = _contiguous(grad)
-    x, projected, dt_weight, dt_bias, a_log, d_skip, states = (
-        t.contiguous() for t in (x, projected, dt_weight, dt_bias, a_log, d_skip, states)
+    grad = _contiguous(grad.to(x.dtype))
+    x, x_proj_weight, dt_weight, dt_bias, a_log, d_skip, projected, states = (
+        _ready(t) for t in (x, x_proj_weight, dt_weight, dt_bias, a_log, d_skip, projected, states)
     )
     (batch, length, channels), rank = x.shape, dt_weight.shape[-1]
     if x.numel() == 0:
-        inputs = (x, projected, dt_weight, dt_bias, a_log, d_skip)
+        inputs = (x, x_proj_weight, dt_weight, dt_bias, a_log, d_skip)
         return tuple(torch.zeros_like(t) for t in inputs)  # type: ignore[return-value]
     segments, segment_tokens = _segments(x, _FILLS_BACKWARD)
     blocks = channels // _BLOCK_CHANNELS
@@ -207,54 +224,69 @@ def selective_scan_backward(
     parameters = (projected, dt_weight, dt_bias, a_log)
     ends, elapsed = _segment_ends("adjoint_segment_ends", (grad, *parameters), grid, sizes)
 
-    grad_x_parts = x.new_empty((_DIRECTIONS, batch, length, channels))
-    grad_dt = torch.empty_like(grad_x_parts)
-    grad_bc = x.new_empty((blocks, batch, length, _DIRECTIONS, 2 * STATES))
-    grad_a = x.new_empty((batch, segments, _DIRECTIONS * channels, STATES))
-    grad_skip = x.new_empty((batch, segments, _DIRECTIONS * channels))
-    outputs = (grad_x_parts, grad_dt, grad_bc, grad_a, grad_skip)
+    grad_x = torch.empty_like(x)
+    grad_x_parts = x.new_empty((_DIRECTIONS - 1, batch, length, channels))
+    grad_projected_parts = x.new_empty((blocks, *projected.shape))
+    rows = (batch, segments, _DIRECTIONS * channels)
+    grad_weight, grad_a = dt_weight.new_empty((*rows, rank)), a_log.new_empty((*rows, STATES))
+    grad_bias, grad_skip = dt_bias.new_empty(rows), d_skip.new_empty(rows)
+    outputs = (grad_x, grad_x_parts, grad_projected_parts, grad_weight, grad_bias, grad_a, grad_skip)
     # the second buffer saves barriers where there is room for it
     buffers = 2 if _backward_shared_bytes(rank, 2) <= _shared_bytes_limit(x.device) else 1
+    shared_bytes = _backward_shared_bytes(rank, buffers)
     launch(
-        _backward_source(rank, buffers),
+        _source("backward", x, RANK=rank, SUM_BUFFERS=buffers, SHARED_BYTES=shared_bytes),
         "scan_backward",
         (x, *parameters, states, grad, ends, elapsed, *outputs, *sizes),
         grid=grid,
         threads=_THREADS,
         device=x.device,
-        shared_bytes=_backward_shared_bytes(rank, buffers),
+        shared_bytes=shared_bytes,
     )
 
-    grad_x = torch.empty_like(x)
-    _sum_directions(grad_x_parts, grad, d_skip, grad_x)
-    del grad_x_parts
-    grad_projected = x.new_empty((batch, length, _DIRECTIONS, rank + 2 * STATES))
-    torch.sum(grad_bc, dim=0, out=grad_projected[..., rank:])
+    _sum_directions(grad_x, grad_x_parts, grad, d_skip)
+    grad_projected = grad_projected_parts.sum(dim=0)
+    del grad_x_parts, grad_projected_parts, outputs
     with no_autocast(x):
-        grad_rank, grad_weight, grad_bias = _time_step_gradients(grad_dt, projected, dt_weight)
-    grad_projected[..., :rank] = rearrange(grad_rank, "k b l r -> b l k r")
-    grad_a_log = grad_a.sum(dim=(0, 1)) * -a_log.exp()
-    return grad_x, grad_projected.flatten(2), grad_weight, grad_bias, grad_a_log, grad_skip.sum(dim=(0, 1))
-
-
-def _time_step_gradients(
-    grad_dt: Tensor, projected: Tensor, dt_weight: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the low-rank dt ``(4, B, L, R)``, ``dt_weight``, ``dt_bias`` from that of dt ``(4, B, L, D)``."""
-    batch, length = grad_dt.shape[1:3]
-    rank = dt_weight.shape[-1]
-    grad_rank = torch.bmm(grad_dt.flatten(1, 2), dt_weight).view(_DIRECTIONS, batch, length, rank)
-    # A column of ones yields the bias; four, because rows of 16 bytes multiply faster. Sums over many tokens run in
-    # parts: each is one matrix product, and few long ones would not fill the machine.
-    low_rank = torch.ones((_DIRECTIONS, batch, length, rank + 4), device=grad_dt.device)
-    low_rank[..., :rank] = rearrange(projected, "b l (k r) -> k b l r", k=_DIRECTIONS)[..., :rank]
-    parts = batch * max(n for n in range(1, max(1, 32 // batch) + 1) if length % n == 0)
-    products = torch.matmul(
-        grad_dt.view(_DIRECTIONS, parts, -1, grad_dt.shape[-1]).transpose(2, 3),
-        low_rank.view(_DIRECTIONS, parts, -1, rank + 4),
+        grad_x_proj_weight = _add_projection_gradients(grad_x, grad_projected, x, x_proj_weight)
+    sums = [t.sum(dim=(0, 1)) for t in (grad_weight, grad_bias, grad_a, grad_skip)]
+    return (
+        grad_x,
+        grad_x_proj_weight,
+        sums[0].view_as(dt_weight),
+        sums[1].view_as(dt_bias),
+        sums[2] * -a_log.exp(),
+        sums[3],
     )
-    total = products.sum(dim=1)
-    return grad_rank, total[..., :rank].contiguous(), total[..., rank].contiguous()
+
+
+def _projected(x: Tensor, x_proj_weight: Tensor) -> Tensor:
+    """Low-rank dt, B and C of each direction, ``(B, L, 4 * (R + 32))``, float32."""
+    weight = rearrange(x_proj_weight, "k r d -> d (k r)")
+    return _product(x.flatten(0, 1), weight.to(x.dtype)).view(*x.shape[:2], weight.shape[1])
+
+
+def _add_projection_gradients(
+    grad_x: Tensor, grad_projected: Tensor, x: Tensor, x_proj_weight: Tensor
+) -> Tensor:
+    """Add the gradient that comes through the projections to ``grad_x``; returns that of their weights."""
+    weight = rearrange(x_proj_weight, "k r d -> (k r) d")
+    grad_x.flatten(0, 1).addmm_(grad_projected.flatten(0, 1), weight.to(x.dtype))
+    batch, length = x.shape[:2]
+    limit = max(1, _PARTS_OF_SUMS // batch)
+    parts = batch * max(n for n in range(1, limit + 1) if length % n == 0)
+    left, right = (t.view(parts, -1, t.shape[-1]) for t in (grad_projected, x))
+    return _product(left.transpose(1, 2), right).sum(dim=0).view_as(x_proj_weight)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Float32 product of matrices or of batches of them."""
+    if left.dtype == torch.float32:
+        return left @ right
+    if not (_WIDE_PRODUCTS and left.is_cuda):
+        return left.float() @ right.float()
+    multiply = torch.mm if left.dim() == 2 else torch.bmm
+    return multiply(left, right, out_dtype=torch.float32)
 
 
 def _segment_ends(
@@ -265,8 +297,8 @@ def _segment_ends(
     if segments == 1:
         return None, None
     x, dt_weight = inputs[0], inputs[2]
-    ends = x.new_empty((x.shape[0], segments, _DIRECTIONS, x.shape[2], STATES))
-    elapsed = x.new_empty(ends.shape[:-1])
+    ends = dt_weight.new_empty((x.shape[0], segments, _DIRECTIONS, x.shape[2], STATES))
+    elapsed = dt_weight.new_empty(ends.shape[:-1])
     _launch_forward(kernel, (*inputs, ends, elapsed, *sizes), dt_weight.shape[-1], grid)
     return ends, elapsed
 
@@ -276,22 +308,24 @@ def _launch_forward(
 ) -> None:
     (x, *_) = arguments
     assert isinstance(x, Tensor)
+    shared_bytes = _forward_shared_bytes(rank)
     launch(
-        _forward_source(rank),
+        _source("forward", x, RANK=rank, SHARED_BYTES=shared_bytes),
         kernel,
         arguments,
         grid=grid,
         threads=2 * _THREADS,
         device=x.device,
-        shared_bytes=_forward_shared_bytes(rank),
+        shared_bytes=shared_bytes,
     )
 
 
-def _sum_directions(parts: Tensor, x: Tensor, d_skip: Tensor, total: Tensor) -> None:
-    count, threads = x.numel() // 4, 256
+def _sum_directions(total: Tensor, parts: Tensor, x: Tensor, d_skip: Tensor) -> None:
+    """Add ``parts (3, B, L, D)`` and ``x`` times the skips to ``total``."""
+    count, threads = x.numel() * x.element_size() // _VECTOR_BYTES, 256
     blocks = min(math.ceil(count / threads), 32 * _multiprocessors(x.device))
-    arguments = (parts, x, d_skip, total, ctypes.c_int64(count), ctypes.c_int32(x.shape[-1]))
-    source = Source("selective_scan/sum_directions.cu")
+    arguments = (total, parts, x, d_skip, ctypes.c_int64(count), ctypes.c_int32(x.shape[-1]))
+    source = _source("sum_directions", x)
     launch(source, "sum_directions", arguments, grid=(blocks, 1, 1), threads=threads, device=x.device)
 
 
@@ -322,20 +356,14 @@ def _shared_bytes_limit(device: torch.device) -> int:
     return int(getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 99 << 10))
 
 
-def _forward_source(rank: int) -> Source:
-    macros = {"RANK": rank, "SHARED_BYTES": _forward_shared_bytes(rank)}
-    return Source("selective_scan/forward.cu", tuple(macros.items()))
+def _source(name: str, x: Tensor, **macros: int) -> Source:
+    return Source(f"selective_scan/{name}.cu", (("VALUE_TYPE", _TYPES[x.dtype]), *macros.items()))
 
 
 def _forward_shared_bytes(rank: int) -> int:
     """Size of ``Shared`` in ``forward.cu``, which checks it."""
     tile, row = 32, (rank + 36) * 4
     return tile * (3 * row + 2 * _STEP_ROW + 4 * 4)
-
-
-def _backward_source(rank: int, buffers: int) -> Source:
-    macros = {"RANK": rank, "SUM_BUFFERS": buffers, "SHARED_BYTES": _backward_shared_bytes(rank, buffers)}
-    return Source("selective_scan/backward.cu", tuple(macros.items()))
 
 
 def _backward_shared_bytes(rank: int, buffers: int) -> int:
@@ -355,10 +383,20 @@ def _(x: Tensor) -> Tensor:
     return x.new_empty((x.shape[0], x.shape[2] * x.shape[3], x.shape[1]))
 
 
-def _like_outputs(x: Tensor, a_log: Tensor, keep_states: bool) -> tuple[Tensor, Tensor]:
+def _like_outputs(
+    x: Tensor,
+    x_proj_weight: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    a_log: Tensor,
+    d_skip: Tensor,
+    height: int,
+    keep_states: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, channels = x.shape
-    chunks = _chunks(length) if keep_states else 0
-    return x.new_empty(x.shape), x.new_empty((batch, chunks, _DIRECTIONS, channels, STATES))
+    chunks, columns = (_chunks(length), x_proj_weight.shape[:2].numel()) if keep_states else (0, 0)
+    projected = x_proj_weight.new_empty((batch, length, columns))
+    return x.new_empty(x.shape), projected, a_log.new_empty((batch, chunks, _DIRECTIONS, channels, STATES))
 
 
 def _save_size(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:

@@ -36,6 +36,10 @@ inline void add_four(float* to, float4 value) {
   for (int i = 0; i < 4; ++i) to[i] += values[i];
 }
 
+inline unsigned __reduce_or_sync(unsigned, unsigned value) {
+  return emulator::combine(value, [](unsigned a, unsigned b) { return a | b; });
+}
+
 #include KERNELS
 
 extern "C" int emulate(const char* name, const int* grid, int threads, int shared_bytes, void** arguments) {

@@ -5,16 +5,19 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from timm.layers import DropPath, trunc_normal_
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from sa2depth.errors import ConfigError
-from sa2depth.nn.layout import for_depthwise
-from sa2depth.ops import dcnv3
-from sa2depth.ops.precision import at_least_float32, no_autocast
+from sa2depth.models.checkpointing import run_layer
+from sa2depth.nn.drop_path import DropPath
+from sa2depth.nn.layout import from_tokens
+from sa2depth.nn.merged import MergesWeights
+from sa2depth.ops import dcnv3_fused, depthwise_conv
 
 _EPS = 1e-6
 _POINTS = 9
+_ROW_MULTIPLE = 8  # 16 bytes of half precision
 
 
 class InternImage(nn.Module):
@@ -34,9 +37,11 @@ class InternImage(nn.Module):
     Attributes:
         channels: channels of the four maps, fine to coarse.
         stride_multiple: sides of the image must be multiples of it.
+        gradient_checkpointing: run layers again in the backward pass instead of keeping what they made.
     """
 
     stride_multiple = 32
+    gradient_checkpointing = False
 
     def __init__(
         self,
@@ -61,7 +66,9 @@ class InternImage(nn.Module):
                 f"got depths {list(depths)} and groups {list(groups)}"
             )
         total = sum(depths)
-        rates = [drop_path_rate * layer / max(total - 1, 1) for layer in range(total)]
+        rates = [
+            drop_path_rate * layer / max(total - 1, 1) if drop_path_rate else None for layer in range(total)
+        ]
         self.stem = Stem(channels)
         self.stages = nn.ModuleList()
         for index, (depth, stage_groups) in enumerate(zip(depths, groups, strict=True)):
@@ -79,8 +86,8 @@ class InternImage(nn.Module):
         features: list[Tensor] = []
         for stage in self.stages:
             assert isinstance(stage, Stage)
-            x = stage(x)
-            features.append(rearrange(x, "b h w c -> b c h w").contiguous())
+            x = stage(x, again=self.gradient_checkpointing)
+            features.append(from_tokens(x))
             x = stage.downsample(x)
         return features
 
@@ -115,18 +122,28 @@ class Downsample(nn.Module):
         return self.norm(rearrange(self.conv(rearrange(x, "b h w c -> b c h w")), "b c h w -> b h w c"))
 
 
+class StageNorm(nn.LayerNorm):
+    """The norm behind the layers of a stage; a class of its own, because it is compiled by itself."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``(B, H, W, C)`` to ``(B, H, W, C)``."""
+        return super().forward(input)
+
+
 class Stage(nn.Module):
     """Layers of one resolution, a norm if they have none at their end, and the way to the next stage."""
 
     def __init__(self, channels: int, blocks: list["Layer"], norm: bool, downsample: bool) -> None:
         super().__init__()
         self.blocks = nn.Sequential(*blocks)
-        self.norm = nn.LayerNorm(channels, eps=_EPS) if norm else nn.Identity()
+        self.norm = StageNorm(channels, eps=_EPS) if norm else nn.Identity()
         self.downsample = Downsample(channels) if downsample else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, H, W, C)`` to ``(B, H, W, C)``, not yet downsampled."""
-        return self.norm(self.blocks(x))
+    def forward(self, x: Tensor, *, again: bool = False) -> Tensor:
+        """``(B, H, W, C)`` to ``(B, H, W, C)``, not yet downsampled; ``again`` as in :func:`run_layer`."""
+        for block in self.blocks:
+            x = run_layer(block, x, again=again)
+        return self.norm(x)
 
 
 class Layer(nn.Module):
@@ -139,7 +156,7 @@ class Layer(nn.Module):
         post_norm: bool,
         layer_scale: float | None,
         offset_scale: float,
-        drop_path_rate: float,
+        drop_path_rate: float | None,
         mlp_ratio: float,
     ) -> None:
         super().__init__()
@@ -148,7 +165,7 @@ class Layer(nn.Module):
         self.dcn = DeformableConv(channels, groups, offset_scale)
         self.norm2 = nn.LayerNorm(channels, eps=_EPS)
         self.mlp = Mlp(channels, int(channels * mlp_ratio))
-        self.drop_path = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
+        self.drop_path = nn.Identity() if drop_path_rate is None else DropPath(drop_path_rate)
         self.scale1 = self.scale2 = None
         if layer_scale is not None:
             self.scale1 = nn.Parameter(torch.full((channels,), float(layer_scale)))
@@ -164,7 +181,7 @@ class Layer(nn.Module):
         return self.drop_path(y if scale is None else scale * y)
 
 
-class DeformableConv(nn.Module):
+class DeformableConv(MergesWeights):
     """DCNv3 with its projections; offsets and masks come from a depthwise convolution of the input.
 
     Args:
@@ -192,21 +209,21 @@ class DeformableConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` to ``(B, H, W, C)``."""
-        local = self.depthwise(for_depthwise(x))
+        local = depthwise_conv(rearrange(x, "b h w c -> b c h w"), self.depthwise.weight, self.depthwise.bias)
         local = F.gelu(self.norm(rearrange(local, "b c h w -> b h w c")))
-        with no_autocast(x):
-            # A bf16 offset would be coarser than the bilinear interpolation it steers.
-            local = at_least_float32(local)
-            offset = self.offset(local)
-            mask = rearrange(self.mask(local), "b h w (g p) -> b h w g p", g=self.groups).softmax(dim=-1)
-        sampled = dcnv3(
-            self.input_proj(x),
-            offset,
-            rearrange(mask, "b h w g p -> b h w (g p)"),
-            groups=self.groups,
-            offset_scale=self.offset_scale,
+        # Under autocast displacements are rounded to bf16, to 0.2 % of themselves; coordinates never are.
+        offset_and_logits = F.linear(local, *self.merged())
+        sampled = dcnv3_fused(
+            self.input_proj(x), offset_and_logits, groups=self.groups, offset_scale=self.offset_scale
         )
         return self.output_proj(sampled)
+
+    def _merge(self) -> tuple[Tensor, ...]:
+        # One matrix product for offsets and logits of the mask, its rows filled up to what multiplies fastest.
+        missing = -(self.offset.out_features + self.mask.out_features) % _ROW_MULTIPLE
+        weight = torch.cat((self.offset.weight, self.mask.weight))
+        bias = torch.cat((self.offset.bias, self.mask.bias))
+        return F.pad(weight, (0, 0, 0, missing)), F.pad(bias, (0, missing))
 
 
 class Mlp(nn.Module):

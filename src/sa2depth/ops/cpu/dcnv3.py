@@ -1,5 +1,7 @@
 """DCNv3 on the CPU: a ``torch.library`` operator around ``csrc/cpu/dcnv3.h``."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -10,17 +12,16 @@ from sa2depth.ops.cpu.library import Dcnv3Shape, call
 _MOST_POINTS = 64
 
 
-def why_not(input: Tensor, offset: Tensor, mask: Tensor, kernel_size: int) -> str:
-    """Why the library cannot take these inputs; empty if it can."""
+def why_not(input: Tensor, points: Sequence[Tensor], kernel_size: int) -> str:
+    """Why the library cannot take these inputs; empty if it can. ``points``: offset and mask, or one for both."""
     if kernel_size * kernel_size > _MOST_POINTS:
         return f"the kernel has {kernel_size} x {kernel_size} points, more than {_MOST_POINTS}"
-    return why_not_these("dcnv3", input, offset, mask)
+    return why_not_these("dcnv3", input, *points)
 
 
 def dcnv3_cpu(
     input: Tensor,
-    offset: Tensor,
-    mask: Tensor,
+    points: Tensor,
     groups: int,
     kernel_size: int,
     stride: int,
@@ -28,18 +29,17 @@ def dcnv3_cpu(
     dilation: int,
     offset_scale: float,
     remove_center: bool,
+    softmax: bool,
 ) -> Tensor:
-    """``ops.dcnv3`` for inputs that ``why_not`` has nothing against."""
-    tensors = (input.float(), offset.float(), mask.float())
-    options = (groups, kernel_size, stride, padding, dilation, float(offset_scale), remove_center)
-    return dcnv3(*tensors, *options).to(input.dtype)
+    """``ops.dcnv3`` for inputs that ``why_not`` has nothing against; ``points`` are offset and mask, joined."""
+    options = (groups, kernel_size, stride, padding, dilation, float(offset_scale), remove_center, softmax)
+    return dcnv3(input.float(), points.float(), *options).to(input.dtype)
 
 
 @torch.library.custom_op("sa2depth::dcnv3_cpu", mutates_args=(), device_types="cpu")
 def dcnv3(
     input: Tensor,
-    offset: Tensor,
-    mask: Tensor,
+    points: Tensor,
     groups: int,
     kernel_size: int,
     stride: int,
@@ -47,11 +47,16 @@ def dcnv3(
     dilation: int,
     offset_scale: float,
     remove_center: bool,
+    softmax: bool,
 ) -> Tensor:
-    """As ``ops.dcnv3``; float32 tensors."""
-    shape = _shape(input, mask, groups, kernel_size, stride, padding, dilation, offset_scale, remove_center)
-    output = _like_output(input, mask)
-    call("dcnv3_forward", shape, *_contiguous(input, offset, mask), output)
+    """As ``ops.dcnv3``; float32 tensors.
+
+    ``points`` is ``(B, Ho, Wo, R)``: the offsets of all groups, their masks (or logits, with ``softmax``), and what
+    nobody reads, whose gradient is zero.
+    """
+    options = (groups, kernel_size, stride, padding, dilation, offset_scale, remove_center, softmax)
+    output = input.new_empty((*points.shape[:3], input.shape[3]))
+    call("dcnv3_forward", _shape(input, points, *options), input.contiguous(), points.contiguous(), output)
     return output
 
 
@@ -59,8 +64,7 @@ def dcnv3(
 def dcnv3_backward(
     grad: Tensor,
     input: Tensor,
-    offset: Tensor,
-    mask: Tensor,
+    points: Tensor,
     groups: int,
     kernel_size: int,
     stride: int,
@@ -68,26 +72,21 @@ def dcnv3_backward(
     dilation: int,
     offset_scale: float,
     remove_center: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of input, offset and mask; ``grad`` is that of the output."""
-    shape = _shape(input, mask, groups, kernel_size, stride, padding, dilation, offset_scale, remove_center)
+    softmax: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of input and points; ``grad`` is that of the output."""
+    options = (groups, kernel_size, stride, padding, dilation, offset_scale, remove_center, softmax)
     # sums of scattered samples
     grad_input = input.new_zeros(input.shape)
-    grad_offset, grad_mask = offset.new_empty(offset.shape), mask.new_empty(mask.shape)
-    call(
-        "dcnv3_backward",
-        shape,
-        *_contiguous(input, offset, mask, grad),
-        grad_input,
-        grad_offset,
-        grad_mask,
-    )
-    return grad_input, grad_offset, grad_mask
+    grad_points = points.new_empty(points.shape)
+    tensors = (input.contiguous(), points.contiguous(), grad.contiguous(), grad_input, grad_points)
+    call("dcnv3_backward", _shape(input, points, *options), *tensors)
+    return grad_input, grad_points
 
 
 def _shape(
     input: Tensor,
-    mask: Tensor,
+    points: Tensor,
     groups: int,
     kernel_size: int,
     stride: int,
@@ -95,18 +94,12 @@ def _shape(
     dilation: int,
     offset_scale: float,
     remove_center: bool,
+    softmax: bool,
 ) -> Dcnv3Shape:
     batch, height, width, channels = input.shape
-    sizes = (batch, height, width, *mask.shape[1:3], groups, channels // groups)
-    return Dcnv3Shape(*sizes, kernel_size, stride, padding, dilation, int(remove_center), offset_scale)
-
-
-def _contiguous(*tensors: Tensor) -> list[Tensor]:
-    return [tensor.contiguous() for tensor in tensors]
-
-
-def _like_output(input: Tensor, mask: Tensor) -> Tensor:
-    return input.new_empty((*mask.shape[:3], input.shape[3]))
+    sizes = (batch, height, width, *points.shape[1:3], groups, channels // groups)
+    flags = (int(remove_center), int(softmax))
+    return Dcnv3Shape(*sizes, kernel_size, stride, padding, dilation, *flags, points.shape[3], offset_scale)
 
 
 register_dcnv3(dcnv3, dcnv3_backward, "cpu")

@@ -30,7 +30,7 @@ class Dcnv3Shape(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("batch", "height", "width", "out_height", "out_width")),
         *((name, ctypes.c_int64) for name in ("groups", "group_channels", "kernel", "stride")),
-        *((name, ctypes.c_int64) for name in ("padding", "dilation", "remove_center")),
+        *((name, ctypes.c_int64) for name in ("padding", "dilation", "remove_center", "softmax", "row")),
         ("offset_scale", ctypes.c_float),
     ]
 

@@ -111,4 +111,9 @@ def _like_outputs(x: Tensor, a_log: Tensor, keep_states: bool) -> tuple[Tensor, 
     return x.new_empty(x.shape), x.new_empty((batch, chunks, _DIRECTIONS, a_log.shape[-1], padded))
 
 
-register_selective_scan(selective_scan, selective_scan_backward, "cpu", _like_outputs)
+register_selective_scan(
+    selective_scan,
+    selective_scan_backward,
+    "cpu",
+    lambda x, projected, dt_weight, dt_bias, a_log, d_skip, height, keep: _like_outputs(x, a_log, keep),
+)

@@ -23,6 +23,9 @@ _OLDEST_CAPABILITY = (8, 0)
 _LARGE_SHARED_BYTES = 48 * 1024  # more has to be asked for
 
 _lock = threading.Lock()
+_thread = threading.local()
+_allowed: dict[tuple["Source", str, int], int] = {}
+"""Dynamic shared memory that a kernel on a device may have, where it asked for more than any may."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,25 @@ def launch(
 
     values = [_value(argument, device) for argument in arguments]
     with torch.cuda.device(device):
+        _enter_context(device.index)
         loaded = _load(source, kernel, device.index, shared_bytes)
         stream = _stream(torch.cuda.current_stream(device).cuda_stream)
         launch_kernel(stream, _config(grid, threads, shared_bytes), loaded, *values)
+
+
+def _enter_context(index: int) -> None:
+    """Make the device's context current in a thread that has none yet.
+
+    PyTorch leaves that to the first call of the CUDA runtime, which in autograd's threads may come after a launch here.
+    """
+    if not getattr(_thread, "has_context", False):
+        from cuda.bindings import driver
+        from cuda.core import Device
+
+        status, context = driver.cuCtxGetCurrent()
+        if status != driver.CUresult.CUDA_SUCCESS or not int(context):
+            Device(index).set_current()
+        _thread.has_context = True
 
 
 def _value(argument: Argument, device: torch.device) -> Any:
@@ -121,23 +140,27 @@ def _stream(handle: int) -> Any:
 
 def _load(source: Source, kernel: str, device: int, shared_bytes: int) -> "Kernel":
     with _lock:  # so that two threads do not compile the same file
-        return _prepared(source, kernel, device, shared_bytes)
+        loaded = _prepared(source, kernel, device)
+        if shared_bytes > _allowed.get((source, kernel, device), _LARGE_SHARED_BYTES):
+            _allow(loaded, kernel, device, shared_bytes)
+            _allowed[source, kernel, device] = shared_bytes
+        return loaded
 
 
 @functools.cache
-def _prepared(source: Source, kernel: str, device: int, shared_bytes: int) -> "Kernel":
+def _prepared(source: Source, kernel: str, device: int) -> "Kernel":
     major, minor = torch.cuda.get_device_capability(device)
-    loaded = _library(source, f"sm_{major}{minor}").get_kernel(kernel)
-    if shared_bytes > _LARGE_SHARED_BYTES:
-        from cuda.bindings import driver
+    return _library(source, f"sm_{major}{minor}").get_kernel(kernel)
 
-        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        (status,) = driver.cuKernelSetAttribute(
-            attribute, shared_bytes, loaded.handle, driver.CUdevice(device)
-        )
-        if status != driver.CUresult.CUDA_SUCCESS:
-            raise RuntimeError(f"{kernel} cannot have {shared_bytes} bytes of shared memory: {status}")
-    return loaded
+
+def _allow(loaded: "Kernel", kernel: str, device: int, shared_bytes: int) -> None:
+    """Let a kernel have this much dynamic shared memory; one that may have more keeps that."""
+    from cuda.bindings import driver
+
+    attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    (status,) = driver.cuKernelSetAttribute(attribute, shared_bytes, loaded.handle, driver.CUdevice(device))
+    if status != driver.CUresult.CUDA_SUCCESS:
+        raise RuntimeError(f"{kernel} cannot have {shared_bytes} bytes of shared memory: {status}")
 
 
 @functools.cache

@@ -1,0 +1,61 @@
+"""Gradient checkpointing (Chen et al., 2016): layers run again in the backward pass, and keep less for it."""
+
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from sa2depth.errors import ConfigError, nearest
+
+PARTS = ("encoder", "decoder")
+
+
+def checkpoint_layers(model: nn.Module, parts: str | Collection[str] | None) -> None:
+    """Recompute the layers of some parts of a network in the backward pass: less memory, about a third more time.
+
+    Args:
+        model: with the attributes ``encoder`` and ``decoder``.
+        parts: of ``encoder``, ``decoder``; one of them may stand alone.
+
+    Raises:
+        ConfigError: a part that there is not, or that cannot do it.
+    """
+    for name in (parts,) if isinstance(parts, str) else parts or ():
+        if name not in PARTS:
+            raise ConfigError(f"gradient_checkpointing={name}: {nearest(name, PARTS)}")
+        part = getattr(model, name)
+        if not hasattr(part, "gradient_checkpointing"):
+            raise ConfigError(
+                f"gradient_checkpointing={name}: a {type(part).__name__} does not offer it; leave {name} out"
+            )
+        part.gradient_checkpointing = True
+
+
+def run_layer(layer: nn.Module, x: Tensor, *, again: bool) -> Tensor:
+    """A layer's result; kept for the backward pass if not ``again``, else computed again there."""
+    if not (again and torch.is_grad_enabled()):
+        result: Tensor = layer(x)
+        return result
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _statistics_kept(layer)
+
+    recomputed: Tensor = checkpoint(layer, x, use_reentrant=False, context_fn=contexts)
+    return recomputed
+
+
+@contextmanager
+def _statistics_kept(layer: nn.Module) -> Iterator[None]:
+    """Batch norms count a batch once, though they see it twice."""
+    # Put back afterwards, not switched off meanwhile: the second run must save the same tensors as the first.
+    norms = [m for m in layer.modules() if isinstance(m, _BatchNorm) and m.training]
+    buffers = [buffer for norm in norms for buffer in norm.buffers()]
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
