@@ -60,6 +60,7 @@ def train(cfg: DictConfig) -> float:
         min_depth=cfg.min_depth,
         max_depth=cfg.max_depth,
         compile=cfg.compile,
+        cuda_graph=cfg.cuda_graph,
     )
     trainer = build_trainer(cfg)
     folder = Path(cfg.paths.output_dir)

@@ -18,6 +18,12 @@ SIZES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def exact(monkeypatch):
+    """Random weights amplify TF32, which cuDNN's convolutions use unless told not to, to 4 % of the depth."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @pytest.fixture(params=SIZES)
 def case(golden, request):
     """Model, image and the released depth."""
@@ -53,6 +59,8 @@ def test_float32_prepared_and_replayed(case):
 
 def test_float32_compiled(case):
     model, image, expected, size = case
+    if size != "t":
+        pytest.skip("one size is enough for a minute of compilation")
     fast = for_inference(model)
     compile_layers(fast)
     with torch.no_grad():

@@ -251,6 +251,16 @@ def test_where_layers_can_be_compiled_they_are_once(compile, expected, monkeypat
     assert module.model.encoder._compiled_call_impl is first
 
 
+def test_graphs_without_a_cuda_device():
+    module = _module(Encoded(), cuda_graph="auto")
+    module.on_fit_start()
+    assert module.training_step(_batch(), 0).isfinite()
+    with pytest.raises(ConfigError, match="cuda_graph=true: cpu is no CUDA device"):
+        _module(Encoded(), cuda_graph=True).on_fit_start()
+
+
 def test_another_word_for_compile_is_an_error():
     with pytest.raises(ConfigError, match="compile=yes: choose auto, true or false"):
         _module(compile="yes")
+    with pytest.raises(ConfigError, match="cuda_graph=maybe: choose auto, true or false"):
+        _module(cuda_graph="maybe")

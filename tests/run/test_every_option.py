@@ -54,6 +54,7 @@ CHANGES = {
         "resume": (__file__, "training.resume"),
         # what it does: lit/test_module.py, models/test_compiled.py
         "compile": (False, "training.module.compile_layers"),
+        "cuda_graph": (False, "training.module.cuda_graph"),
         "gradient_checkpointing": (
             ["encoder", "decoder"],
             "training.module.model.encoder.gradient_checkpointing "

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sa2depth.losses import SILog
 from sa2depth.models import PRESETS, SA2Depth, build_model
 from sa2depth.models.compiled import compile_layers
+from sa2depth.models.graphed import GraphedTraining
 from sa2depth.models.inference import for_inference
 
 MODELS = {"nano": "sa2depth_nano", "t": "sa2depth_t", "s": "sa2depth_s", "l": "sa2depth_l"}
@@ -72,15 +73,16 @@ def inference(model: SA2Depth, image: Tensor, precision: str) -> Step:
     return Step("inference", run)
 
 
-def training(model: SA2Depth, image: Tensor, precision: str) -> Step:
-    """One step: forward, SILog, backward, AdamW."""
+def training(model: SA2Depth, image: Tensor, precision: str, *, graph: bool = False) -> Step:
+    """One step: forward, SILog, backward, AdamW; with ``graph`` the network's share is replayed."""
     model.train()
+    call = GraphedTraining(model, required=True) if graph else model
     depth = torch.rand(len(image), 1, *image.shape[-2:], device=image.device) * (_MAX_DEPTH - 1) + 0.5
     optimizer, loss, valid = _optimizer(model, image.device), SILog(), depth > 0
 
     def run() -> None:
         with autocast(image.device, precision):
-            value = loss(model(image).depth, depth, valid)
+            value = loss(call(image).depth, depth, valid)
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         optimizer.step()

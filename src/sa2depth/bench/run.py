@@ -40,7 +40,8 @@ class Way:
         backend: name for `sa2depth.ops.use_backend`.
         prepared: inference with `sa2depth.models.inference.for_inference`; ``compile`` and ``graph`` include it.
         compile: layers fused by ``torch.compile``.
-        graph: replayed from a CUDA graph: the kernels' time, without Python and launches. Not for training steps.
+        graph: replayed from a CUDA graph: the kernels' time, without Python and launches; of a training step, the
+            network's forward and backward pass.
     """
 
     backend: str
@@ -209,7 +210,8 @@ def _inference(settings: Settings, model: str, precision: str, way: Way) -> Call
 
 def _training(settings: Settings, model: str, precision: str, way: Way) -> Call:
     built = network(model, settings.device)
-    return training(compiled(built) if way.compile else built, _image(settings), precision).run
+    built = compiled(built) if way.compile else built
+    return training(built, _image(settings), precision, graph=way.graph).run
 
 
 def _image(settings: Settings) -> torch.Tensor:

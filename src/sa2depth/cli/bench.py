@@ -62,7 +62,7 @@ def bench(
 
 
 def _line(row: "Row") -> str:
-    name = f"{row.model:>4} {row.precision} {row.subject:<68} {row.backend:>18}"
+    name = f"{row.model:>4} {row.precision} {row.subject:<68} {row.backend:>27}"
     if row.median_ms is None:
         return f"{name}  {row.note}"
     memory = "" if row.peak_mib is None else f"{row.peak_mib:>9.0f} MiB"

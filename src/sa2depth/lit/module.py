@@ -21,6 +21,7 @@ from sa2depth.errors import ConfigError, DataError, UserError
 from sa2depth.masks import valid_mask
 from sa2depth.metrics import DepthMetrics, Protocol, cut_frame, predict_frame
 from sa2depth.models.compiled import compile_layers, compiled, why_not_compiled
+from sa2depth.models.graphed import GraphedTraining
 from sa2depth.report import Evaluation, Examples, Sizes, offer_all
 
 _log = logging.getLogger(__name__)
@@ -51,9 +52,12 @@ class DepthModule(L.LightningModule):
         examples: how many of the worst, the best and the spread test images to keep for the pictures of a report.
         compile: fuse the layers with ``torch.compile`` for training: ``auto`` does where there are a CUDA device and a
             toolchain. Validation and tests run the layers as they are, because their images come in many sizes.
+        cuda_graph: replay the network's forward and backward pass from CUDA graphs in training: ``auto`` does on one
+            CUDA device, where the network can be captured. They hold the memory of one step.
 
     Raises:
-        ConfigError: ``compile`` is something else, or, at the beginning of the training, true where it cannot be done.
+        ConfigError: ``compile`` or ``cuda_graph`` is something else, or, at the beginning of a training, true where it
+            cannot be done.
     """
 
     def __init__(
@@ -68,10 +72,12 @@ class DepthModule(L.LightningModule):
         max_depth: float = math.inf,
         examples: int = 6,
         compile: bool | Literal["auto"] = False,
+        cuda_graph: bool | Literal["auto"] = False,
     ) -> None:
         super().__init__()
-        if compile not in (True, False, "auto"):
-            raise ConfigError(f"compile={compile}: choose auto, true or false")
+        for option, value in (("compile", compile), ("cuda_graph", cuda_graph)):
+            if value not in (True, False, "auto"):
+                raise ConfigError(f"{option}={value}: choose auto, true or false")
         self.model = model
         self.loss = loss
         self.optim = optim
@@ -80,6 +86,8 @@ class DepthModule(L.LightningModule):
         self.min_depth = min_depth
         self.max_depth = max_depth
         self.compile_layers = compile
+        self.cuda_graph = cuda_graph
+        self._graphed: GraphedTraining | None = None
         self.examples = Examples(examples)
         self.evaluation = Evaluation(protocol, ())
         self._sizes: Counter[Sizes] = Counter()
@@ -124,7 +132,7 @@ class DepthModule(L.LightningModule):
         """Loss of a batch."""
         if self.loss is None:
             raise RuntimeError("this DepthModule was built for evaluation: it has no loss")
-        depth = self.model(batch["image"]).depth
+        depth = (self._graphed or self.model)(batch["image"]).depth
         valid = valid_mask(batch["depth"], self.min_depth, self.max_depth)
         loss: Tensor = self.loss(depth, batch["depth"], valid)
         if not torch.isfinite(loss):
@@ -149,9 +157,20 @@ class DepthModule(L.LightningModule):
         offer_all(self.examples, self.test_metrics, scored[:3], batch["index"].tolist(), batch["id"])
 
     def on_fit_start(self) -> None:
-        """Compile the layers where that was asked for and can be done."""
-        if not self.compile_layers or compiled(self.model):
-            return
+        """Compile the layers, and get ready to capture them, where that was asked for and can be done."""
+        if self.compile_layers and not compiled(self.model):
+            self._compile()
+        required = self.cuda_graph is True
+        if required and self.device.type != "cuda":
+            raise ConfigError(f"cuda_graph=true: {self.device} is no CUDA device; use auto or false")
+        if self.cuda_graph and self.device.type == "cuda" and (required or self.trainer.world_size == 1):
+            self._graphed = GraphedTraining(self.model, required=required)  # type: ignore[arg-type]
+
+    def on_fit_end(self) -> None:
+        """Give the graphs' memory back."""
+        self._graphed = None
+
+    def _compile(self) -> None:
         reason = why_not_compiled(self.device)
         if reason and self.compile_layers != "auto":
             raise ConfigError(f"compile=true: {reason}; use compile=auto or compile=false")

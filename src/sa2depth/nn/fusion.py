@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sa2depth.nn.enlarge import enlarge
 from sa2depth.nn.pointwise import PointwiseConv
-from sa2depth.ops.precision import no_autocast
 
 
 class SelectiveFusion(nn.Module):
@@ -28,20 +28,14 @@ class SelectiveFusion(nn.Module):
         projected = [project(level) for project, level in zip(self.projections, levels, strict=True)]
         pooled = torch.stack([_mean_at(level, size) for level in projected]).sum(dim=0)
         squeezed = F.silu(self.squeeze(pooled))
-        weights = torch.stack([excite(squeezed) for excite in self.excite]).softmax(dim=0).to(pooled.dtype)
+        weights = torch.stack([excite(squeezed) for excite in self.excite]).softmax(dim=0)
+        weights = weights.to(projected[0].dtype)  # which autocast made float32
         # Weighted before it is enlarged, and one level after the other: all of them enlarged and stacked would be four
         # maps of the finest size more.
         fused = projected[0] * weights[0]
         for level, weight in zip(projected[1:], weights[1:], strict=True):
-            fused = fused + _resize(level * weight, size)
+            fused = fused + enlarge(level * weight, size)
         return fused
-
-
-def _resize(level: Tensor, size: torch.Size) -> Tensor:
-    if level.shape[2:] == size:
-        return level
-    with no_autocast(level):  # which would compute in float32 what its own arithmetic keeps in float32 anyway
-        return F.interpolate(level, size, mode="bilinear")
 
 
 def _mean_at(level: Tensor, size: torch.Size) -> Tensor:
@@ -49,4 +43,4 @@ def _mean_at(level: Tensor, size: torch.Size) -> Tensor:
     height, width = level.shape[2:]
     # Enlarged by whole numbers, every pixel has the same share in the result, also at the border.
     whole = size[0] % height == 0 and size[1] % width == 0
-    return (level if whole else _resize(level, size)).mean(dim=(2, 3), keepdim=True)
+    return (level if whole else enlarge(level, size)).mean(dim=(2, 3), keepdim=True)

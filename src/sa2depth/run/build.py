@@ -25,7 +25,7 @@ TRAIN_KEYS = SHARED_KEYS | dict.fromkeys(
     (
         *("encoder", "decoder", "bins", "head", "model", "loss", "optim", "schedule", "callbacks", "logger"),
         *("min_depth", "max_depth", "pretrained_encoder", "resume", "baseline"),
-        *("compile", "gradient_checkpointing"),
+        *("compile", "cuda_graph", "gradient_checkpointing"),
     )
 )
 EVAL_KEYS = (

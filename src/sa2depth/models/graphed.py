@@ -1,0 +1,81 @@
+"""Training with the network replayed from CUDA graphs: a step takes as long as its kernels, not as Python.
+
+A training step of SA2Depth-T launches over 3,000 kernels; on an H100 Python needs three times as long to launch them
+as they need to run.
+"""
+
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from sa2depth.models.sa2depth import DepthOutput, SA2Depth
+
+_log = logging.getLogger(__name__)
+
+
+class GraphedTraining:
+    """Calls a network in training mode; forward and backward pass are captured at the first batch, then replayed.
+
+    The optimiser, the loss and all-reduces stay outside. Weights are read where they lie: they may change in place, not
+    be replaced. A batch of another shape, or under another autocast, runs without graphs.
+
+    Args:
+        model: on a CUDA device. Nothing in it may copy to the CPU.
+        required: raise if it cannot be captured; otherwise it then runs without graphs, and one line says why.
+    """
+
+    def __init__(self, model: SA2Depth, required: bool = False) -> None:
+        self._model = model
+        self._required = required
+        self._flat: _Flat | None = None
+        self._key: tuple[object, ...] | None = None
+
+    def __call__(self, image: Tensor) -> DepthOutput:
+        """``(B, 3, H, W)`` in [0, 1] to the network's output, with gradients to its weights."""
+        key = (image.shape, image.dtype, _autocast_dtype())
+        if self._key is None:
+            self._key = key
+            self._flat = self._capture(image)
+        if self._flat is None or key != self._key:
+            output: DepthOutput = self._model(image)
+            return output
+        return DepthOutput(*self._flat(image))
+
+    def _capture(self, image: Tensor) -> "_Flat | None":
+        flat, before = _Flat(self._model), [buffer.clone() for buffer in self._model.buffers()]
+        state, dtype = torch.cuda.get_rng_state(image.device), _autocast_dtype()
+        autocast = torch.autocast(
+            "cuda", dtype or torch.bfloat16, enabled=dtype is not None, cache_enabled=False
+        )
+        try:
+            with autocast:
+                torch.cuda.make_graphed_callables(flat, (image.clone(),), allow_unused_input=True)
+        except RuntimeError as error:
+            if self._required:
+                raise
+            _log.warning("training runs without CUDA graphs: %s", str(error).partition("\n")[0])
+            return None
+        finally:
+            # the warm-up is no training: batch norms and random numbers know nothing of it
+            with torch.no_grad():
+                for buffer, value in zip(self._model.buffers(), before, strict=True):
+                    buffer.copy_(value)
+            torch.cuda.set_rng_state(state, image.device)
+        return flat
+
+
+class _Flat(nn.Module):
+    """The network with a plain tuple as its output."""
+
+    def __init__(self, model: SA2Depth) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        output = self.model(image)
+        return output.depth, output.bin_centers
+
+
+def _autocast_dtype() -> torch.dtype | None:
+    return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
