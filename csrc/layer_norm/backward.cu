@@ -23,7 +23,9 @@ __device__ __forceinline__ float slope(float y) {
 
 // Blocks of a multiprocessor, by the registers of a thread: as in layer_norm_cuda.py.
 __device__ constexpr int resident(int lanes, int values) {
-  return lanes > 128 ? 1 : values > 24 ? 2 : values > 16 ? 3 : values > 8 ? 4 : 5;
+  if (lanes > 128) return 1;
+  if (GELU) return values > 16 ? 2 : 4;
+  return values > 24 ? 2 : values > 16 ? 3 : values > 8 ? 4 : 5;
 }
 
 template <int LANES, int VALUES>
@@ -37,10 +39,11 @@ __device__ __forceinline__ void differentiate(const Output* __restrict__ grad, c
   constexpr int UNIT_THREADS = LANES < 32 ? 32 : LANES;  // who add up in shared memory: warps, or larger teams
   constexpr int UNITS = Own::THREADS / UNIT_THREADS;
   constexpr int ROOM = LANES * VALUES;  // for channels
+  constexpr bool KEEPS_BIASES = VALUES <= 16;  // else there are too few registers: again for each row
   const Own team(channels);
   float weights[VALUES], biases[VALUES];
   team.load_parameters(weight, weights);
-  if (GELU) team.load_parameters(bias, biases);
+  if (GELU && KEEPS_BIASES) team.load_parameters(bias, biases);
 
   float weight_sums[VALUES] = {}, bias_sums[VALUES] = {};
   for (int top = blockIdx.x * (Own::TEAMS * ROWS); top < rows; top += gridDim.x * (Own::TEAMS * ROWS)) {
@@ -56,6 +59,7 @@ __device__ __forceinline__ void differentiate(const Output* __restrict__ grad, c
       clear(known[r]);
       if (row < rows) known[r] = __ldg(statistics + row);
     }
+    if (GELU && !KEEPS_BIASES) team.load_parameters(bias, biases);
     float normal[ROWS][VALUES], grads[ROWS][VALUES], means[2 * ROWS];
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {

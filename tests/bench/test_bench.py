@@ -30,6 +30,7 @@ def test_operator_cases_have_the_shapes_of_the_networks(model):
         "dcnv3": 4,
         "depthwise_conv": 8,
         "gated_conv": 5,
+        "layer_norm": 4,
         "rank_attention": 4,
         "selective_scan_2d": 1,
     }

@@ -249,14 +249,22 @@ def test_gradients_that_nobody_wants_are_left_out(wanted, names, emulated):
 
 def test_statistics_are_kept_for_gradients_only(monkeypatch):
     kept = []
+
+    def note(function):
+        return lambda *arguments: kept.append(function(*arguments)) or kept[-1]
+
     operator = module.layer_norm
-    monkeypatch.setattr(module, "layer_norm", lambda *a: kept.append(operator(*a)) or kept[-1])
+    for name in ("layer_norm", "_normalise"):  # with the dispatcher and without
+        monkeypatch.setattr(module, name, note(getattr(module, name)))
     inputs = make((3, 64))
-    kernels(*inputs)
+    outputs = [kernels(*inputs)]
     with torch.no_grad():
-        kernels(*inputs)
-    kernels(*(t.detach() for t in inputs))
+        outputs.append(kernels(*inputs))
+    outputs.append(kernels(*(t.detach() for t in inputs)))
     assert [tuple(statistics.shape) for _, statistics in kept] == [(3, 2), (0,), (0,)]
+    assert [output.requires_grad for output in outputs] == [True, False, False]
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
     output, _ = operator(*inputs, EPS, False, torch.float32, False)
     with pytest.raises(RuntimeError, match="no backward pass"):
         output.sum().backward()
@@ -303,11 +311,20 @@ def test_why_not(monkeypatch):
     assert "the input is on meta" in module.why_not(*_meta((2, 8)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("dtype", "output"),
+    [
+        (torch.float32, torch.float32),
+        (torch.float32, torch.bfloat16),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float16, torch.float16),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("gelu", [False, True])
 def test_compiles_for_devices_with_all_numbers_in_registers(
-    gelu, architecture, dtype, monkeypatch, tmp_path, caplog
+    gelu, architecture, dtype, output, monkeypatch, tmp_path, caplog
 ):
     pytest.importorskip("cuda.core")
     try:
@@ -317,6 +334,6 @@ def test_compiles_for_devices_with_all_numbers_in_registers(
     monkeypatch.setenv("SA2DEPTH_CACHE", str(tmp_path))
     caplog.set_level(logging.DEBUG, "sa2depth.ops.kernels.compiler")
     for name in ("forward", "backward"):
-        source = module._source(name, dtype, dtype, gelu)
+        source = module._source(name, dtype, output, gelu)
         compile_kernels(csrc_dir() / source.path, architecture, dict(source.macros))
     assert re.findall(r"(\d+) bytes spill stores", caplog.text) == ["0"] * (2 * len(module._TEAMS) + 1)

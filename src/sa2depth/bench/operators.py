@@ -7,7 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sa2depth.ops import dcnv3_fused, depthwise_conv, gated_conv, rank_attention, selective_scan_2d
+from sa2depth.ops import (
+    dcnv3_fused,
+    depthwise_conv,
+    gated_conv,
+    layer_norm,
+    rank_attention,
+    selective_scan_2d,
+)
 
 _POINTS = 9
 _RANK, _STATES, _INNER = 16, 16, 512
@@ -43,6 +50,7 @@ def operator_cases(model: str, size: tuple[int, int], batch: int) -> list[Operat
         height, width, width_c = size[0] // (4 << level), size[1] // (4 << level), channels << level
         cases.append(_dcnv3_case(batch, height, width, width_c, 2.0 if model == "l" else 1.0))
         cases.append(_attention_case(batch, width_c // dim_head, height * width, keys, dim_head))
+        cases.append(_norm_case(batch, height, width, width_c))
         cases.append(_depthwise_case(batch, height, width, width_c, 3))
         # the modulator of all four groups
         cases.append(_depthwise_case(4 * batch, height, width, width_c, 11))
@@ -109,6 +117,15 @@ def _depthwise_case(batch: int, height: int, width: int, channels: int, kernel: 
 
     label = f"{batch}x{channels}x{height}x{width}, {kernel}x{kernel}"
     return OperatorCase("depthwise_conv", label, make)
+
+
+def _norm_case(batch: int, height: int, width: int, channels: int) -> OperatorCase:
+    def make(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], Tensor], list[Tensor]]:
+        draw = _draw(device)
+        leaves = _leaves([t.to(dtype) for t in (draw(batch, height, width, channels), *draw(2, channels))])
+        return lambda: layer_norm(leaves[0], leaves[1], leaves[2]), leaves
+
+    return OperatorCase("layer_norm", f"{batch}x{height}x{width}x{channels}", make)
 
 
 def _gated_conv_case(batch: int, height: int, width: int, channels: int) -> OperatorCase:

@@ -229,12 +229,14 @@ def _compare(
     for text, way in zip(settings.backends, settings.ways(), strict=True):
         gc.collect()
         before = allocated(settings.device)
+        if settings.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(settings.device)
         with use_backend(way.backend):
             try:
                 call = make(settings, model, precision, way)
                 if way.graph and subject != TRAINING_STEP:
                     call = replayed(call, settings.device)
-                timing = measure(call, settings.device, settings.budget_s, before)
+                timing = measure(call, settings.device, settings.budget_s, before, captured=way.graph)
             except torch.OutOfMemoryError:
                 torch.cuda.empty_cache()
                 yield Row(model, subject, precision, text, note="out of memory")

@@ -37,7 +37,12 @@ def allocated(device: torch.device) -> int:
 
 
 def measure(
-    function: Callable[[], object], device: torch.device, budget_s: float = 1.0, before: int = 0
+    function: Callable[[], object],
+    device: torch.device,
+    budget_s: float = 1.0,
+    before: int = 0,
+    *,
+    captured: bool = False,
 ) -> Timing:
     """Call a function until its share of time is used up, three times at least.
 
@@ -48,6 +53,8 @@ def measure(
         device: where it computes.
         budget_s: seconds.
         before: bytes that were in use before anything for this measurement was made; not counted.
+        captured: the function replays a CUDA graph, whose memory was seen when it was captured: the peak is that since
+            the caller last reset it.
 
     Returns:
         The measurement.
@@ -58,7 +65,8 @@ def measure(
         function()  # compiles, chooses algorithms, fills caches
     if on_cuda:
         torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
+        if not captured:
+            torch.cuda.reset_peak_memory_stats(device)
     times: list[float] = []
     while len(times) < _LEAST or (sum(times) < budget_s * 1000 and len(times) < _MOST):
         times.append(_once_cuda(function, device) if on_cuda else _once(function))

@@ -43,13 +43,12 @@ class GraphedTraining:
         return DepthOutput(*self._flat(image))
 
     def _capture(self, image: Tensor) -> "_Flat | None":
-        flat, before = _Flat(self._model), [buffer.clone() for buffer in self._model.buffers()]
-        state, dtype = torch.cuda.get_rng_state(image.device), _autocast_dtype()
-        autocast = torch.autocast(
-            "cuda", dtype or torch.bfloat16, enabled=dtype is not None, cache_enabled=False
-        )
+        flat = _Flat(self._model, _autocast_dtype())
+        before = [buffer.clone() for buffer in self._model.buffers()]
+        state = torch.cuda.get_rng_state(image.device)
         try:
-            with autocast:
+            # inside, the network has its own autocast; around it, the backward pass would be under it, too
+            with torch.autocast("cuda", enabled=False):
                 torch.cuda.make_graphed_callables(flat, (image.clone(),), allow_unused_input=True)
         except RuntimeError as error:
             if self._required:
@@ -66,14 +65,17 @@ class GraphedTraining:
 
 
 class _Flat(nn.Module):
-    """The network with a plain tuple as its output."""
+    """The network under an autocast without a cache, with a plain tuple as its output."""
 
-    def __init__(self, model: SA2Depth) -> None:
+    def __init__(self, model: SA2Depth, dtype: torch.dtype | None) -> None:
         super().__init__()
         self.model = model
+        self._dtype = dtype
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        output = self.model(image)
+        enabled, dtype = self._dtype is not None, self._dtype or torch.bfloat16
+        with torch.autocast("cuda", dtype, enabled=enabled, cache_enabled=False):
+            output = self.model(image)
         return output.depth, output.bin_centers
 
 

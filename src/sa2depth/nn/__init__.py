@@ -7,7 +7,7 @@ from sa2depth.nn.drop_path import DropPath
 from sa2depth.nn.feed_forward import GatedFeedForward
 from sa2depth.nn.fusion import SelectiveFusion
 from sa2depth.nn.merged import MergesWeights
-from sa2depth.nn.norm import ChannelNorm
+from sa2depth.nn.norm import ChannelNorm, TokenNorm
 from sa2depth.nn.pointwise import PointwiseConv, pointwise
 from sa2depth.nn.position import PositionConv
 from sa2depth.nn.scan import SelectiveScan2d
@@ -26,6 +26,7 @@ __all__ = [
     "SelectiveAttentionBlock",
     "SelectiveFusion",
     "SelectiveScan2d",
+    "TokenNorm",
     "Upsample",
     "bin_centers_from_logits",
     "expected_depth",

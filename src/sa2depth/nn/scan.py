@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from sa2depth.nn.layout import from_tokens
+from sa2depth.nn.norm import TokenNorm
 from sa2depth.ops import depthwise_conv, selective_scan_2d
 
 _DIRECTIONS = 4
@@ -34,7 +35,7 @@ class SelectiveScan2d(nn.Module):
         self.dt_bias = nn.Parameter(torch.empty(_DIRECTIONS, inner))
         self.a_log = nn.Parameter(torch.arange(1.0, state + 1).log().repeat(_DIRECTIONS * inner, 1))
         self.d_skip = nn.Parameter(torch.ones(_DIRECTIONS * inner))
-        self.out_norm = nn.LayerNorm(inner)
+        self.out_norm = TokenNorm(inner)
         self.out_proj = nn.Linear(inner, channels, bias=False)
         self._reset()
 

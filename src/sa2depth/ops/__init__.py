@@ -4,6 +4,7 @@ from sa2depth.ops.backends import use_backend
 from sa2depth.ops.dcnv3 import dcnv3, dcnv3_fused
 from sa2depth.ops.depthwise_conv import depthwise_conv
 from sa2depth.ops.gated_conv import gated_conv
+from sa2depth.ops.layer_norm import layer_norm
 from sa2depth.ops.rank_attention import rank_attention
 from sa2depth.ops.selective_scan import selective_scan_2d
 
@@ -12,6 +13,7 @@ __all__ = [
     "dcnv3_fused",
     "depthwise_conv",
     "gated_conv",
+    "layer_norm",
     "rank_attention",
     "selective_scan_2d",
     "use_backend",

@@ -26,6 +26,8 @@ _TEAMS = (
     *((16, 24), (32, 16), (32, 24), (32, 32), (64, 32), (256, 32)),
 )
 _BLOCK_THREADS = 128  # or those of a team
+# Blocks of a multiprocessor, by numbers of a thread, without and with GELU: as in csrc/layer_norm/backward.cu.
+_RESIDENT = ({8: 5, 16: 4, 24: 3, 32: 2}, {8: 4, 16: 4, 24: 2, 32: 2})
 _FORWARD_VALUES = 32  # of a thread, in all the rows that it takes at once
 _MOST_CHANNELS = max(lanes * values for lanes, values in _TEAMS)
 _SUM_OUTPUTS, _SUM_THREADS = 32, 1024  # of a block of layer_norm_sum_parts
@@ -124,7 +126,7 @@ def layer_norm_backward(
     x, stride = _rows(x)
     lanes, values = _team(channels)
     threads = max(_BLOCK_THREADS, lanes)
-    blocks = _blocks(rows, lanes, values, x.device)
+    blocks = _blocks(rows, lanes, values, gelu, x.device)
     parts = weight.new_empty((blocks, 2, channels)) if wants_parameters else None
     launch(
         _source("backward", x.dtype, grad.dtype, gelu),
@@ -156,12 +158,11 @@ def _team(channels: int) -> tuple[int, int]:
     return min((team for team in _TEAMS if math.prod(team) >= channels), key=math.prod)
 
 
-def _blocks(rows: int, lanes: int, values: int, device: torch.device) -> int:
+def _blocks(rows: int, lanes: int, values: int, gelu: bool, device: torch.device) -> int:
     """Blocks that walk the rows backwards: as many as run at once, or fewer if all take the same number of steps."""
     step = max(_BLOCK_THREADS, lanes) // lanes * (2 if values == 8 else 1)
     sets = math.ceil(rows / step)
-    # of a multiprocessor, as in csrc/layer_norm/backward.cu
-    resident = 1 if lanes > _BLOCK_THREADS else {8: 5, 16: 4, 24: 3, 32: 2}[values]
+    resident = 1 if lanes > _BLOCK_THREADS else _RESIDENT[gelu][values]
     return math.ceil(sets / math.ceil(sets / (resident * _multiprocessors(device))))
 
 

@@ -245,9 +245,9 @@ def selective_scan_backward(
     )
 
     _sum_directions(grad_x, grad_x_parts, grad, d_skip)
-    grad_projected = grad_projected_parts.sum(dim=0)
-    del grad_x_parts, grad_projected_parts, outputs
-    with no_autocast(x):
+    with no_autocast(x):  # whoever calls backward inside it
+        grad_projected = grad_projected_parts.sum(dim=0)
+        del grad_x_parts, grad_projected_parts, outputs
         grad_x_proj_weight = _add_projection_gradients(grad_x, grad_projected, x, x_proj_weight)
     sums = [t.sum(dim=(0, 1)) for t in (grad_weight, grad_bias, grad_a, grad_skip)]
     return (

@@ -12,6 +12,7 @@ from sa2depth.ops.backends import NAMES, use_backend
 from sa2depth.ops.dcnv3 import dcnv3
 from sa2depth.ops.depthwise_conv import depthwise_conv
 from sa2depth.ops.gated_conv import gated_conv
+from sa2depth.ops.layer_norm import layer_norm
 from sa2depth.ops.rank_attention import rank_attention
 from sa2depth.ops.selective_scan import selective_scan_2d
 
@@ -165,16 +166,23 @@ def _gated_conv(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], 
     return lambda: gated_conv(*leaves), leaves
 
 
+def _layer_norm(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], Tensor], list[Tensor]]:
+    draw = _draw(6, device, dtype)
+    leaves = _leaves([draw(2, 13, 17, 40), draw(40), draw(40)])
+    return lambda: layer_norm(leaves[0], leaves[1], leaves[2], gelu=True), leaves
+
+
 _INFERENCE_ONLY = {("gated_conv", "cpu")}
 """Without a backward pass of their own."""
 
-_TORCH_ONLY = {("depthwise_conv", "cpu")}
+_TORCH_ONLY = {("depthwise_conv", "cpu"), ("layer_norm", "cpu")}
 """Where a name would run the torch path."""
 
 _OPERATORS = {
     "dcnv3": _dcnv3,
     "depthwise_conv": _depthwise_conv,
     "gated_conv": _gated_conv,
+    "layer_norm": _layer_norm,
     "rank_attention": _attention,
     "selective_scan_2d": _scan,
 }

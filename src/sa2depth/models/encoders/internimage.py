@@ -13,7 +13,8 @@ from sa2depth.models.checkpointing import run_layer
 from sa2depth.nn.drop_path import DropPath
 from sa2depth.nn.layout import from_tokens
 from sa2depth.nn.merged import MergesWeights
-from sa2depth.ops import dcnv3_fused, depthwise_conv
+from sa2depth.nn.norm import TokenNorm
+from sa2depth.ops import dcnv3_fused, depthwise_conv, layer_norm
 
 _EPS = 1e-6
 _POINTS = 9
@@ -98,14 +99,15 @@ class Stem(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, channels // 2, 3, stride=2, padding=1)
-        self.norm1 = nn.LayerNorm(channels // 2, eps=_EPS)
+        self.norm1 = TokenNorm(channels // 2, eps=_EPS)
         self.conv2 = nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1)
-        self.norm2 = nn.LayerNorm(channels, eps=_EPS)
+        self.norm2 = TokenNorm(channels, eps=_EPS)
 
     def forward(self, image: Tensor) -> Tensor:
         """``(B, 3, H, W)`` to ``(B, H/4, W/4, C)``."""
-        x = self.norm1(rearrange(self.conv1(image), "b c h w -> b h w c"))
-        x = self.conv2(rearrange(F.gelu(x), "b h w c -> b c h w"))
+        tokens, norm = rearrange(self.conv1(image), "b c h w -> b h w c"), self.norm1
+        x = layer_norm(tokens, norm.weight, norm.bias, norm.eps, gelu=True)
+        x = self.conv2(rearrange(x, "b h w c -> b c h w"))
         return self.norm2(rearrange(x, "b c h w -> b h w c"))
 
 
@@ -115,14 +117,14 @@ class Downsample(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1, bias=False)
-        self.norm = nn.LayerNorm(2 * channels, eps=_EPS)
+        self.norm = TokenNorm(2 * channels, eps=_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` to ``(B, H/2, W/2, 2C)``."""
         return self.norm(rearrange(self.conv(rearrange(x, "b h w c -> b c h w")), "b c h w -> b h w c"))
 
 
-class StageNorm(nn.LayerNorm):
+class StageNorm(TokenNorm):
     """The norm behind the layers of a stage; a class of its own, because it is compiled by itself."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -161,9 +163,9 @@ class Layer(nn.Module):
     ) -> None:
         super().__init__()
         self.post_norm = post_norm
-        self.norm1 = nn.LayerNorm(channels, eps=_EPS)
+        self.norm1 = TokenNorm(channels, eps=_EPS)
         self.dcn = DeformableConv(channels, groups, offset_scale)
-        self.norm2 = nn.LayerNorm(channels, eps=_EPS)
+        self.norm2 = TokenNorm(channels, eps=_EPS)
         self.mlp = Mlp(channels, int(channels * mlp_ratio))
         self.drop_path = nn.Identity() if drop_path_rate is None else DropPath(drop_path_rate)
         self.scale1 = self.scale2 = None
@@ -195,7 +197,7 @@ class DeformableConv(MergesWeights):
         self.groups = groups
         self.offset_scale = offset_scale
         self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
-        self.norm = nn.LayerNorm(channels, eps=_EPS)
+        self.norm = TokenNorm(channels, eps=_EPS)
         self.offset = nn.Linear(channels, groups * _POINTS * 2)
         self.mask = nn.Linear(channels, groups * _POINTS)
         self.input_proj = nn.Linear(channels, channels)
@@ -210,7 +212,8 @@ class DeformableConv(MergesWeights):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` to ``(B, H, W, C)``."""
         local = depthwise_conv(rearrange(x, "b h w c -> b c h w"), self.depthwise.weight, self.depthwise.bias)
-        local = F.gelu(self.norm(rearrange(local, "b c h w -> b h w c")))
+        norm, tokens = self.norm, rearrange(local, "b c h w -> b h w c")
+        local = layer_norm(tokens, norm.weight, norm.bias, norm.eps, gelu=True)
         # Under autocast displacements are rounded to bf16, to 0.2 % of themselves; coordinates never are.
         offset_and_logits = F.linear(local, *self.merged())
         sampled = dcnv3_fused(
