@@ -19,7 +19,7 @@
 //
 // For 8 outputs of 16 channels, of a group whose offsets are below one pixel, that is about 650 instructions and one
 // and a half times the output as atomics. Limits for a batch of 8 NYU maps at 1/4 of T (120x160, C = 64) on an H100:
-// 54 us of issue, 55 MB of atomics. Measured fraction of that limit: not measured.
+// 54 us of issue, 55 MB of atomics. The 30 calls of T in bfloat16 have 11 times that, 0.59 ms, and took 1.39: 43 %.
 //
 // With -DDETERMINISTIC=1 `total` is int64 in fixed point and `units` points to the number of its units in 1 (a power of
 // two, small enough that nothing overflows): sums of integers do not depend on their order.

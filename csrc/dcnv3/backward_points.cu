@@ -10,7 +10,7 @@
 //
 // Limits for a batch of 8 NYU maps at 1/4 of T (120x160, C = 64) on an H100: bfloat16 moves 145 MB (48 us), of which 39
 // are cleared, and takes about 1700 instructions for 8 channels (70 us of issue); float: 1200 for 4 channels (100 us).
-// Measured fraction of that limit: not measured.
+// The 30 calls of T in bfloat16 have 11 times that limit, 0.77 ms, and took 1.24: 62 %.
 #include "gather.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, 4)

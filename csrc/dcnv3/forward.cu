@@ -5,8 +5,8 @@
 //
 // Limits for a batch of 8 NYU maps at 1/4 of T (120x160, C = 64) on an H100: bfloat16 moves 72 MB (24 us at 3.0 TB/s;
 // 106 MB with float offsets), reads 0.71 GB from L1 (24 us) and takes 1250 instructions for 8 channels (52 us of
-// issue); float: 145 MB, 1.4 GB from L1, 700 instructions for 4 channels (58 us of issue). Measured fraction of that
-// limit: not measured.
+// issue); float: 145 MB, 1.4 GB from L1, 700 instructions for 4 channels (58 us of issue). The 30 calls of T in
+// bfloat16 have 11 times that limit, 0.57 ms, and took 0.75: 76 %.
 #include "gather.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, 4)

@@ -8,7 +8,8 @@
 // is left to the caller, gives the same bits in every run.
 //
 // Limit: instructions and tensor cores, with 16-bit inputs about 490 instructions of a warp for 16 queries and 16 keys
-// (d = 64), 96 of them products. Measured fraction of the limit: not measured.
+// (d = 64), 96 of them products. Four calls of T (288,000 queries, 300 keys) are 0.18 ms of
+// issue in bfloat16 on an H100, and took 0.68: 26 %; what else binds has not been looked into.
 #include "backward.cuh"
 
 constexpr int QUERIES = 16;

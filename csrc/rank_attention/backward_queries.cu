@@ -8,7 +8,8 @@
 // Products: 7 of the size Q N d (scores 1, dO . v 5, gradient 1).
 //
 // Limit: instructions, with 16-bit inputs about 370 of a warp for 16 queries and 16 keys (d = 64), half of them to find
-// groups and weights. Measured fraction of the limit: not measured.
+// groups and weights. Four calls of T (288,000 queries, 300 keys) are 0.14 ms of issue in bfloat16 on an H100, and took
+// 0.69: 20 %; what else binds has not been looked into.
 #include "backward.cuh"
 
 constexpr int QUERIES = 32;

@@ -11,8 +11,8 @@
 // Tiles are copied one ahead, the first values while queries are ranked.
 //
 // Limit: instructions, most of them comparisons, which run at half rate. Per query at N = 300, d = 64 a warp has about
-// 950 in phase 2, and with 16-bit inputs (float32) 120 (250) in phase 1, 330 (1,300) in phase 3. Measured fraction of
-// the limit: not measured.
+// 950 in phase 2, and with 16-bit inputs (float32) 120 (250) in phase 1, 330 (1,300) in phase 3. Four
+// calls of T (288,000 queries) are 0.44 ms of issue in bfloat16 on an H100, and took 0.94: 46 %.
 #include "select.cuh"
 
 constexpr int QUERIES = 32;

@@ -5,7 +5,8 @@
 //
 // A grid of any size walks over the tensors, 16 bytes a thread and step. Bound by memory: six tensors of B * L * D
 // numbers. For a batch of 8 NYU maps (120x160, D = 512) at the 3.0 TB/s that an H100 80GB copies with: 0.63 ms in
-// float, of which 0.63 ms were measured when all parts lay apart from the total; 0.31 ms in 16 bits, not measured.
+// float, of which 0.63 ms were measured when all parts lay apart from the total; 0.31 ms in 16 bits, measured
+// 0.32 ms.
 #include "values.cuh"
 
 constexpr int TWOS = 16 / sizeof(Two);  // pairs of numbers that a thread owns

@@ -1,5 +1,6 @@
 """The LightningModule: loss on valid pixels, mirror averaging, compiled layers, clear words for a broken loss."""
 
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -251,12 +252,48 @@ def test_where_layers_can_be_compiled_they_are_once(compile, expected, monkeypat
     assert module.model.encoder._compiled_call_impl is first
 
 
+@pytest.mark.parametrize(("steps", "expected"), [(4999, False), (5000, True), (float("inf"), True)])
+def test_auto_compiles_what_is_long_enough(steps, expected, monkeypatch, fresh_dynamo):
+    monkeypatch.setattr("sa2depth.lit.module.why_not_compiled", lambda device: "")
+    module = _module(Encoded(), compile="auto")
+    monkeypatch.setattr(module, "_trainer", SimpleNamespace(estimated_stepping_batches=steps))
+    monkeypatch.setattr(type(module), "trainer", property(lambda self: self._trainer))
+    module.on_fit_start()
+    assert compiled(module.model) is expected
+
+
 def test_graphs_without_a_cuda_device():
     module = _module(Encoded(), cuda_graph="auto")
     module.on_fit_start()
     assert module.training_step(_batch(), 0).isfinite()
     with pytest.raises(ConfigError, match="cuda_graph=true: cpu is no CUDA device"):
         _module(Encoded(), cuda_graph=True).on_fit_start()
+
+
+@pytest.mark.parametrize(
+    ("option", "batches", "processes", "expected"),
+    [
+        ("auto", 1, 1, "ready"),
+        ("auto", 2, 1, "without"),
+        ("auto", 1, 2, "without"),
+        (True, 1, 2, "ready"),
+        (True, 2, 1, "error"),
+        (False, 1, 1, "without"),
+    ],
+)
+def test_when_training_is_captured(option, batches, processes, expected, monkeypatch):
+    module = _module(Encoded(), cuda_graph=option)
+    trainer = SimpleNamespace(accumulate_grad_batches=batches, world_size=processes)
+    monkeypatch.setattr(type(module), "trainer", property(lambda self: trainer))
+    monkeypatch.setattr(type(module), "device", property(lambda self: torch.device("cuda", 0)))
+    if expected == "error":
+        with pytest.raises(ConfigError, match=r"cuda_graph=true: .*accumulate_grad_batches"):
+            module.on_fit_start()
+        return
+    module.on_fit_start()
+    assert (module._graphed is not None) is (expected == "ready")
+    module.on_fit_end()
+    assert module._graphed is None
 
 
 def test_another_word_for_compile_is_an_error():

@@ -26,6 +26,8 @@ from sa2depth.report import Evaluation, Examples, Sizes, offer_all
 
 _log = logging.getLogger(__name__)
 
+_WORTH_COMPILING = 5000  # steps: two to three minutes of compilation save about 30 ms of each
+
 Batch = Mapping[str, Any]
 
 
@@ -50,8 +52,9 @@ class DepthModule(L.LightningModule):
         min_depth: metres; nearer truth is left out of the loss.
         max_depth: metres; farther truth is left out of the loss.
         examples: how many of the worst, the best and the spread test images to keep for the pictures of a report.
-        compile: fuse the layers with ``torch.compile`` for training: ``auto`` does where there are a CUDA device and a
-            toolchain. Validation and tests run the layers as they are, because their images come in many sizes.
+        compile: fuse the layers with ``torch.compile`` for training: ``auto`` does where there are a CUDA device, a
+            toolchain and at least 5,000 steps. Validation and tests run the layers as they are, because their images
+            come in many sizes.
         cuda_graph: replay the network's forward and backward pass from CUDA graphs in training: ``auto`` does on one
             CUDA device, where the network can be captured. They hold the memory of one step.
 
@@ -160,18 +163,36 @@ class DepthModule(L.LightningModule):
         """Compile the layers, and get ready to capture them, where that was asked for and can be done."""
         if self.compile_layers and not compiled(self.model):
             self._compile()
-        required = self.cuda_graph is True
-        if required and self.device.type != "cuda":
-            raise ConfigError(f"cuda_graph=true: {self.device} is no CUDA device; use auto or false")
-        if self.cuda_graph and self.device.type == "cuda" and (required or self.trainer.world_size == 1):
-            self._graphed = GraphedTraining(self.model, required=required)  # type: ignore[arg-type]
+        self._graphed = self._get_ready_to_capture()
 
     def on_fit_end(self) -> None:
         """Give the graphs' memory back."""
         self._graphed = None
 
+    def _get_ready_to_capture(self) -> GraphedTraining | None:
+        if not self.cuda_graph:
+            return None
+        reason = ""
+        if self.device.type != "cuda":
+            reason = f"{self.device} is no CUDA device"
+        elif self.trainer.accumulate_grad_batches != 1:
+            reason = "a replay writes gradients where those of the batch before still lie (accumulate_grad_batches)"
+        elif self.trainer.world_size > 1 and self.cuda_graph == "auto":
+            reason = "several processes train"
+        if reason and self.cuda_graph != "auto":
+            raise ConfigError(f"cuda_graph=true: {reason}; use auto or false")
+        if reason:
+            _log.info("training runs without CUDA graphs: %s", reason)
+            return None
+        return GraphedTraining(self.model, required=self.cuda_graph is True)  # type: ignore[arg-type]
+
     def _compile(self) -> None:
         reason = why_not_compiled(self.device)
+        steps = math.inf if self._trainer is None else self.trainer.estimated_stepping_batches
+        if not reason and self.compile_layers == "auto" and steps < _WORTH_COMPILING:
+            reason = (
+                f"{steps:.0f} steps take less time than to compile them; compile=true does it all the same"
+            )
         if reason and self.compile_layers != "auto":
             raise ConfigError(f"compile=true: {reason}; use compile=auto or compile=false")
         if reason:

@@ -18,7 +18,8 @@ class GraphedTraining:
     """Calls a network in training mode; forward and backward pass are captured at the first batch, then replayed.
 
     The optimiser, the loss and all-reduces stay outside. Weights are read where they lie: they may change in place, not
-    be replaced. A batch of another shape, or under another autocast, runs without graphs.
+    be replaced. A batch of another shape, or under another autocast, runs without graphs. Set gradients to None between
+    steps: each replay writes them anew where the last ones lie, so that they can neither be accumulated nor zeroed.
 
     Args:
         model: on a CUDA device. Nothing in it may copy to the CPU.
