@@ -25,6 +25,7 @@ from sa2depth.run.build import (
     build_data,
     build_network,
     build_trainer,
+    chosen_operators,
     prepare,
     without_truth,
 )
@@ -44,6 +45,11 @@ def train(cfg: DictConfig) -> float:
         UserError: for a configuration, a data set or weights that cannot work; raised before training starts.
     """
     prepare(cfg, TRAIN_KEYS)
+    with chosen_operators(cfg):
+        return _train(cfg)
+
+
+def _train(cfg: DictConfig) -> float:
     if cfg.resume is not None and not Path(cfg.resume).is_file():
         raise CheckpointError(f"resume={cfg.resume}: no such file; name a run's checkpoints/last.ckpt")
     model = build_network(cfg)

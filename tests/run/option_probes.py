@@ -29,6 +29,7 @@ from sa2depth.lit import DepthModule
 from sa2depth.masks import valid_mask
 from sa2depth.metrics import DepthMetrics, evaluate_image, load_protocol
 from sa2depth.models.sa2depth import DepthOutput
+from sa2depth.ops.backends import backend
 from sa2depth.report import Evaluation, write_metrics
 from sa2depth.resources import conf_dir
 from sa2depth.run.build import build_network, build_trainer
@@ -306,7 +307,7 @@ def training(cfg):
         return {"abs_rel": 0.0}
 
     def fit(self, module, datamodule, ckpt_path):
-        seen.module, seen.resume = module, ckpt_path
+        seen.module, seen.resume, seen.backend = module, ckpt_path, backend()
         seen.order = list(datamodule.train_dataloader().sampler)[:20]
         seen.weights = digest(*module.model.state_dict().values())
         depth = torch.linspace(0.0, 100.0, 10_001)
@@ -334,6 +335,7 @@ def evaluation(cfg):
 
     def load_model(checkpoint, *, min_depth, max_depth):
         seen.checkpoint, seen.min_depth, seen.max_depth = checkpoint, min_depth, max_depth
+        seen.backend = backend()
         raise _LoadedError
 
     def prediction_files(folder, source, reader, protocol):

@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import lightning as L
@@ -16,11 +17,12 @@ from sa2depth.data import DepthDataModule
 from sa2depth.errors import ConfigError
 from sa2depth.metrics import Protocol
 from sa2depth.models import SA2Depth, build_model
+from sa2depth.ops import use_backend
 
 PATHS = ("data_dir", "runs_dir", "output_dir")
-SHARED_KEYS: dict[str, Any] = dict.fromkeys(("augment", "data", "protocol", "trainer", "name", "seed")) | {
-    "paths": PATHS
-}
+SHARED_KEYS: dict[str, Any] = dict.fromkeys(
+    ("augment", "data", "protocol", "trainer", "name", "seed", "ops")
+) | {"paths": PATHS}
 TRAIN_KEYS = SHARED_KEYS | dict.fromkeys(
     (
         *("encoder", "decoder", "bins", "head", "model", "loss", "optim", "schedule", "callbacks", "logger"),
@@ -59,6 +61,15 @@ def prepare(cfg: DictConfig, known: dict[str, Any]) -> None:
     check_config(cfg, known)
     _refuse_parallel_multirun(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
+
+
+def chosen_operators(cfg: DictConfig) -> AbstractContextManager[object]:
+    """A context in which the operators run on the back end that ``cfg.ops`` names, if it names one.
+
+    Raises:
+        ConfigError: there is no such back end.
+    """
+    return nullcontext() if cfg.ops is None else use_backend(cfg.ops)
 
 
 def build_network(cfg: DictConfig) -> SA2Depth:
