@@ -229,7 +229,7 @@ def test_layers_are_compiled_for_training_and_scored_as_they_are(fresh_dynamo):
 
 def test_where_layers_cannot_be_compiled_auto_trains_them_as_they_are(caplog):
     module = _module(Encoded(), compile="auto")
-    with caplog.at_level("INFO"):
+    with caplog.at_level("DEBUG"):
         module.on_fit_start()
     assert not compiled(module.model)
     assert "layers are not compiled: cpu is no CUDA device" in caplog.text

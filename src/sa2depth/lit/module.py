@@ -182,9 +182,13 @@ class DepthModule(L.LightningModule):
         if reason and self.cuda_graph != "auto":
             raise ConfigError(f"cuda_graph=true: {reason}; use auto or false")
         if reason:
-            _log.info("training runs without CUDA graphs: %s", reason)
+            self._say("training runs without CUDA graphs: %s", reason)
             return None
         return GraphedTraining(self.model, required=self.cuda_graph is True)  # type: ignore[arg-type]
+
+    def _say(self, message: str, reason: str) -> None:
+        # on a CPU nobody expects it
+        _log.log(logging.INFO if self.device.type == "cuda" else logging.DEBUG, message, reason)
 
     def _compile(self) -> None:
         reason = why_not_compiled(self.device)
@@ -196,7 +200,7 @@ class DepthModule(L.LightningModule):
         if reason and self.compile_layers != "auto":
             raise ConfigError(f"compile=true: {reason}; use compile=auto or compile=false")
         if reason:
-            _log.info("layers are not compiled: %s", reason)
+            self._say("layers are not compiled: %s", reason)
         else:
             compile_layers(self.model)
 

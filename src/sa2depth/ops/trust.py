@@ -84,7 +84,8 @@ def _circumstances(operator: str, backend: str, device: torch.device) -> str:
     if device.type == "cuda":
         parts += [torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)]
     folder = csrc_dir() / ("cpu" if backend == "cpu" else _FOLDERS.get(operator, operator))
-    for file in sorted(folder.glob("*")) if folder.is_dir() else ():
+    shared = [] if backend == "cpu" else csrc_dir().glob("*.cuh")
+    for file in sorted((*folder.glob("*"), *shared)):
         parts.append((file.name, hashlib.sha256(file.read_bytes()).hexdigest()))
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 

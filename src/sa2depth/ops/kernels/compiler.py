@@ -37,7 +37,7 @@ def compile_kernels(source: Path, architecture: str, macros: Mapping[str, int]) 
     A cache folder that cannot be written costs a compilation in every process, and one line in the log.
 
     Args:
-        source: a ``.cu`` file; it may include files of its own folder.
+        source: a ``.cu`` file; it may include files of its own folder and of the one above.
         architecture: of the device, such as ``sm_90``.
         macros: numbers to define for the preprocessor.
 
@@ -75,7 +75,7 @@ def _digest(source: Path, architecture: str, macros: Mapping[str, int]) -> str:
         nvrtc.nvrtcVersion()[1:],
     ]
     parts.append(source.name)
-    for file in _sources(source.parent):
+    for file in (*_sources(source.parent), *_sources(source.parent.parent)):
         parts += [file.name, hashlib.sha256(file.read_bytes()).hexdigest()]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
