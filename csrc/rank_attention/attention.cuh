@@ -24,6 +24,8 @@
 // or 2 (float16), the type of the inputs.
 #pragma once
 
+#include "../half.cuh"
+
 #ifndef SA2DEPTH_EMULATED  // tests run the same sources on the CPU, with their own versions of what follows
 #define DYNAMIC_SHARED(name) extern __shared__ float4 name[]
 
@@ -77,25 +79,6 @@ __device__ __forceinline__ void mma_half(float (&c)[4], const unsigned (&a)[4], 
   asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
-__device__ __forceinline__ unsigned pack_bfloat16(float low, float high) {
-  unsigned word;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-  return word;
-}
-__device__ __forceinline__ unsigned pack_half(float low, float high) {
-  unsigned word;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-  return word;
-}
-
-__device__ __forceinline__ float2 unpack_half(unsigned word) {
-  float2 pair;
-  asm("{.reg .f16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high;}"
-      : "=f"(pair.x), "=f"(pair.y)
-      : "r"(word));
-  return pair;
 }
 
 // All bits of those halves that are equal. For small numbers, which as float16 are not normal but differ.
