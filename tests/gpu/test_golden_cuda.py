@@ -57,10 +57,9 @@ def test_float32_prepared_and_replayed(case):
         check(output.depth, expected, size)
 
 
+@pytest.mark.parametrize("case", ["t"], indirect=True)  # a minute of compilation is enough
 def test_float32_compiled(case):
     model, image, expected, size = case
-    if size != "t":
-        pytest.skip("one size is enough for a minute of compilation")
     fast = for_inference(model)
     compile_layers(fast)
     with torch.no_grad():

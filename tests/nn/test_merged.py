@@ -71,5 +71,5 @@ def test_fixed_ones_are_rounded_and_moved_with_the_layer(name):
 
 
 def test_a_layer_says_what_it_merges():
-    with pytest.raises(NotImplementedError, match="MergesWeights says nothing"):
-        MergesWeights().merged()
+    with pytest.raises(TypeError, match="_merge"):
+        MergesWeights()

@@ -1,17 +1,20 @@
 """Weights that a layer computes from its parameters: anew at each call in training, once for inference."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
 
-class MergesWeights(nn.Module):
+class MergesWeights(nn.Module, ABC):
     """A layer that merges parameters into the weights of fewer operations.
 
     Subclasses give ``_merge``. The merged weights are no part of the state dict.
     """
 
+    @abstractmethod
     def _merge(self) -> tuple[Tensor, ...]:
-        raise NotImplementedError(f"{type(self).__name__} says nothing of what it merges")
+        """The weights, from the parameters as they are now."""
 
     def merged(self) -> tuple[Tensor, ...]:
         """The merged weights, with a gradient to the parameters unless they were fixed."""

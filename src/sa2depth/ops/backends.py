@@ -123,5 +123,5 @@ def say_once(operator: str, reason: str) -> None:
 def _check(name: str) -> None:
     if name not in NAMES:
         raise ConfigError(
-            f"there is no back end '{name}' (use_backend, SA2DEPTH_OPS): {nearest(name, NAMES)}"
+            f"there is no back end '{name}' (use_backend, ops=..., SA2DEPTH_OPS): {nearest(name, NAMES)}"
         )
