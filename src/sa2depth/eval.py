@@ -14,7 +14,7 @@ from sa2depth.config import launch
 from sa2depth.errors import ConfigError, DataError
 from sa2depth.lit import DepthModule
 from sa2depth.metrics import load_protocol
-from sa2depth.run.build import EVAL_KEYS, build_data, build_trainer, chosen_operators, prepare, without_truth
+from sa2depth.run.build import EVAL_KEYS, build_data, build_trainer, chosen_arithmetic, prepare, without_truth
 from sa2depth.run.plan import count_parameters, describe_device, device_facts, print_plan
 from sa2depth.run.predictions import PredictionReader
 from sa2depth.run.results import finish
@@ -38,7 +38,7 @@ def evaluate(cfg: DictConfig) -> float:
         raise ConfigError(
             f"give either checkpoint=FILE (a network to run) or predictions=DIR (depth in files), found {given}"
         )
-    with chosen_operators(cfg):
+    with chosen_arithmetic(cfg):
         return evaluate_network(cfg) if cfg.predictions is None else evaluate_files(cfg)
 
 

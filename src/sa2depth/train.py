@@ -25,7 +25,7 @@ from sa2depth.run.build import (
     build_data,
     build_network,
     build_trainer,
-    chosen_operators,
+    chosen_arithmetic,
     prepare,
     without_truth,
 )
@@ -45,7 +45,7 @@ def train(cfg: DictConfig) -> float:
         UserError: for a configuration, a data set or weights that cannot work; raised before training starts.
     """
     prepare(cfg, TRAIN_KEYS)
-    with chosen_operators(cfg):
+    with chosen_arithmetic(cfg):
         return _train(cfg)
 
 

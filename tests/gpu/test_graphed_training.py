@@ -1,11 +1,15 @@
 """Training replayed from CUDA graphs follows the same path as training without."""
 
 import copy
+import gc
+import threading
 
 import pytest
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from sa2depth import create_model
+from sa2depth.infer import Predictor
 from sa2depth.losses import SILog
 from sa2depth.models.graphed import GraphedTraining
 
@@ -67,16 +71,26 @@ def test_another_shape_runs_without_graphs():
         depth.sum().backward()
 
 
+class Copies(torch.nn.Module):
+    """Looks at its input on the CPU, which no graph can hold."""
+
+    min_depth, max_depth = 0.1, 10.0
+
+    def __init__(self):
+        super().__init__()
+        self.model = create_model("sa2depth_nano", min_depth=self.min_depth, max_depth=self.max_depth)
+
+    def forward(self, image):
+        self.model.encoder(image)  # so that there is memory to give back
+        image.mean().item()
+        return self.model(image)
+
+    def predict_bins(self, image):
+        image.mean().item()
+        return self.model.predict_bins(image)
+
+
 def test_what_cannot_be_captured_runs_all_the_same(caplog):
-    class Copies(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = create_model("sa2depth_nano", min_depth=0.1, max_depth=10)
-
-        def forward(self, image):
-            image.mean().item()
-            return self.model(image)
-
     model = Copies().cuda().train()
     (image, _) = next(batches(1))
     graphed = GraphedTraining(model)
@@ -85,3 +99,100 @@ def test_what_cannot_be_captured_runs_all_the_same(caplog):
     assert "training runs without CUDA graphs" in caplog.text
     with pytest.raises(RuntimeError):
         GraphedTraining(model, required=True)(image)
+
+
+def test_a_failed_capture_leaves_the_device_as_it_was():
+    model = Copies().cuda().train()
+    (image, _) = next(batches(1, 256))
+    model(image)  # kernels are compiled
+    torch.manual_seed(1)
+    expected = [torch.rand(3, device="cuda") for _ in range(2)]
+    torch.manual_seed(1)
+    first = torch.rand(3, device="cuda")
+    gc.collect()
+    torch.cuda.empty_cache()
+    reserved, stream = torch.cuda.memory_reserved(), torch.cuda.current_stream()
+    with pytest.raises(RuntimeError):
+        GraphedTraining(model, required=True)(image)
+    assert torch.cuda.current_stream() == stream
+    torch.testing.assert_close([first, torch.rand(3, device="cuda")], expected, rtol=0, atol=0)
+    gc.collect()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() <= reserved + 2**21
+    # and another network can be captured
+    other = create_model("sa2depth_nano", min_depth=0.1, max_depth=10).cuda().train()
+    GraphedTraining(other, required=True)(image).depth.sum().backward()
+
+
+def test_other_threads_use_the_device_during_a_capture():
+    stop = threading.Event()
+
+    def load():
+        stream = torch.cuda.Stream()
+        while not stop.is_set():
+            pinned = torch.empty(int(torch.randint(1 << 20, 1 << 22, ())), pin_memory=True)
+            with torch.cuda.stream(stream):
+                event = torch.cuda.Event()
+                pinned.to("cuda", non_blocking=True)
+                event.record()
+                event.query()
+            stream.synchronize()
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    try:
+        model = create_model("sa2depth_nano", min_depth=0.1, max_depth=10).cuda().train()
+        (image, _) = next(batches(1))
+        depth = GraphedTraining(model, required=True)(image).depth
+        depth.sum().backward()
+        assert all(torch.isfinite(w.grad).all() for w in model.parameters() if w.grad is not None)
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_predictor_of_what_cannot_be_captured(caplog):
+    predictor = Predictor(Copies(), device="cuda")
+    image = torch.rand(3, 64, 96)
+    first, second = predictor(image), predictor(image)
+    assert caplog.text.count("pictures of 64 x 96 run without a CUDA graph") == 1
+    expected = Predictor(Copies().model, device="cuda", graph=False)
+    assert first.depth.shape == expected(image).depth.shape
+    assert (first.depth == second.depth).all()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_devices_train_from_graphs_as_without(tmp_path):
+    torch.multiprocessing.spawn(_train_on_two, (str(tmp_path / "store"),), nprocs=2)
+
+
+def _train_on_two(rank, store):
+    torch.cuda.set_device(rank)
+    torch.distributed.init_process_group("nccl", f"file://{store}", rank=rank, world_size=2)
+    losses = []
+    for graph in (False, True):
+        torch.manual_seed(0)
+        model = create_model("sa2depth_nano", min_depth=0.1, max_depth=10).cuda().train()
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        step = Step(model, graph)
+        network = DistributedDataParallel(step, device_ids=[rank], broadcast_buffers=False)
+        losses.append(train(network, lambda image, network=network: network(image * (1 - 0.3 * rank)), None))
+        means = [float(weight.mean()) for weight in model.parameters()]
+        both = [None, None]
+        torch.distributed.all_gather_object(both, means)
+        assert both[0] == both[1], "the devices' weights differ"
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert losses[1][-1] < losses[1][0]
+    torch.distributed.destroy_process_group()
+
+
+class Step(torch.nn.Module):
+    """What DistributedDataParallel wraps in a training: more than the network."""
+
+    def __init__(self, model, graph):
+        super().__init__()
+        self.model = model
+        self._call = GraphedTraining(model, required=True) if graph else model
+
+    def forward(self, image):
+        return self._call(image)

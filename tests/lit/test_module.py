@@ -275,7 +275,7 @@ def test_graphs_without_a_cuda_device():
     [
         ("auto", 1, 1, "ready"),
         ("auto", 2, 1, "without"),
-        ("auto", 1, 2, "without"),
+        ("auto", 1, 2, "ready"),
         (True, 1, 2, "ready"),
         (True, 2, 1, "error"),
         (False, 1, 1, "without"),

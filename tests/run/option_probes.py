@@ -308,6 +308,7 @@ def training(cfg):
 
     def fit(self, module, datamodule, ckpt_path):
         seen.module, seen.resume, seen.backend = module, ckpt_path, backend()
+        seen.products = torch.get_float32_matmul_precision()
         seen.order = list(datamodule.train_dataloader().sampler)[:20]
         seen.weights = digest(*module.model.state_dict().values())
         depth = torch.linspace(0.0, 100.0, 10_001)
@@ -335,7 +336,7 @@ def evaluation(cfg):
 
     def load_model(checkpoint, *, min_depth, max_depth):
         seen.checkpoint, seen.min_depth, seen.max_depth = checkpoint, min_depth, max_depth
-        seen.backend = backend()
+        seen.backend, seen.products = backend(), torch.get_float32_matmul_precision()
         raise _LoadedError
 
     def prediction_files(folder, source, reader, protocol):

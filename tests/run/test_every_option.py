@@ -49,6 +49,7 @@ CHANGES = {
         "name": ("other", "folder"),
         "seed": (1, "training.weights training.order"),
         "ops": ("torch", "training.backend"),
+        "float32_matmul_precision": ("high", "training.products"),
         "min_depth": (0.5, "model training.counted"),
         "max_depth": (20.0, "model training.counted"),
         # continues for real in test_train.py: test_goes_on_from_the_last_checkpoint
@@ -232,6 +233,7 @@ CHANGES = {
     "anomaly": {"trainer.detect_anomaly": (False, "trainer._detect_anomaly")},
     "eval": {
         "ops": ("torch", "evaluation.backend"),
+        "float32_matmul_precision": ("high", "evaluation.products"),
         "checkpoint": ("other.safetensors", "evaluation.checkpoint"),
         "released.min_depth": (0.5, "evaluation.min_depth"),
         "released.max_depth": (20.0, "evaluation.max_depth"),

@@ -18,8 +18,8 @@ MODELS = {"nano": "sa2depth_nano", "t": "sa2depth_t", "s": "sa2depth_s", "l": "s
 PARTS = ("encoder", "decoder", "bin head", "depth head")
 TRAINING_STEP = "training step"
 _MAX_DEPTH = 10.0
-_DTYPES = {"fp32": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Autocast's dtype; with fp32 it is off, and wants a legal one all the same."""
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Of autocast; it is off where the network stays in float32, and wants a legal one all the same."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def network(model: str, device: torch.device) -> SA2Depth:
 
 def prepared(model: SA2Depth, precision: str, *, compile: bool) -> SA2Depth:
     """The copy that `sa2depth.infer` uses: merged and rounded weights, compiled if asked for."""
-    fast = for_inference(model, None if precision == "fp32" else _DTYPES[precision])
+    fast = for_inference(model, _DTYPES.get(precision))
     if compile:
         compile_layers(fast)
     return fast
@@ -114,4 +114,4 @@ def part(name: str, model: SA2Depth, image: Tensor, precision: str) -> Step:
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context of ``fp32``, ``bf16`` or ``fp16``."""
-    return torch.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32")
+    return torch.autocast(device.type, _DTYPES.get(precision, torch.bfloat16), enabled=precision in _DTYPES)

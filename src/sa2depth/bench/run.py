@@ -25,10 +25,11 @@ from sa2depth.models import SA2Depth
 from sa2depth.models.compiled import why_not_compiled
 from sa2depth.ops import use_backend
 from sa2depth.ops.backends import NAMES
+from sa2depth.ops.precision import float32_products
 
 WHAT = ("operators", "parts", "inference", "training")
-PRECISIONS = ("fp32", "bf16", "fp16")
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _MODIFIERS = ("prepared", "compile", "graph")
 
 
@@ -80,7 +81,8 @@ class Settings:
             ``training``.
         size: height and width of the images, multiples of 32.
         batch: images.
-        precisions: of ``fp32``, ``bf16``, ``fp16``.
+        precisions: of ``fp32`` (matrix products in float32; convolutions as PyTorch has them), ``tf32``, ``bf16``,
+            ``fp16``.
         backends: how, in the notation of `Way`; the first one is what the others are compared with.
         budget_s: seconds for each measurement.
 
@@ -231,7 +233,7 @@ def _compare(
         before = allocated(settings.device)
         if settings.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(settings.device)
-        with use_backend(way.backend):
+        with use_backend(way.backend), float32_products("high" if precision == "tf32" else "highest"):
             try:
                 call = make(settings, model, precision, way)
                 if way.graph and subject != TRAINING_STEP:

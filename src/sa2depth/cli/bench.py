@@ -19,7 +19,9 @@ def bench(
     ] = "operators,parts,inference,training",
     size: Annotated[str, typer.Option(metavar="HxW", help="Of the images, multiples of 32.")] = "480x640",
     batch: Annotated[int, typer.Option(min=1, help="Images.")] = 1,
-    precision: Annotated[str, typer.Option(help="Any of fp32, bf16, fp16.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="Any of fp32, tf32 (products of float32), bf16, fp16.")
+    ] = "fp32",
     backends: Annotated[
         str,
         typer.Option(
@@ -84,7 +86,6 @@ def _machine(device: "object") -> dict[str, str]:
         "torch": str(torch.__version__),
         "sa2depth": __version__,
         "python": platform.python_version(),
-        "TF32": "on" if torch.backends.cuda.matmul.allow_tf32 else "off",
     }
 
 

@@ -1,5 +1,6 @@
 """A function of a picture replayed from CUDA graphs: no Python and no launches between its kernels."""
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import TypeVar
@@ -7,13 +8,17 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from sa2depth.models.capture import captured, memory_pool, warm_up
+
 Result = TypeVar("Result")
 
-_WARM_UPS = 3  # kernels are compiled and algorithms chosen before a graph is captured
+_log = logging.getLogger(__name__)
 
 
 class Graphed:
     """Captures a function once for each size of its input, and replays it.
+
+    A function that cannot be captured is called as it is, and one line says so.
 
     Args:
         function: ``tensor -> tensor`` without a look at values on the CPU; its weights may not be replaced afterwards.
@@ -23,7 +28,7 @@ class Graphed:
     def __init__(self, function: Callable[[Tensor], Tensor], most: int = 4) -> None:
         self._function = function
         self._most = most
-        self._graphs: OrderedDict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = (
+        self._graphs: OrderedDict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, Tensor, Tensor] | None] = (
             OrderedDict()
         )
 
@@ -35,14 +40,22 @@ class Graphed:
                 self._graphs.popitem(last=False)
             self._graphs[key] = self._capture(x)
         self._graphs.move_to_end(key)
-        graph, source, result = self._graphs[key]
+        found = self._graphs[key]
+        if found is None:
+            return self._function(x)
+        graph, source, result = found
         source.copy_(x)
         graph.replay()
         return result.clone()
 
-    def _capture(self, x: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
+    def _capture(self, x: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor] | None:
         source = x.clone()
-        graph, result = capture(lambda: self._function(source), x.device)
+        try:
+            graph, result = capture(lambda: self._function(source), x.device)
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            _log.warning("pictures of %d x %d run without a CUDA graph: %s", *x.shape[-2:], reason)
+            return None
         return graph, source, result
 
 
@@ -55,15 +68,10 @@ def capture(function: Callable[[], Result], device: torch.device) -> tuple[torch
 
     Returns:
         The graph, and the function's result, whose memory each replay fills anew.
+
+    Raises:
+        RuntimeError: it cannot be captured; the device works on as before.
     """
-    with torch.cuda.device(device):
-        side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):  # where allocations do not mix with those of the capture
-            for _ in range(_WARM_UPS):
-                function()
-        torch.cuda.current_stream(device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            result = function()
-    return graph, result
+    with memory_pool(device) as pool:
+        warm_up(function, device)
+        return captured(function, pool)

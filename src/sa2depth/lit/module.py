@@ -177,14 +177,12 @@ class DepthModule(L.LightningModule):
             reason = f"{self.device} is no CUDA device"
         elif self.trainer.accumulate_grad_batches != 1:
             reason = "a replay writes gradients where those of the batch before still lie (accumulate_grad_batches)"
-        elif self.trainer.world_size > 1 and self.cuda_graph == "auto":
-            reason = "several processes train"
         if reason and self.cuda_graph != "auto":
             raise ConfigError(f"cuda_graph=true: {reason}; use auto or false")
         if reason:
             self._say("training runs without CUDA graphs: %s", reason)
             return None
-        return GraphedTraining(self.model, required=self.cuda_graph is True)  # type: ignore[arg-type]
+        return GraphedTraining(self.model, required=self.cuda_graph is True)
 
     def _say(self, message: str, reason: str) -> None:
         # on a CPU nobody expects it

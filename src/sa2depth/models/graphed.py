@@ -5,11 +5,15 @@ as they need to run.
 """
 
 import logging
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from sa2depth.models.sa2depth import DepthOutput, SA2Depth
+from sa2depth.models.capture import captured, memory_pool, warm_up
+from sa2depth.models.sa2depth import DepthOutput
 
 _log = logging.getLogger(__name__)
 
@@ -17,19 +21,20 @@ _log = logging.getLogger(__name__)
 class GraphedTraining:
     """Calls a network in training mode; forward and backward pass are captured at the first batch, then replayed.
 
-    The optimiser, the loss and all-reduces stay outside. Weights are read where they lie: they may change in place, not
-    be replaced. A batch of another shape, or under another autocast, runs without graphs. Set gradients to None between
-    steps: each replay writes them anew where the last ones lie, so that they can neither be accumulated nor zeroed.
+    The optimiser, the loss and all-reduces of gradients stay outside. Weights are read where they lie: they may change
+    in place, not be replaced. A batch of another shape, or under another autocast, runs without graphs. Set gradients
+    to None between steps: each replay writes them anew where the last ones lie, so that they can neither be accumulated
+    nor zeroed.
 
     Args:
-        model: on a CUDA device. Nothing in it may copy to the CPU.
+        model: a depth network on a CUDA device. Nothing in it may copy to the CPU.
         required: raise if it cannot be captured; otherwise it then runs without graphs, and one line says why.
     """
 
-    def __init__(self, model: SA2Depth, required: bool = False) -> None:
+    def __init__(self, model: nn.Module, required: bool = False) -> None:
         self._model = model
         self._required = required
-        self._flat: _Flat | None = None
+        self._passes: Passes | None = None
         self._key: tuple[object, ...] | None = None
 
     def __call__(self, image: Tensor) -> DepthOutput:
@@ -37,20 +42,19 @@ class GraphedTraining:
         key = (image.shape, image.dtype, _autocast_dtype())
         if self._key is None:
             self._key = key
-            self._flat = self._capture(image)
-        if self._flat is None or key != self._key:
+            self._passes = self._capture(image)
+        if self._passes is None or key != self._key:
             output: DepthOutput = self._model(image)
             return output
-        return DepthOutput(*self._flat(image))
+        return DepthOutput(*replay(self._passes, image))
 
-    def _capture(self, image: Tensor) -> "_Flat | None":
-        flat = _Flat(self._model, _autocast_dtype())
+    def _capture(self, image: Tensor) -> "Passes | None":
         before = [buffer.clone() for buffer in self._model.buffers()]
-        state = torch.cuda.get_rng_state(image.device)
+        numbers = torch.cuda.get_rng_state(image.device)
         try:
             # inside, the network has its own autocast; around it, the backward pass would be under it, too
             with torch.autocast("cuda", enabled=False):
-                torch.cuda.make_graphed_callables(flat, (image.clone(),), allow_unused_input=True)
+                return _capture(self._model, image, self._key[2])  # type: ignore[arg-type, index]
         except RuntimeError as error:
             if self._required:
                 raise
@@ -61,23 +65,94 @@ class GraphedTraining:
             with torch.no_grad():
                 for buffer, value in zip(self._model.buffers(), before, strict=True):
                     buffer.copy_(value)
-            torch.cuda.set_rng_state(state, image.device)
-        return flat
+            torch.cuda.set_rng_state(numbers, image.device)
 
 
-class _Flat(nn.Module):
-    """The network under an autocast without a cache, with a plain tuple as its output."""
+class Replayable(Protocol):
+    """A captured pass."""
 
-    def __init__(self, model: SA2Depth, dtype: torch.dtype | None) -> None:
-        super().__init__()
-        self.model = model
-        self._dtype = dtype
+    def replay(self) -> None:
+        """Run it on what lies in its inputs now."""
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        enabled, dtype = self._dtype is not None, self._dtype or torch.bfloat16
-        with torch.autocast("cuda", dtype, enabled=enabled, cache_enabled=False):
-            output = self.model(image)
+
+@dataclass(frozen=True)
+class Passes:
+    """Forward and backward pass of a network, and where their inputs and results lie.
+
+    Attributes:
+        forward: reads ``image`` and ``weights``, writes ``outputs``.
+        backward: reads ``output_gradients``, writes ``gradients``.
+        image: of the batch.
+        outputs: of the network.
+        output_gradients: one for each output; None where it has no gradient.
+        weights: those that are trained.
+        gradients: one for each weight; None where it has no influence.
+    """
+
+    forward: Replayable
+    backward: Replayable
+    image: Tensor
+    outputs: tuple[Tensor, ...]
+    output_gradients: tuple[Tensor | None, ...]
+    weights: tuple[Tensor, ...]
+    gradients: tuple[Tensor | None, ...]
+
+
+def replay(passes: Passes, image: Tensor) -> tuple[Tensor, ...]:
+    """The outputs for a batch; they and the gradients of the weights are valid until the next replay."""
+    outputs: tuple[Tensor, ...] = _Replay.apply(passes, image, *passes.weights)  # type: ignore[no-untyped-call]
+    return outputs
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, passes: Passes, image: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.passes = passes
+        passes.image.copy_(image)
+        passes.forward.replay()
+        return tuple(output.detach() for output in passes.outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:
+        passes: Passes = ctx.passes
+        for place, gradient in zip(passes.output_gradients, output_gradients, strict=True):
+            if place is not None:
+                place.copy_(gradient)
+        passes.backward.replay()
+        return (None, None, *(None if g is None else g.detach() for g in passes.gradients))
+
+
+def _capture(model: nn.Module, image: Tensor, dtype: torch.dtype | None) -> Passes:
+    source = image.detach().clone()
+    weights = tuple(weight for weight in model.parameters() if weight.requires_grad)
+
+    def forward() -> tuple[Tensor, Tensor]:
+        with torch.autocast("cuda", dtype or torch.bfloat16, enabled=dtype is not None, cache_enabled=False):
+            output: DepthOutput = model(source)
         return output.depth, output.bin_centers
+
+    def backward(outputs: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+        return torch.autograd.grad(outputs, weights, gradients, allow_unused=True)
+
+    def both() -> None:
+        outputs = tuple(output for output in forward() if output.requires_grad)
+        backward(outputs, tuple(torch.zeros_like(output) for output in outputs))
+
+    with memory_pool(image.device) as pool:
+        warm_up(both, image.device)
+        forward_pass, outputs = captured(forward, pool)
+        places = tuple(torch.zeros_like(output) if output.requires_grad else None for output in outputs)
+        backward_pass, gradients = captured(
+            lambda: backward(
+                tuple(output for output in outputs if output.requires_grad),
+                tuple(place for place in places if place is not None),
+            ),
+            pool,
+        )
+    # without its history, whose saved tensors the graphs keep by themselves
+    results = tuple(output.detach() for output in outputs)
+    return Passes(forward_pass, backward_pass, source, results, places, weights, gradients)
 
 
 def _autocast_dtype() -> torch.dtype | None:

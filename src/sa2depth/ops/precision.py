@@ -1,12 +1,40 @@
 """Where a number must not be rounded to bf16: coordinates, scores before ranking, recurrences."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
+
+from sa2depth.errors import ConfigError, nearest
+
+FLOAT32_PRODUCTS = ("highest", "high", "medium")
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     """The tensor itself if it is float32 or float64, else a float32 copy."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+@contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """A context with this ``torch.set_float32_matmul_precision``.
+
+    Args:
+        precision: ``highest`` computes products of float32 matrices in float32 (cuDNN's convolutions take TF32 all the
+            same, as PyTorch has it), ``high`` in TF32 on CUDA, ``medium`` in bf16 where there is a kernel for that.
+
+    Raises:
+        ConfigError: another word.
+    """
+    if precision not in FLOAT32_PRODUCTS:
+        raise ConfigError(f"float32_matmul_precision={precision}: {nearest(precision, FLOAT32_PRODUCTS)}")
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def no_autocast(tensor: Tensor) -> torch.autocast:

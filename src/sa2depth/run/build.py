@@ -2,7 +2,8 @@
 
 import logging
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import lightning as L
@@ -18,10 +19,11 @@ from sa2depth.errors import ConfigError
 from sa2depth.metrics import Protocol
 from sa2depth.models import SA2Depth, build_model
 from sa2depth.ops import use_backend
+from sa2depth.ops.precision import float32_products
 
 PATHS = ("data_dir", "runs_dir", "output_dir")
 SHARED_KEYS: dict[str, Any] = dict.fromkeys(
-    ("augment", "data", "protocol", "trainer", "name", "seed", "ops")
+    ("augment", "data", "protocol", "trainer", "name", "seed", "ops", "float32_matmul_precision")
 ) | {"paths": PATHS}
 TRAIN_KEYS = SHARED_KEYS | dict.fromkeys(
     (
@@ -63,13 +65,16 @@ def prepare(cfg: DictConfig, known: dict[str, Any]) -> None:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
 
 
-def chosen_operators(cfg: DictConfig) -> AbstractContextManager[object]:
-    """A context in which the operators run on the back end that ``cfg.ops`` names, if it names one.
+@contextmanager
+def chosen_arithmetic(cfg: DictConfig) -> Iterator[None]:
+    """A context with the operators' back end of ``cfg.ops``, if it names one, and ``cfg.float32_matmul_precision``.
 
     Raises:
-        ConfigError: there is no such back end.
+        ConfigError: there is no such back end or precision.
     """
-    return nullcontext() if cfg.ops is None else use_backend(cfg.ops)
+    operators = nullcontext() if cfg.ops is None else use_backend(cfg.ops)
+    with operators, float32_products(cfg.float32_matmul_precision):
+        yield
 
 
 def build_network(cfg: DictConfig) -> SA2Depth:

@@ -24,11 +24,13 @@ def describe_device(trainer: L.Trainer) -> str:
 
 
 def device_facts(trainer: L.Trainer) -> dict[str, str]:
-    """``device``, with the number of processes if there are several, and ``precision``."""
+    """``device``, with the number of processes if there are several, and ``precision``, with that of products."""
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     processes = f"{trainer.world_size} processes on " if trainer.world_size > 1 else ""
-    return {"device": f"{processes}{name}", "precision": str(trainer.precision)}
+    products = torch.get_float32_matmul_precision()
+    rounded = "" if products == "highest" or device.type != "cuda" else f", float32 products {products}"
+    return {"device": f"{processes}{name}", "precision": f"{trainer.precision}{rounded}"}
 
 
 @rank_zero_only
