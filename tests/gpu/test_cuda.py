@@ -1,5 +1,9 @@
 """The network on a CUDA device: the same numbers as on the CPU, in all precisions, and training that learns."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -90,3 +94,33 @@ def test_the_predictor_moves_to_the_device():
     on_cuda = Predictor(model, device="cuda")(picture).depth
     assert on_cuda.shape == (50, 70)
     assert abs(on_cuda - on_cpu).max() < 1e-3
+
+
+_WHOLE = """
+import torch
+from sa2depth import create_model
+
+torch.manual_seed(0)
+model = create_model("sa2depth_nano", min_depth=0.1, max_depth=10).eval().cuda()
+image = torch.rand(1, 3, 64, 96, device="cuda")
+with torch.no_grad():
+    compiled = torch.compile(model, fullgraph=True, dynamic=False)(image).depth
+    torch.testing.assert_close(compiled, model(image).depth, rtol=1e-3, atol=1e-3)
+"""
+
+
+def test_a_whole_network_compiles_as_the_first_thing_on_a_machine(tmp_path):
+    # no kernel is there yet, and no operator has passed its self-test
+    environment = {**os.environ, "SA2DEPTH_CACHE": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", _WHOLE], env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_whole_network_of_released_size_has_no_graph_break():
+    model = create_model("sa2depth_t", min_depth=0.1, max_depth=10).eval().cuda()
+    image = torch.rand(1, 3, 96, 128, device="cuda")
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")(image).depth
+        torch.testing.assert_close(compiled, model(image).depth, rtol=1e-3, atol=1e-3)
