@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 
 from sa2depth.errors import ConfigError, DataError, ShapeError, UserError
 from sa2depth.lit import DepthModule
@@ -252,7 +253,7 @@ def test_where_layers_can_be_compiled_they_are_once(compile, expected, monkeypat
     assert module.model.encoder._compiled_call_impl is first
 
 
-@pytest.mark.parametrize(("steps", "expected"), [(4999, False), (5000, True), (float("inf"), True)])
+@pytest.mark.parametrize(("steps", "expected"), [(9999, False), (10_000, True), (float("inf"), True)])
 def test_auto_compiles_what_is_long_enough(steps, expected, monkeypatch, fresh_dynamo):
     monkeypatch.setattr("sa2depth.lit.module.why_not_compiled", lambda device: "")
     module = _module(Encoded(), compile="auto")
@@ -271,23 +272,25 @@ def test_graphs_without_a_cuda_device():
 
 
 @pytest.mark.parametrize(
-    ("option", "batches", "processes", "expected"),
+    ("option", "batches", "strategy", "expected"),
     [
-        ("auto", 1, 1, "ready"),
-        ("auto", 2, 1, "without"),
-        ("auto", 1, 2, "ready"),
-        (True, 1, 2, "ready"),
-        (True, 2, 1, "error"),
-        (False, 1, 1, "without"),
+        ("auto", 1, SingleDeviceStrategy(), "ready"),
+        ("auto", 2, SingleDeviceStrategy(), "without"),
+        ("auto", 1, DDPStrategy(), "ready"),
+        ("auto", 1, FSDPStrategy(), "without"),
+        (True, 1, DDPStrategy(), "ready"),
+        (True, 2, SingleDeviceStrategy(), "accumulate_grad_batches"),
+        (True, 1, FSDPStrategy(), "FSDPStrategy may move the weights"),
+        (False, 1, SingleDeviceStrategy(), "without"),
     ],
 )
-def test_when_training_is_captured(option, batches, processes, expected, monkeypatch):
+def test_when_training_is_captured(option, batches, strategy, expected, monkeypatch):
     module = _module(Encoded(), cuda_graph=option)
-    trainer = SimpleNamespace(accumulate_grad_batches=batches, world_size=processes)
+    trainer = SimpleNamespace(accumulate_grad_batches=batches, strategy=strategy)
     monkeypatch.setattr(type(module), "trainer", property(lambda self: trainer))
     monkeypatch.setattr(type(module), "device", property(lambda self: torch.device("cuda", 0)))
-    if expected == "error":
-        with pytest.raises(ConfigError, match=r"cuda_graph=true: .*accumulate_grad_batches"):
+    if expected not in ("ready", "without"):
+        with pytest.raises(ConfigError, match=f"cuda_graph=true: .*{expected}"):
             module.on_fit_start()
         return
     module.on_fit_start()

@@ -21,10 +21,11 @@ _log = logging.getLogger(__name__)
 class GraphedTraining:
     """Calls a network in training mode; forward and backward pass are captured at the first batch, then replayed.
 
-    The optimiser, the loss and all-reduces of gradients stay outside. Weights are read where they lie: they may change
-    in place, not be replaced. A batch of another shape, or under another autocast, runs without graphs. Set gradients
-    to None between steps: each replay writes them anew where the last ones lie, so that they can neither be accumulated
-    nor zeroed.
+    The optimiser, the loss and all-reduces of gradients stay outside; those of synchronised batch norms are captured,
+    too. Weights are read where they lie: they may change in place, not be replaced. A batch of another shape, or under
+    another autocast, runs without graphs. Set gradients to None between steps: each replay writes them anew where the
+    last ones lie, so that they can neither be accumulated nor zeroed. What wraps the network in
+    ``DistributedDataParallel`` does so under a side stream, as Lightning does.
 
     Args:
         model: a depth network on a CUDA device. Nothing in it may copy to the CPU.
