@@ -1,5 +1,7 @@
+import os
 from dataclasses import replace
 
+import pytest
 from typer.testing import CliRunner
 
 from sa2depth.cli import app
@@ -32,15 +34,50 @@ def test_looking_only():
     assert "float64" not in result.output
 
 
-def test_a_wrong_back_end_is_an_alarm(monkeypatch):
-    right = selftest.self_test
+def test_a_wrong_back_end_is_an_alarm(monkeypatch, tmp_path):
+    monkeypatch.setenv("SA2DEPTH_CACHE", str(tmp_path))
+    right = selftest.check
+    error = 0.5
 
-    def one_wrong(device):
-        for number, check in enumerate(right(device)):
-            yield replace(check, error=0.5) if number == 0 else check
+    def one_wrong(operator, backend, device):
+        check = right(operator, backend, device)
+        return replace(check, error=error) if (operator, backend) == ("gated_conv", "cpu") else check
 
-    monkeypatch.setattr(selftest, "self_test", one_wrong)
+    monkeypatch.setattr(selftest, "check", one_wrong)
     result = run()
     assert result.exit_code == 1
     assert "WRONG" in result.output
     assert "SA2DEPTH_OPS=torch" in result.output
+    # what it found holds from now on, also when it is right again
+    (note,) = tmp_path.glob("selftest-gated_conv-cpu-*.txt")
+    assert "wrong by 5.0e-01" in note.read_text()
+    error = 0.0
+    assert run().exit_code == 0
+    assert note.read_text() == ""
+
+
+def test_what_fails_does_not_hide_the_others(monkeypatch, tmp_path):
+    monkeypatch.setenv("SA2DEPTH_CACHE", str(tmp_path))
+    right = selftest.check
+
+    def one_fails(operator, backend, device):
+        if (operator, backend) == ("gated_conv", "cpu"):
+            raise RuntimeError("launch [error]")
+        return right(operator, backend, device)
+
+    monkeypatch.setattr(selftest, "check", one_fails)
+    result = run()
+    assert result.exit_code == 1
+    assert "FAILED launch [error]" in result.output
+    assert "selective_scan_2d" in result.output
+    assert not list(tmp_path.glob("selftest-gated_conv*"))
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may enter every folder")
+def test_a_cache_that_may_not_be_entered(monkeypatch, tmp_path):
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0)
+    monkeypatch.setenv("SA2DEPTH_CACHE", str(folder / "kernels"))
+    result = run("--no-test")
+    assert result.exit_code == 0
+    assert "every process compiles anew" in result.output

@@ -3,18 +3,24 @@ import torch
 
 from sa2depth.errors import ConfigError
 from sa2depth.ops import selftest
+from sa2depth.ops.precision import float32_products
 
 CPU = torch.device("cpu")
 
 
+def checks(device):
+    for operator, backend in selftest.offered(device):
+        yield selftest.check(operator, backend, device)
+
+
 def test_the_torch_path_passes_for_every_operator():
-    checks = {(check.operator, check.backend): check for check in selftest.self_test(CPU)}
+    found = {(check.operator, check.backend): check for check in checks(CPU)}
     for operator in ("dcnv3", "rank_attention", "selective_scan_2d"):
-        check = checks[operator, "torch"]
+        check = found[operator, "torch"]
         assert check.passed
         assert 0 < check.error < 1e-5
         assert check.forward_ms > 0
-    assert not any(backend in ("cuda", "auto") for _, backend in checks)
+    assert not any(backend in ("cuda", "auto") for _, backend in found)
 
 
 def test_a_wrong_operator_is_found(monkeypatch):
@@ -26,7 +32,7 @@ def test_a_wrong_operator_is_found(monkeypatch):
         return result if input.dtype == torch.float64 else result * (1 + 1e-3)
 
     monkeypatch.setattr(selftest, "dcnv3", wrong)
-    assert [check.passed for check in selftest.self_test(CPU) if check.error is not None].count(True) == 0
+    assert [check.passed for check in checks(CPU) if check.error is not None].count(True) == 0
 
 
 def test_a_wrong_gradient_is_found(monkeypatch):
@@ -37,7 +43,7 @@ def test_a_wrong_gradient_is_found(monkeypatch):
         return right(query, key.detach() if key.dtype == torch.float32 else key, value, scale) + 0 * key.sum()
 
     monkeypatch.setattr(selftest, "rank_attention", wrong)
-    assert not any(check.passed for check in selftest.self_test(CPU))
+    assert not any(check.passed for check in checks(CPU))
 
 
 def test_not_a_number_is_no_pass(monkeypatch):
@@ -48,7 +54,7 @@ def test_not_a_number_is_no_pass(monkeypatch):
         "dcnv3",
         lambda x, *a, **k: right(x, *a, **k) * (torch.nan if x.dtype == torch.float32 else 1),
     )
-    assert not any(check.passed for check in selftest.self_test(CPU))
+    assert not any(check.passed for check in checks(CPU))
 
 
 def test_a_back_end_that_cannot_run_says_why(monkeypatch):
@@ -61,7 +67,7 @@ def test_a_back_end_that_cannot_run_says_why(monkeypatch):
         return right(x, *rest, **options)
 
     monkeypatch.setattr(selftest, "dcnv3", refuses)
-    for check in selftest.self_test(CPU):
+    for check in checks(CPU):
         assert check.error is None
         assert not check.passed
         assert check.reason == "no compiler was there"
@@ -69,6 +75,21 @@ def test_a_back_end_that_cannot_run_says_why(monkeypatch):
 
 @pytest.mark.gpu
 def test_every_back_end_passes_on_cuda():
-    for check in selftest.self_test(torch.device("cuda")):
+    for check in checks(torch.device("cuda")):
         # mamba_ssm is a package of its own, and may be missing
         assert check.passed or (check.backend == "mamba_ssm" and check.error is None), check
+
+
+def test_products_are_in_float32_whatever_the_user_allows(monkeypatch):
+    seen = []
+    right = selftest.dcnv3
+
+    def asks(*arguments, **options):
+        seen.append(torch.get_float32_matmul_precision())
+        return right(*arguments, **options)
+
+    monkeypatch.setattr(selftest, "dcnv3", asks)
+    with float32_products("high"):
+        assert selftest.check("dcnv3", "torch", CPU).passed
+        assert torch.get_float32_matmul_precision() == "high"
+    assert set(seen) == {"highest"}

@@ -1,9 +1,16 @@
 """A fast operator is chosen once it was right on this machine, and never when it was wrong."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
 
-from sa2depth.ops import backends, selftest, trust
+from sa2depth.errors import ConfigError
+from sa2depth.ops import backends, cpu, gated_conv, selftest, trust
+from sa2depth.ops.kernels import cache_dir
 from sa2depth.ops.selftest import Check
 
 CPU = torch.device("cpu")
@@ -13,9 +20,9 @@ CPU = torch.device("cpu")
 def fresh(monkeypatch, tmp_path):
     monkeypatch.setenv("SA2DEPTH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(backends, "_said", set())
-    trust._verdict.cache_clear()
+    trust._known.clear()
     yield
-    trust._verdict.cache_clear()
+    trust._known.clear()
 
 
 @pytest.fixture
@@ -37,7 +44,7 @@ def chosen():
 def test_what_is_right_is_taken_and_tested_once(errors):
     errors.append(1e-6)
     assert [chosen(), chosen()] == ["cpu", "cpu"]
-    trust._verdict.cache_clear()  # as in another process
+    trust._known.clear()  # as in another process
     assert chosen() == "cpu"
 
 
@@ -46,7 +53,7 @@ def test_what_is_wrong_is_left_alone_with_one_line(errors, caplog):
     assert [chosen(), chosen()] == ["torch", "torch"]
     (record,) = caplog.records
     assert "wrong by 1.0e-02" in record.message
-    trust._verdict.cache_clear()
+    trust._known.clear()
     assert chosen() == "torch"
 
 
@@ -66,7 +73,7 @@ def test_new_sources_are_tested_anew(errors, monkeypatch, tmp_path):
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu" / "dcnv3.h").write_text("changed")
     monkeypatch.setattr(trust, "csrc_dir", lambda: tmp_path)
-    trust._verdict.cache_clear()
+    trust._known.clear()
     assert chosen() == "torch"
 
 
@@ -75,7 +82,7 @@ def test_a_folder_that_cannot_be_written_costs_a_test_in_every_process(errors, m
     monkeypatch.setenv("SA2DEPTH_CACHE", str(tmp_path / "file"))
     errors += [1e-6, 1e-6]
     assert chosen() == "cpu"
-    trust._verdict.cache_clear()
+    trust._known.clear()
     assert chosen() == "cpu"
     assert not errors
 
@@ -88,3 +95,100 @@ def test_the_true_operators_are_trusted(operator):
 def test_inside_inference_mode():
     with torch.inference_mode():
         assert trust.why_not_trusted("dcnv3", "cpu", CPU) == ""
+
+
+def _in_export():
+    class Gate(torch.nn.Module):
+        def forward(self, x, weight, bias):
+            return gated_conv(x, weight, bias)
+
+    return torch.export.export(Gate(), INPUTS).module()(*INPUTS)
+
+
+def _under_fake_tensors():
+    with FakeTensorMode() as mode:
+        gated_conv(*(mode.from_tensor(tensor) for tensor in INPUTS))
+    return gated_conv(*INPUTS)
+
+
+def _under_a_transform():
+    torch.func.vmap(lambda x: x + gated_conv(*INPUTS).sum())(torch.zeros(2))
+    return gated_conv(*INPUTS)
+
+
+def _with_another_default_device():
+    with torch.device("meta"):
+        return gated_conv(*INPUTS)
+
+
+def _counting():
+    with FlopCounterMode(display=False) as counter:
+        result = gated_conv(*INPUTS)
+    assert counter.get_total_flops() < 1e6
+    return result
+
+
+INPUTS = torch.rand(1, 8, 6, 6), torch.rand(8, 4, 3, 3), torch.rand(8)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [_in_export, _under_fake_tensors, _under_a_transform, _with_another_default_device, _counting],
+    ids=lambda function: function.__name__.strip("_"),
+)
+def test_the_first_call_may_be_anywhere(first):
+    with torch.no_grad():
+        result = first()
+        with backends.use_backend("torch"):
+            torch.testing.assert_close(result, gated_conv(*INPUTS))
+
+
+def test_many_threads_at_once(monkeypatch):
+    asked = []
+    right = selftest.check
+    monkeypatch.setattr(selftest, "check", lambda *a: asked.append(a[:2]) or right(*a))
+    with torch.no_grad(), ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: gated_conv(*INPUTS), range(8)))
+    assert all(torch.equal(result, results[0]) for result in results)
+    assert asked == [("gated_conv", "cpu")]
+    assert backends.backend() == "auto"
+
+
+def test_the_choice_of_a_thread_is_its_own():
+    with backends.backend_of_this_thread("cpu"), ThreadPoolExecutor(1) as pool:
+        assert backends.backend() == "cpu"
+        with backends.backend_of_this_thread("torch"):
+            assert backends.backend() == "torch"
+        assert backends.backend() == "cpu"
+        assert pool.submit(backends.backend).result() == "auto"
+    assert backends.backend() == "auto"
+
+
+def test_another_code_path_is_tested_anew(monkeypatch):
+    names = {trust._note("gated_conv", "cpu", CPU)}
+    monkeypatch.setenv("SA2DEPTH_CPU_PATH", "portable")
+    names.add(trust._note("gated_conv", "cpu", CPU))
+    assert len(names) == 2 or cpu.paths() == ["portable"]
+
+
+def test_an_unreadable_note_is_no_note(errors):
+    errors += [1e-6, 1e-6]
+    assert chosen() == "cpu"
+    (note,) = cache_dir().iterdir()
+    note.write_bytes(b"\xff\xfe")
+    trust._known.clear()
+    assert chosen() == "cpu"
+    assert note.read_text() == ""
+
+
+def test_tangents_are_not_lost():
+    x, weight, bias = (tensor.double() for tensor in INPUTS)
+    with torch.no_grad(), forward_ad.dual_level():
+        dual = forward_ad.make_dual(x.float(), torch.ones_like(x).float())
+        tangent = forward_ad.unpack_dual(gated_conv(dual, *INPUTS[1:])).tangent
+        with backends.use_backend("cpu"), pytest.raises(ConfigError, match="no derivatives in forward mode"):
+            gated_conv(dual, *INPUTS[1:])
+    step = 1e-6
+    with backends.use_backend("torch"):
+        expected = (gated_conv(x + step, weight, bias) - gated_conv(x - step, weight, bias)) / (2 * step)
+    torch.testing.assert_close(tangent.double(), expected, rtol=1e-3, atol=1e-4)

@@ -36,7 +36,7 @@ def register_dcnv3(forward: CustomOp, backward: CustomOp, backend: str) -> None:
     forward.register_fake(like_output)
     backward.register_fake(like_inputs)
     forward.register_autograd(gradients, setup_context=save)
-    backward.register_autograd(refuse_second_derivative("dcnv3", backend))
+    backward.register_autograd(refuse_second_derivative("dcnv3", backend, torch_has=False))
 
 
 def register_selective_scan(
@@ -76,15 +76,14 @@ def register_selective_scan(
     forward.register_fake(like_outputs)
     backward.register_fake(like_inputs)
     forward.register_autograd(gradients, setup_context=save)
-    backward.register_autograd(refuse_second_derivative("selective_scan_2d", backend))
+    backward.register_autograd(refuse_second_derivative("selective_scan_2d", backend, torch_has=False))
 
 
-def refuse_second_derivative(operator: str, backend: str) -> Callable[..., None]:
-    """A gradient formula that says that there is none."""
+def refuse_second_derivative(operator: str, backend: str, *, torch_has: bool = True) -> Callable[..., None]:
+    """A gradient formula that says that there is none, and whether the torch path has one."""
+    where = f"on the back end {backend}; use_backend('torch') has" if torch_has else "on any back end"
 
     def refuse(ctx: Any, *gradients: Tensor) -> None:
-        raise RuntimeError(
-            f"{operator} has no second derivative on the back end {backend}; use_backend('torch') has"
-        )
+        raise RuntimeError(f"{operator} has no second derivative {where}")
 
     return refuse

@@ -7,11 +7,14 @@ fails raises: nothing falls back after a launch.
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from sa2depth.errors import ConfigError, nearest
 from sa2depth.ops.trust import why_not_trusted
@@ -26,6 +29,8 @@ ON_REQUEST = frozenset({("selective_scan_2d", "mamba_ssm")})
 
 _choice = os.environ.get("SA2DEPTH_OPS", "auto")
 _said: set[tuple[str, str]] = set()
+_of_threads: dict[int, str] = {}
+"""By thread: choices that hold there alone."""
 
 
 class use_backend:  # noqa: N801 - reads like torch.no_grad
@@ -64,8 +69,27 @@ def backend() -> str:
     Raises:
         ConfigError: ``SA2DEPTH_OPS`` names no back end.
     """
-    _check(_choice)
-    return _choice
+    choice = _choice
+    if _of_threads:
+        choice = _of_threads.get(threading.get_ident(), choice)
+    _check(choice)
+    return choice
+
+
+@contextmanager
+def backend_of_this_thread(name: str) -> Iterator[None]:
+    """The implementation of all operators that this thread calls, whatever `use_backend` says for all."""
+    _check(name)
+    thread = threading.get_ident()
+    before = _of_threads.get(thread)
+    _of_threads[thread] = name
+    try:
+        yield
+    finally:
+        if before is None:
+            del _of_threads[thread]
+        else:
+            _of_threads[thread] = before
 
 
 def choose(
@@ -90,14 +114,19 @@ def choose(
         ConfigError: the back end that was asked for by name cannot take the inputs.
     """
     asked = backend()
+    forward_mode = (
+        forward_ad._current_level >= 0
+    )  # a dual number has a tangent, which only torch's own operators know
     if asked != "auto" and asked in implementations:
         reason = why_not[asked]() if asked in why_not else ""
+        if forward_mode and asked != "torch":
+            reason = "it has no derivatives in forward mode"
         if reason:
             raise ConfigError(
                 f"{operator}: the back end '{asked}' was asked for, but {reason}; use auto or torch"
             )
         return implementations[asked]
-    if asked == "auto":
+    if asked == "auto" and not forward_mode:
         for name, implementation in implementations.items():
             if (operator, name) in ON_REQUEST:
                 continue

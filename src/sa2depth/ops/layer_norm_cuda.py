@@ -67,8 +67,17 @@ def layer_norm_cuda(x: Tensor, weight: Tensor, bias: Tensor, eps: float, gelu: b
         x = x.to(dtype)
     keep = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad)
     # The dispatcher takes longer than the kernel of a small input: not through it where it has nothing to do.
-    direct = not keep and type(x) is Tensor and not torch.compiler.is_compiling()
+    direct = not keep and not torch.compiler.is_compiling() and type(x) is Tensor and not _watched()
     return (_normalise if direct else layer_norm)(x, weight.float(), bias.float(), eps, gelu, dtype, keep)[0]
+
+
+def _watched() -> bool:
+    """Whether something sees operators only as the dispatcher gets them: a trace, a mode, a transform of functions."""
+    return (
+        torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
 
 
 def _normalise(
@@ -196,16 +205,16 @@ def _row_stride(x: Tensor) -> int:
     """Numbers from each row to the next; 0 if rows are not contiguous or not evenly spaced."""
     if x.stride(-1) != 1:
         return 0
-    stride = following = 0
+    stride = following = None
     for size, step in zip(reversed(x.shape[:-1]), reversed(x.stride()[:-1]), strict=True):
         if size == 1:
             continue
-        if not stride:
-            stride = step
+        if stride is None:
+            stride = step  # 0 where one row stands for many: they are copied
         elif step != following:
             return 0
         following = step * size
-    return stride or x.shape[-1]
+    return x.shape[-1] if stride is None else stride
 
 
 def _ready(tensor: Tensor) -> Tensor:

@@ -1,18 +1,19 @@
 """Every back end of every operator against the float64 torch path, on small inputs: `sa2depth doctor` runs it."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sa2depth.errors import ConfigError
-from sa2depth.ops.backends import NAMES, use_backend
+from sa2depth.ops.backends import NAMES, backend_of_this_thread
 from sa2depth.ops.dcnv3 import dcnv3
 from sa2depth.ops.depthwise_conv import depthwise_conv
 from sa2depth.ops.gated_conv import gated_conv
 from sa2depth.ops.layer_norm import layer_norm
+from sa2depth.ops.precision import float32_products
 from sa2depth.ops.rank_attention import rank_attention
 from sa2depth.ops.selective_scan import selective_scan_2d
 
@@ -45,34 +46,34 @@ class Check:
         return self.error is not None and self.error <= TOLERANCE
 
 
-def self_test(device: torch.device) -> Iterator[Check]:
-    """Test every back end that belongs to a device.
-
-    Args:
-        device: where to run; ``cpu`` is offered on a CPU only, ``cuda`` on CUDA only, ``torch`` everywhere.
-
-    Yields:
-        A check for each operator and back end. A back end that cannot run says why; one that fails in running raises
-        what it raises.
-    """
-    for operator in _OPERATORS:
-        for backend in _offered(operator, device):
-            yield check(operator, backend, device)
+def offered(device: torch.device) -> list[tuple[str, str]]:
+    """Operators and back ends that belong to a device: ``cpu`` a CPU only, ``cuda`` CUDA only, ``torch`` everywhere."""
+    return [(operator, backend) for operator in _OPERATORS for backend in _offered(operator, device)]
 
 
 def check(operator: str, backend: str, device: torch.device) -> Check:
-    """Test one back end of one operator; see :func:`self_test`."""
+    """Test one back end of one operator, in float32 whatever products of float32 are allowed to be.
+
+    Args:
+        operator: its name in `sa2depth.ops`.
+        backend: of those of :func:`offered`.
+        device: where to run.
+
+    Returns:
+        What was found; a back end that cannot run says why. One that fails in running raises what it raises.
+    """
     make = _OPERATORS[operator]
     inference = (operator, backend) in _INFERENCE_ONLY
-    expected = _expected(operator)
-    function, leaves = make(device, torch.float32)
-    with use_backend(backend):
-        try:
-            found = [_output(function)] if inference else _results(function, leaves)
-        except ConfigError as error:
-            return Check(operator, backend, reason=str(error))
-        error_share = max(_share(*pair) for pair in zip(found, expected, strict=not inference))
-        return Check(operator, backend, error_share, _forward_ms(function, device))
+    with float32_products("highest"):
+        expected = _expected(operator)
+        function, leaves = make(device, torch.float32)
+        with backend_of_this_thread(backend):
+            try:
+                found = [_output(function)] if inference else _results(function, leaves)
+            except ConfigError as error:
+                return Check(operator, backend, reason=str(error))
+            error_share = max(_share(*pair) for pair in zip(found, expected, strict=not inference))
+            return Check(operator, backend, error_share, _forward_ms(function, device))
 
 
 def _offered(operator: str, device: torch.device) -> list[str]:
@@ -81,7 +82,7 @@ def _offered(operator: str, device: torch.device) -> list[str]:
 
 
 def _expected(operator: str) -> list[Tensor]:
-    with use_backend("torch"):
+    with backend_of_this_thread("torch"):
         return _results(*_OPERATORS[operator](torch.device("cpu"), torch.float64))
 
 
@@ -118,7 +119,7 @@ def _forward_ms(function: Callable[[], Tensor], device: torch.device) -> float:
 def _draw(seed: int, device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
     generator = torch.Generator().manual_seed(seed)
     # drawn in float32, so that both precisions start from the same numbers
-    return lambda *shape: torch.randn(*shape, generator=generator).to(device, dtype)
+    return lambda *shape: torch.randn(*shape, generator=generator, device="cpu").to(device, dtype)
 
 
 def _leaves(tensors: list[Tensor]) -> list[Tensor]:

@@ -1,23 +1,30 @@
 """A fast operator is trusted once it was right on this machine: a self-test at first use, remembered on disk.
 
-What is remembered belongs to the machine, the driver's and PyTorch's version and the source of the operator; anything
-new is tested anew. A back end that is wrong is left alone by ``auto``, and one line says so.
+What is remembered belongs to the device, the versions of PyTorch, driver and compiler, and the operator's source; on a
+CPU, to the code path, too. Anything new is tested anew. A back end that is wrong is left alone by ``auto``, and one
+line says so.
 """
 
-import functools
 import hashlib
 import logging
 import platform
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from sa2depth.atomic import atomic_path
-from sa2depth.ops.kernels import cache_dir
+from sa2depth.ops.kernels import cache_dir, versions
 from sa2depth.resources import csrc_dir
+
+if TYPE_CHECKING:
+    from sa2depth.ops.selftest import Check
 
 _log = logging.getLogger(__name__)
 
-_testing: list[str] = []
+_lock = threading.Lock()
 
 
 def why_not_trusted(operator: str, backend: str, device: torch.device) -> str:
@@ -40,53 +47,83 @@ def why_not_trusted(operator: str, backend: str, device: torch.device) -> str:
 
 @torch.compiler.assume_constant_result
 def _tested(operator: str, backend: str, kind: str, index: int | None) -> str:
-    if _testing:  # this very call is part of a self-test
-        return ""
-    return _verdict(operator, backend, kind, index)
+    if (known := _known.get((operator, backend, kind, index))) is not None:
+        return known
+    with _lock:
+        return _verdict(operator, backend, kind, index)
 
 
-@functools.cache
+_known: dict[tuple[str, str, str, int | None], str] = {}
+
+
 def _verdict(operator: str, backend: str, kind: str, index: int | None) -> str:
-    from sa2depth.ops.selftest import TOLERANCE, check
+    from sa2depth.ops.selftest import check
 
-    device = torch.device(kind) if index is None else torch.device(kind, index)
-    note = cache_dir() / f"selftest-{operator}-{backend}-{_circumstances(operator, backend, device)}.txt"
-    if note.is_file():
-        return note.read_text(encoding="utf-8")
-    _testing.append(operator)
-    try:
-        # gradients even where the call itself has none, outside of any graph that is being captured or compiled
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(kind, enabled=False):
-            result = check(operator, backend, device)
-    finally:
-        _testing.pop()
+    key = operator, backend, kind, index
+    if key not in _known:
+        device = torch.device(kind) if index is None else torch.device(kind, index)
+        verdict = _read(_note(operator, backend, device))
+        if verdict is None:
+            # In a thread of its own no mode of the caller is on: inference, autocast, export, vmap, fake tensors ...
+            with ThreadPoolExecutor(1) as thread:
+                result = thread.submit(check, operator, backend, device).result()
+            verdict = remember(result, device)
+        _known[key] = verdict
+    return _known[key]
+
+
+def remember(result: "Check", device: torch.device) -> str:
+    """Keep the result of a self-test for this and for later processes on this machine; what could not run, is not.
+
+    Args:
+        result: of `sa2depth.ops.selftest.check`.
+        device: where it ran.
+
+    Returns:
+        Why the back end is not to be trusted; empty if it is.
+    """
+    from sa2depth.ops.selftest import TOLERANCE
+
     verdict = ""
-    if result.error is not None and not result.passed:
+    if result.error is None:
+        return verdict
+    if not result.passed:
         verdict = (
             f"its self-test on {device} is wrong by {result.error:.1e} (allowed {TOLERANCE:g}); "
             "please report it with the output of `sa2depth doctor`"
         )
-    if result.error is not None:
-        _remember(note, verdict)
-    return verdict
-
-
-def _remember(note: "object", verdict: str) -> None:
     try:
-        with atomic_path(note) as temporary:  # type: ignore[arg-type]
+        with atomic_path(_note(result.operator, result.backend, device)) as temporary:
             temporary.write_text(verdict, encoding="utf-8")
     except OSError as error:
         _log.debug("the self-test cannot be remembered: %s", error)
+    return verdict
+
+
+def _note(operator: str, backend: str, device: torch.device) -> Path:
+    return cache_dir() / f"selftest-{operator}-{backend}-{_circumstances(operator, backend, device)}.txt"
+
+
+def _read(note: Path) -> str | None:
+    try:
+        return note.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def _circumstances(operator: str, backend: str, device: torch.device) -> str:
-    parts: list[object] = [operator, backend, torch.__version__, platform.machine(), platform.processor()]
+    from sa2depth.ops import cpu
+
+    parts: list[object] = [operator, backend, torch.__version__, platform.machine()]
     if device.type == "cuda":
-        parts += [torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)]
+        parts += [torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device), *versions()]
     folder = csrc_dir() / ("cpu" if backend == "cpu" else _FOLDERS.get(operator, operator))
     shared = [] if backend == "cpu" else csrc_dir().glob("*.cuh")
-    for file in sorted((*folder.glob("*"), *shared)):
-        parts.append((file.name, hashlib.sha256(file.read_bytes()).hexdigest()))
+    files = [*folder.glob("*"), *shared]
+    if backend == "cpu":
+        parts.append(cpu.path())
+        files.append(cpu.library_file())
+    parts += [(file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in sorted(files)]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 

@@ -65,6 +65,11 @@ class GatedConvShape(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("batch", "channels", "height", "width")]
 
 
+def library_file() -> Path:
+    """Where the library lies, if it was built."""
+    return Path(__file__).with_name(LIBRARY)
+
+
 def why_unavailable() -> str:
     """Why this machine has no CPU library; empty if it has one."""
     return _load()[1]
@@ -134,7 +139,7 @@ def _convert(argument: object) -> Any:
 
 @functools.cache
 def _load() -> tuple[ctypes.CDLL | None, str]:
-    file = Path(__file__).with_name(LIBRARY)
+    file = library_file()
     if not file.is_file():
         return None, f"it was installed without the CPU library; {_BUILD_AGAIN}"
     try:

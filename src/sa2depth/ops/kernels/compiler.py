@@ -4,10 +4,12 @@ The cache is shared by processes and machines: a file's name is the hash of ever
 files appear whole, and each carries a checksum.
 """
 
+import functools
 import hashlib
 import io
 import logging
 import os
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -24,11 +26,25 @@ class CompileError(RuntimeError):
 
 
 def cache_dir() -> Path:
-    """Folder of compiled kernels: ``$SA2DEPTH_CACHE``, else ``sa2depth/kernels`` in the user's cache folder."""
+    """Folder of compiled kernels: ``$SA2DEPTH_CACHE``, else ``sa2depth/kernels`` in the user's cache folder.
+
+    A user without a home folder gets one that ends with the process.
+    """
     if chosen := os.environ.get("SA2DEPTH_CACHE"):
         return Path(chosen).expanduser()
     base = os.environ.get("LOCALAPPDATA") if os.name == "nt" else os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "sa2depth" / "kernels"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "sa2depth" / "kernels"
+    except RuntimeError:  # a user without a home, as in some containers
+        return Path(_folder_of_this_process().name)
+
+
+@functools.cache
+def _folder_of_this_process() -> "tempfile.TemporaryDirectory[str]":
+    _log.warning(
+        "this user has no home folder: every process compiles kernels anew; set SA2DEPTH_CACHE to a folder"
+    )
+    return tempfile.TemporaryDirectory(prefix="sa2depth-")
 
 
 def compile_kernels(source: Path, architecture: str, macros: Mapping[str, int]) -> bytes:

@@ -55,10 +55,35 @@ def why_unavailable(device: torch.device) -> str:
 
         if not hasattr(cuda.core, "Program"):
             return "this version of cuda.core is too old (pip install -U cuda-core)"
-        status = nvrtc.nvrtcVersion()[0]
+        status, architectures = nvrtc.nvrtcGetSupportedArchs()[:2]
+        (compiler, minor), driver = versions()
     except (ImportError, RuntimeError, OSError) as error:
         return f"no compiler ({error}): pip install cuda-core[cu{torch.version.cuda.partition('.')[0]}]"
-    return "" if status == nvrtc.nvrtcResult.NVRTC_SUCCESS else f"NVRTC does not answer ({status})"
+    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        return f"NVRTC does not answer ({status})"
+    if 10 * capability[0] + capability[1] not in architectures:
+        return f"NVRTC {compiler}.{minor} does not know {device}'s architecture (install a newer cuda-core)"
+    if compiler > driver // 1000:
+        return (
+            f"NVRTC {compiler}.{minor} is newer than the driver (pip install cuda-core[cu{driver // 1000}])"
+        )
+    return ""
+
+
+def versions() -> tuple[tuple[int, int], int]:
+    """NVRTC's version, and the newest CUDA version that the driver can run (12080 for 12.8).
+
+    Raises:
+        ImportError: ``cuda.bindings`` is not installed.
+        RuntimeError: NVRTC or the driver does not answer.
+    """
+    from cuda.bindings import driver, nvrtc
+
+    status, major, minor = nvrtc.nvrtcVersion()
+    answer, newest = driver.cuDriverGetVersion()
+    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS or answer != driver.CUresult.CUDA_SUCCESS:
+        raise RuntimeError(f"NVRTC says {status}, the driver {answer}")
+    return (major, minor), newest
 
 
 def launch(
