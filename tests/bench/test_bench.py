@@ -171,3 +171,58 @@ def test_graphs_are_replayed_on_cuda():
     ways = ["auto", "auto+graph", "auto+compile+graph"]
     rows = list(run(Settings(device, ["t"], what=["inference"], size=(96, 128), backends=ways, budget_s=0.0)))
     assert all(row.median_ms > 0 for row in rows)
+
+
+def test_what_cannot_run_is_a_note_and_the_rest_is_measured():
+    settings = Settings(
+        torch.device("cpu"),
+        ["t"],
+        ["operators"],
+        size=(32, 64),
+        precisions=["bf16"],
+        backends=["torch", "cpu"],
+        budget_s=0.0,
+    )
+    rows = list(run(settings))
+    refused = [row for row in rows if row.median_ms is None]
+    assert any(row.subject.startswith("gated_conv") for row in refused)
+    assert all(row.backend == "cpu" and "was asked for" in row.note for row in refused)
+    assert all(row.median_ms for row in rows if row.backend == "torch")
+
+
+def test_a_stopped_benchmark_leaves_what_it_has(tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from sa2depth.bench import run as module
+    from sa2depth.cli import app
+
+    def stopped(settings):
+        yield module.Row("t", "inference", "fp32", "torch", 1.0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "run", stopped)
+    CliRunner().invoke(app, ["bench", "--device", "cpu", "--json", str(tmp_path / "b.json")])
+    assert len(json.loads((tmp_path / "b.json").read_text())["rows"]) == 1
+
+
+def test_tf32_is_a_precision_of_float32(monkeypatch):
+    seen = []
+    right = torch.nn.functional.linear
+
+    def linear(*arguments):
+        seen.append((torch.get_float32_matmul_precision(), arguments[0].dtype))
+        return right(*arguments)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", linear)
+    settings = Settings(
+        torch.device("cpu"),
+        ["nano"],
+        ["inference"],
+        size=(32, 64),
+        precisions=["tf32", "fp32"],
+        backends=["torch"],
+        budget_s=0.0,
+    )
+    assert [row.precision for row in run(settings)] == ["tf32", "fp32"]
+    assert set(seen) == {("high", torch.float32), ("highest", torch.float32)}
+    assert torch.get_float32_matmul_precision() == "highest"

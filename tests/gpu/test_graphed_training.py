@@ -3,6 +3,7 @@
 import copy
 import gc
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sa2depth import create_model
 from sa2depth.infer import Predictor
+from sa2depth.infer.graphs import capture
 from sa2depth.losses import SILog
+from sa2depth.models.checkpointing import checkpoint_layers
 from sa2depth.models.graphed import GraphedTraining
 
 pytestmark = pytest.mark.gpu
@@ -68,6 +71,7 @@ def test_another_shape_runs_without_graphs():
         (image, _) = next(batches(1, size))
         depth = graphed(image).depth
         assert depth.shape[-1] == size
+        model.zero_grad()
         depth.sum().backward()
 
 
@@ -164,8 +168,44 @@ def test_a_predictor_of_what_cannot_be_captured(caplog):
     assert (first.depth == second.depth).all()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_layers_that_run_again_drop_the_same_paths(precision):
+    torch.manual_seed(0)
+    plain = create_model("sa2depth_t", min_depth=0.1, max_depth=10).cuda().train()
+    for layer in plain.encoder.stages[2].blocks:
+        layer.drop_path.rate.fill_(0.5)
+    model = copy.deepcopy(plain)
+    checkpoint_layers(model, ("encoder", "decoder"))
+    graphed, again = GraphedTraining(model, required=True), copy.deepcopy(model)
+    (image, _) = next(batches(1, 96))
+    gradients = []
+    for call, network in ((graphed, model), (again, again)):
+        torch.manual_seed(5)
+        for _ in range(2):  # the second step draws other numbers
+            network.zero_grad()
+            with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
+                depth = call(image).depth
+            depth.sum().backward()
+        gradients.append([w.grad.clone() for w in network.encoder.parameters() if w.grad is not None])
+    for actual, expected in zip(*gradients, strict=True):
+        error = (actual - expected).norm() / expected.norm().clamp(min=1e-6)
+        assert error < (1e-2 if precision == "fp32" else 0.2)
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-def test_two_devices_train_from_graphs_as_without(tmp_path):
+def test_captures_on_two_devices_of_one_process():
+    values = [torch.zeros(3, device=f"cuda:{index}") for index in range(2)]
+    for index in (0, 1, 0):
+        graph, result = capture(lambda value=values[index]: value + 1, torch.device("cuda", index))
+        values[index].fill_(41)
+        graph.replay()
+        torch.cuda.synchronize(index)
+        assert result.tolist() == [42, 42, 42]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_devices_train_from_graphs_as_without(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])  # for the processes
     torch.multiprocessing.spawn(_train_on_two, (str(tmp_path / "store"),), nprocs=2)
 
 

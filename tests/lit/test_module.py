@@ -1,5 +1,6 @@
 """The LightningModule: loss on valid pixels, mirror averaging, compiled layers, clear words for a broken loss."""
 
+import functools
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 
 from sa2depth.errors import ConfigError, DataError, ShapeError, UserError
-from sa2depth.lit import DepthModule
+from sa2depth.lit import DepthModule, polynomial
 from sa2depth.losses import SILog
 from sa2depth.metrics import Protocol, evaluate_image, flip_average
 from sa2depth.models.compiled import compile_layers, compiled
@@ -265,10 +266,18 @@ def test_auto_compiles_what_is_long_enough(steps, expected, monkeypatch, fresh_d
 
 def test_graphs_without_a_cuda_device():
     module = _module(Encoded(), cuda_graph="auto")
+    attach(module, SimpleNamespace(accumulate_grad_batches=1))
     module.on_fit_start()
+    module.on_train_epoch_start()
     assert module.training_step(_batch(), 0).isfinite()
     with pytest.raises(ConfigError, match="cuda_graph=true: cpu is no CUDA device"):
         _module(Encoded(), cuda_graph=True).on_fit_start()
+
+
+def attach(module, trainer):
+    """Give a module a trainer that is none."""
+    module.__class__ = type("Attached", (type(module),), {"trainer": trainer})
+    module.log = lambda *args, **kwargs: None
 
 
 @pytest.mark.parametrize(
@@ -286,17 +295,71 @@ def test_graphs_without_a_cuda_device():
 )
 def test_when_training_is_captured(option, batches, strategy, expected, monkeypatch):
     module = _module(Encoded(), cuda_graph=option)
-    trainer = SimpleNamespace(accumulate_grad_batches=batches, strategy=strategy)
-    monkeypatch.setattr(type(module), "trainer", property(lambda self: trainer))
+    attach(module, SimpleNamespace(accumulate_grad_batches=batches, strategy=strategy))
     monkeypatch.setattr(type(module), "device", property(lambda self: torch.device("cuda", 0)))
     if expected not in ("ready", "without"):
         with pytest.raises(ConfigError, match=f"cuda_graph=true: .*{expected}"):
             module.on_fit_start()
         return
     module.on_fit_start()
+    module.on_train_epoch_start()
     assert (module._graphed is not None) is (expected == "ready")
     module.on_fit_end()
     assert module._graphed is None
+
+
+def test_what_callbacks_change_is_captured_anew(monkeypatch):
+    module = _module(Encoded(), cuda_graph="auto")
+    trainer = SimpleNamespace(accumulate_grad_batches=1, strategy=SingleDeviceStrategy())
+    attach(module, trainer)
+    monkeypatch.setattr(type(module), "device", property(lambda self: torch.device("cuda", 0)))
+    module.model.norm = torch.nn.BatchNorm2d(3)
+
+    def captured():
+        module.on_train_epoch_start()
+        return module._graphed
+
+    first = captured()
+    assert first is not None
+    assert captured() is first
+    seen = [first]
+    for change in (
+        lambda: module.model.encoder.requires_grad_(False),
+        lambda: module.model.norm.eval(),
+        lambda: setattr(module.model.norm, "running_mean", torch.zeros(3)),
+        lambda: setattr(module.model.norm, "momentum", None),
+    ):
+        change()
+        seen.append(captured())
+        assert seen[-1] is not None
+        assert seen[-1] is not seen[-2]
+        assert captured() is seen[-1]
+    trainer.accumulate_grad_batches = 2
+    assert captured() is None
+    trainer.accumulate_grad_batches = 1
+    assert captured() is not None
+
+
+def test_half_precision_weights_are_refused():
+    module = _module(Encoded())
+    module.model.bfloat16()
+    with pytest.raises(ConfigError, match="use bf16-mixed or 16-mixed"):
+        module.on_fit_start()
+
+
+@pytest.mark.parametrize("end_factor", [1.0, 0.5])
+def test_a_run_without_an_end(end_factor):
+    schedule = functools.partial(polynomial, end_factor=end_factor)
+    module = _module(Encoded())
+    module.optim = lambda model: torch.optim.SGD(model.parameters(), 0.1)
+    module.schedule = schedule
+    attach(module, SimpleNamespace(estimated_stepping_batches=float("inf")))
+    if end_factor == 1:
+        optimizer = module.configure_optimizers()["optimizer"]
+        assert optimizer.param_groups[0]["lr"] == 0.1
+    else:
+        with pytest.raises(ConfigError, match=r"set trainer\.max_epochs or trainer\.max_steps"):
+            module.configure_optimizers()
 
 
 def test_another_word_for_compile_is_an_error():

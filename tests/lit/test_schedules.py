@@ -49,3 +49,10 @@ def test_refuses_a_run_without_length():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
     with pytest.raises(ConfigError, match="max_epochs"):
         polynomial(optimizer, -1)
+
+
+def test_a_run_without_a_step_is_an_error():
+    optimizer = torch.optim.SGD([torch.zeros(1)], 1.0)
+    for end_factor in (0.1, 1.0):
+        with pytest.raises(ConfigError, match="the run has no training step"):
+            polynomial(optimizer, 0, end_factor=end_factor)

@@ -47,6 +47,21 @@ def test_the_step_is_the_same(parts, drop_path_rate):
         ), name
 
 
+def test_the_second_run_draws_no_random_numbers():
+    plain = network(drop_path_rate=0.5)
+    model = checkpointed(plain)
+    values = [loss(m) for m in (plain, model)]
+    torch.manual_seed(
+        2
+    )  # as where forward and backward pass are replayed from graphs: each goes on from elsewhere
+    before = torch.get_rng_state()
+    for value in values:
+        value.backward()
+    assert torch.equal(torch.get_rng_state(), before)
+    for expected, parameter in zip(plain.parameters(), model.parameters(), strict=True):
+        assert expected.grad is None or torch.equal(parameter.grad, expected.grad)
+
+
 def test_batch_norms_count_a_batch_once():
     plain = network()
     start = copy.deepcopy(plain.state_dict())

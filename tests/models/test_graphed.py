@@ -1,10 +1,14 @@
 """Replayed passes in autograd, on the CPU: recorded functions stand in for the graphs."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from sa2depth.models.graphed import Passes, replay
+from sa2depth.models import graphed
+from sa2depth.models.graphed import GraphedTraining, Passes, replay
+from sa2depth.models.sa2depth import DepthOutput
 
 
 class Recorded:
@@ -64,3 +68,91 @@ def test_second_derivatives_are_refused(network):
     (gradient,) = torch.autograd.grad(first.square().sum(), network[0].weight, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
+
+
+def test_gradients_of_the_step_before_are_refused(network):
+    unused = nn.Parameter(torch.zeros(1))
+    passes = passes_of(network, unused)
+    replay(passes, torch.rand(5, 3, dtype=torch.float64))[0].sum().backward()
+    with pytest.raises(RuntimeError, match="set them to None before backward"):
+        replay(passes, torch.rand(5, 3, dtype=torch.float64))[0].sum().backward()
+    network.zero_grad(set_to_none=True)
+    replay(passes, torch.rand(5, 3, dtype=torch.float64))[0].sum().backward()
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 1, 1)
+        self.norm = nn.BatchNorm2d(1)
+
+    def forward(self, image):
+        depth = self.norm(self.conv(image))
+        return DepthOutput(depth, depth.mean((2, 3)))
+
+
+@pytest.fixture
+def captures(monkeypatch):
+    """Batches that were captured; on a CPU the passes then run the network."""
+    seen = []
+
+    def capture(model, image, dtype):
+        seen.append(image)
+        model(image)
+        if image.shape[-1] == 5:
+            raise RuntimeError("cannot be captured\nmore")
+        return model
+
+    monkeypatch.setattr(graphed, "_capture", capture)
+    monkeypatch.setattr(graphed, "replay", lambda passes, image: passes(image)[:2])
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.get_rng_state())
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: torch.set_rng_state(state))
+    return seen
+
+
+def test_it_is_captured_once_and_for_one_kind_of_batch(captures):
+    model = Net().train()
+    training = GraphedTraining(model)
+    for size in (4, 4, 8, 4):
+        training(torch.rand(2, 3, size, size))
+    assert [image.shape[-1] for image in captures] == [4]
+    assert model.norm.num_batches_tracked == 4  # the capture has not counted
+
+
+def test_frozen_weights_run_without_graphs(captures, monkeypatch):
+    training = GraphedTraining(model := Net().train())
+    training(torch.rand(2, 3, 4, 4))
+    model.conv.requires_grad_(False)
+    monkeypatch.setattr(graphed, "replay", None)
+    assert not training(torch.rand(2, 3, 4, 4)).depth.isnan().any()
+
+
+@pytest.mark.parametrize("required", [False, True])
+def test_what_cannot_be_captured(required, captures, caplog):
+    training = GraphedTraining(model := Net().train(), required)
+    image = torch.rand(2, 3, 5, 5)
+    if required:
+        with pytest.raises(RuntimeError, match="cannot be captured"):
+            training(image)
+        return
+    for _ in range(2):
+        training(image)
+    assert [record.message for record in caplog.records] == [
+        "training runs without CUDA graphs: cannot be captured"
+    ]
+    assert len(captures) == 1
+    assert model.norm.num_batches_tracked == 2
+
+
+def _one_of_two(rank, store):
+    torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
+    answers = [graphed._agreed(well, torch.device("cpu")) for well in (True, rank == 0, False)]
+    torch.distributed.destroy_process_group()
+    assert answers == [True, False, False]
+
+
+def test_processes_agree(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])  # for the processes
+    torch.multiprocessing.spawn(_one_of_two, (str(tmp_path / "store"),), nprocs=2)
+    assert graphed._agreed(True, torch.device("cpu"))
+    assert not graphed._agreed(False, torch.device("cpu"))

@@ -1,7 +1,9 @@
 """Stochastic depth."""
 
+import pytest
 import torch
 
+from sa2depth.errors import ConfigError
 from sa2depth.nn import DropPath
 
 
@@ -28,3 +30,15 @@ def test_half_precision_stays():
 
 def test_the_rate_is_no_weight():
     assert not DropPath(0.5).state_dict()
+
+
+@pytest.mark.parametrize("rate", [1.0, 1.5, -0.1, float("nan")])
+def test_a_chance_that_is_none(rate):
+    with pytest.raises(ConfigError, match="drop path rate"):
+        DropPath(rate)
+
+
+def test_numbers_from_outside():
+    x, drawn = torch.ones(4, 3), torch.tensor([[0.1], [0.7], [0.76], [0.9]])
+    out = DropPath(0.25).train()(x, drawn)
+    assert out[:, 0].tolist() == pytest.approx([4 / 3, 4 / 3, 0, 0])

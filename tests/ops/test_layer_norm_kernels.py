@@ -170,6 +170,40 @@ def test_layouts():
         torch.testing.assert_close(a, e, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda t: t[:, :1].expand(-1, 5, -1),
+        lambda t: t[:1].expand(5, -1, -1),
+        lambda t: t[:1, :1].expand(3, 4, -1),
+        lambda t: t[:, :1, None].expand(-1, 3, 4, -1),
+    ],
+    ids=["inner", "outer", "both", "two"],
+)
+@pytest.mark.parametrize("space", [0, 32])
+def test_one_row_for_many(view, space):
+    large, weight, bias = make((2, 3, 64 + space))
+    x, weight, bias = view(large.detach()[..., :64]), weight.detach()[:64], bias.detach()[:64]
+    torch.testing.assert_close(kernels(x, weight, bias), torch_path(x, weight, bias), rtol=1e-5, atol=1e-5)
+
+
+def test_the_gradient_of_a_sum_over_rows():
+    inputs = make((2, 5, 64))
+    for function in (kernels, torch_path):
+        function(*inputs).sum(1).square().sum().backward()
+    x, weight, bias = (t.grad for t in inputs)
+    inputs = [t.detach().requires_grad_() for t in inputs]
+    torch_path(*inputs).sum(1).square().sum().backward()
+    for actual, expected in zip((x, weight, bias), inputs, strict=True):
+        torch.testing.assert_close(actual, 2 * expected.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_a_trace_sees_the_operator():
+    x, weight, bias = (t.detach() for t in make((2, 3, 64)))
+    traced = torch.jit.trace(lambda x: kernels(x, weight, bias), x, check_trace=False)
+    assert "layer_norm_cuda" in str(traced.graph)
+
+
 def test_evenly_spaced_rows_are_not_copied():
     wide = torch.randn(3, 4, 160)
     for x, stride in (

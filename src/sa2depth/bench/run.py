@@ -243,6 +243,9 @@ def _compare(
                 torch.cuda.empty_cache()
                 yield Row(model, subject, precision, text, note="out of memory")
                 continue
+            except (ConfigError, RuntimeError) as error:  # the other ways are measured all the same
+                yield Row(model, subject, precision, text, note=str(error).partition("\n")[0])
+                continue
             finally:
                 call = None  # type: ignore[assignment]  # with its network and graph, before the next is built
         if text == settings.backends[0]:

@@ -55,12 +55,14 @@ def bench(
     console.print(", ".join(f"{key} {value}" for key, value in machine.items()), style="bold")
     console.print(f"images {batch}x3x{settings.size[0]}x{settings.size[1]}, medians")
     rows: list[Row] = []
-    for row in run(settings):
-        console.print(_line(row))
-        rows.append(row)
-    if json_file is not None:
-        _write(json_file, machine, settings.size, batch, rows)
-        console.print(f"wrote {json_file}")
+    try:
+        for row in run(settings):
+            console.print(_line(row))
+            rows.append(row)
+    finally:  # also what there is when it is stopped
+        if json_file is not None:
+            _write(json_file, machine, settings.size, batch, rows)
+            console.print(f"wrote {json_file}")
 
 
 def _line(row: "Row") -> str:

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,11 +42,12 @@ class Predictor:
             at the input's size all the same.
         size: Resize every image to this (height, width), for example the size of training, and back.
         compile: Fuse layers with ``torch.compile`` on CUDA: a minute at the first image of each size, then faster.
-        graph: Replay CUDA graphs, one for each size of image, up to four: without it a small image takes as long as
-            Python needs to launch its kernels. On CUDA only.
+        graph: Replay CUDA graphs, one for each size of image that comes again, up to four: without it a small image
+            takes as long as Python needs to launch its kernels. On CUDA only.
 
     Raises:
-        ConfigError: An unknown device or precision, or both ``size`` and ``max_side``.
+        ConfigError: An unknown device or precision, weights in another than float32 (or, for ``"fp32"``, float64), or
+            both ``size`` and ``max_side``.
     """
 
     def __init__(
@@ -62,6 +64,12 @@ class Predictor:
         if precision not in ("fp32", "bf16"):
             raise ConfigError(f"precision is fp32 or bf16, not '{precision}'")
         working_size(32, 32, size, max_side)
+        kinds = {weight.dtype for weight in model.parameters()}
+        if not kinds <= {torch.float32, torch.float64} or (precision == "bf16" and torch.float64 in kinds):
+            raise ConfigError(
+                f"the model's weights are {', '.join(sorted(map(str, kinds)))}, but precision='{precision}' starts "
+                "from float32: give the model as load_model or create_model made it"
+            )
         self.device = pick_device(device)
         self.model: Any = for_inference(model, torch.bfloat16 if precision == "bf16" else None).to(
             self.device
@@ -75,7 +83,9 @@ class Predictor:
         self.max_side = max_side
         self.size = size
         self._multiple = int(getattr(model, "stride_multiple", 32))
-        self._network = Graphed(self._maps) if graph and self.device.type == "cuda" else self._maps
+        self._network: Callable[[Tensor], Tensor] = self._maps
+        if graph and self.device.type == "cuda":
+            self._network = Graphed(self._maps, calls=2 if flip else 1)  # from the second image of a size on
 
     def __call__(
         self, image: ImageLike, intrinsics: npt.ArrayLike | None = None, id: str | None = None

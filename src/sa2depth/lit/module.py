@@ -92,6 +92,7 @@ class DepthModule(L.LightningModule):
         self.compile_layers = compile
         self.cuda_graph = cuda_graph
         self._graphed: GraphedTraining | None = None
+        self._captured_under: tuple[object, ...] | None = None
         self.examples = Examples(examples)
         self.evaluation = Evaluation(protocol, ())
         self._sizes: Counter[Sizes] = Counter()
@@ -161,31 +162,58 @@ class DepthModule(L.LightningModule):
         offer_all(self.examples, self.test_metrics, scored[:3], batch["index"].tolist(), batch["id"])
 
     def on_fit_start(self) -> None:
-        """Compile the layers, and get ready to capture them, where that was asked for and can be done."""
+        """Compile the layers where that was asked for and can be done; refuse what cannot be trained.
+
+        Raises:
+            ConfigError: half-precision weights, or ``compile`` or ``cuda_graph`` where it cannot be done.
+        """
+        if any(weight.dtype in (torch.bfloat16, torch.float16) for weight in self.model.parameters()):
+            raise ConfigError(
+                "weights in half precision (trainer.precision=bf16-true or 16-true): coordinates, ranks and the scan "
+                "need float32; use bf16-mixed or 16-mixed"
+            )
         if self.compile_layers and not compiled(self.model):
             self._compile()
-        self._graphed = self._get_ready_to_capture()
+        if self.cuda_graph is True:
+            self._why_not_captured()
+
+    def on_train_epoch_start(self) -> None:
+        """Capture anew when callbacks have changed something since: frozen or replaced tensors, modes of layers."""
+        if not self.cuda_graph:
+            return
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        circumstances = (
+            self.trainer.accumulate_grad_batches,
+            tuple((tensor.data_ptr(), tensor.requires_grad) for tensor in tensors),
+            tuple((module.training, getattr(module, "momentum", None)) for module in self.model.modules()),
+        )
+        if circumstances == self._captured_under:
+            return
+        self._graphed = None  # its memory first
+        self._captured_under = circumstances
+        if reason := self._why_not_captured():
+            self._say("training runs without CUDA graphs: %s", reason)
+        else:
+            self._graphed = GraphedTraining(self.model, required=self.cuda_graph is True)
 
     def on_fit_end(self) -> None:
         """Give the graphs' memory back."""
-        self._graphed = None
+        self._captured_under = self._graphed = None
 
-    def _get_ready_to_capture(self) -> GraphedTraining | None:
-        if not self.cuda_graph:
-            return None
+    def _why_not_captured(self) -> str:
         reason = ""
         if self.device.type != "cuda":
             reason = f"{self.device} is no CUDA device"
         elif self.trainer.accumulate_grad_batches != 1:
             reason = "a replay writes gradients where those of the batch before still lie (accumulate_grad_batches)"
-        elif not isinstance(self.trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+        elif type(self.trainer.strategy) not in (
+            SingleDeviceStrategy,
+            DDPStrategy,
+        ):  # no heirs: DeepSpeed's is one
             reason = f"{type(self.trainer.strategy).__name__} may move the weights"
-        if reason and self.cuda_graph != "auto":
+        if reason and self.cuda_graph is True:
             raise ConfigError(f"cuda_graph=true: {reason}; use auto or false")
-        if reason:
-            self._say("training runs without CUDA graphs: %s", reason)
-            return None
-        return GraphedTraining(self.model, required=self.cuda_graph is True)
+        return reason
 
     def _say(self, message: str, reason: str) -> None:
         # on a CPU nobody expects it
@@ -238,7 +266,8 @@ class DepthModule(L.LightningModule):
         if self.optim is None or self.schedule is None:
             raise RuntimeError("this DepthModule was built for evaluation: it has no optimiser")
         optimizer = self.optim(self.model)
-        scheduler = self.schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+        steps = self.trainer.estimated_stepping_batches
+        scheduler = self.schedule(optimizer, int(steps) if math.isfinite(steps) else -1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _predict(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:

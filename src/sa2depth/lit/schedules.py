@@ -35,12 +35,21 @@ def polynomial(
 ) -> LambdaLR:
     """Polynomial decay to ``end_factor`` of each group's own learning rate.
 
+    ``total_steps`` is negative where the run has no known length.
+
     Raises:
-        ConfigError: if the run has no known length, or an argument is out of range.
+        ConfigError: if the run has no step, or no known length and the rate changes over it, or an argument is out of
+            range.
     """
-    if total_steps <= 0:
+    if total_steps == 0:
         raise ConfigError(
-            "the schedule needs to know how many steps the run has: set trainer.max_epochs or trainer.max_steps"
+            "the run has no training step: look at trainer.max_epochs, max_steps and limit_train_batches, and at how "
+            "many images there are for data.batch_size"
+        )
+    if total_steps < 0 and end_factor != 1:
+        raise ConfigError(
+            "the schedule needs to know how many steps the run has: set trainer.max_epochs or trainer.max_steps, or "
+            "choose schedule=constant"
         )
     if power <= 0 or not 0 <= end_factor <= 1 or warmup_steps < 0:
         raise ConfigError(

@@ -1,14 +1,16 @@
 """Capturing CUDA graphs so that nothing else of the process is disturbed."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
 Result = TypeVar("Result")
-Pool = Any  # as torch.cuda.graph_pool_handle makes them
 
+_lock = threading.RLock()
 _WARM_UPS = 3  # kernels are compiled and algorithms chosen before a graph is captured
 
 
@@ -23,13 +25,26 @@ def warm_up(function: Callable[[], object], device: torch.device) -> None:
     here.wait_stream(side)
 
 
+@dataclass(frozen=True)
+class Pool:
+    """What graphs that run one after the other share.
+
+    Attributes:
+        handle: of their memory.
+        stream: that they are captured on, of their own device: PyTorch's belongs to the device of its first capture.
+    """
+
+    handle: Any
+    stream: torch.cuda.Stream
+
+
 def captured(function: Callable[[], Result], pool: Pool) -> tuple[torch.cuda.CUDAGraph, Result]:
     """A graph of what a function does on the current device, and its result, which each replay fills anew.
 
     Other threads may use the device meanwhile: loaders pin memory, and NCCL's watchdog looks at its events.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, pool.handle, pool.stream, capture_error_mode="thread_local"):
         result = function()
     return graph, result
 
@@ -38,20 +53,21 @@ def captured(function: Callable[[], Result], pool: Pool) -> tuple[torch.cuda.CUD
 def memory_pool(device: torch.device) -> Iterator[Pool]:
     """Memory for graphs that run one after the other. A capture that fails in here leaves the process as it was.
 
-    By itself PyTorch 2.11 leaves the capture's stream as the current one, refuses random numbers on the device ever
-    after, and neither closes the pool nor gives its memory back.
+    One thread at a time: PyTorch captures no two graphs at once. By itself PyTorch 2.11 leaves the capture's stream as
+    the current one, refuses random numbers on the device ever after, and neither closes the pool nor gives its memory
+    back.
     """
-    pool = torch.cuda.graph_pool_handle()
+    handle = torch.cuda.graph_pool_handle()
     index = torch.cuda.current_device() if device.index is None else device.index
-    with torch.cuda.device(index), torch.cuda.stream(torch.cuda.current_stream(index)):
+    with _lock, torch.cuda.device(index), torch.cuda.stream(torch.cuda.current_stream(index)):
         generator = torch.cuda.default_generators[index]
         numbers = generator.clone_state()
         try:
-            yield pool
+            yield Pool(handle, torch.cuda.Stream(index))  # type: ignore[no-untyped-call]
         except BaseException:
             generator.graphsafe_set_state(numbers)
             # refused where the capture has ended in order, and its graph frees the memory
             with suppress(RuntimeError):
-                torch._C._cuda_endAllocateToPool(index, pool)
-                torch._C._cuda_releasePool(index, pool)
+                torch._C._cuda_endAllocateToPool(index, handle)
+                torch._C._cuda_releasePool(index, handle)
             raise

@@ -35,7 +35,11 @@ def checkpoint_layers(model: nn.Module, parts: str | Collection[str] | None) -> 
 
 
 def run_layer(layer: nn.Module, x: Tensor, *, again: bool) -> Tensor:
-    """A layer's result; kept for the backward pass if not ``again``, else computed again there."""
+    """A layer's result; kept for the backward pass if not ``again``, else computed again there.
+
+    A layer that needs random numbers has a method ``draw`` that makes them of its input, and takes them as its second
+    argument: drawn once, they serve both runs, also where each is replayed from a CUDA graph of its own.
+    """
     if not (again and torch.is_grad_enabled()):
         result: Tensor = layer(x)
         return result
@@ -43,7 +47,11 @@ def run_layer(layer: nn.Module, x: Tensor, *, again: bool) -> Tensor:
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _statistics_kept(layer)
 
-    recomputed: Tensor = checkpoint(layer, x, use_reentrant=False, context_fn=contexts)
+    draw = getattr(layer, "draw", None)
+    arguments = (x,) if draw is None else (x, draw(x))
+    recomputed: Tensor = checkpoint(
+        layer, *arguments, use_reentrant=False, context_fn=contexts, preserve_rng_state=False
+    )
     return recomputed
 
 

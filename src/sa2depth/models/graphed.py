@@ -22,10 +22,11 @@ class GraphedTraining:
     """Calls a network in training mode; forward and backward pass are captured at the first batch, then replayed.
 
     The optimiser, the loss and all-reduces of gradients stay outside; those of synchronised batch norms are captured,
-    too. Weights are read where they lie: they may change in place, not be replaced. A batch of another shape, or under
-    another autocast, runs without graphs. Set gradients to None between steps: each replay writes them anew where the
-    last ones lie, so that they can neither be accumulated nor zeroed. What wraps the network in
-    ``DistributedDataParallel`` does so under a side stream, as Lightning does.
+    too. Weights are read where they lie: they may change in place, not be replaced. A batch of another shape, under
+    another autocast or with other weights frozen runs without graphs. Set gradients to None between steps: each replay
+    writes them anew where the last ones lie, so that they can neither be accumulated nor zeroed, which raises
+    ``RuntimeError``. What wraps the network in ``DistributedDataParallel`` does so under a side stream, as Lightning
+    does.
 
     Args:
         model: a depth network on a CUDA device. Nothing in it may copy to the CPU.
@@ -40,33 +41,49 @@ class GraphedTraining:
 
     def __call__(self, image: Tensor) -> DepthOutput:
         """``(B, 3, H, W)`` in [0, 1] to the network's output, with gradients to its weights."""
-        key = (image.shape, image.dtype, _autocast_dtype())
+        dtype = _autocast_dtype()
+        trained = sum(weight.requires_grad for weight in self._model.parameters())
+        key = (image.shape, image.dtype, dtype, trained)
         if self._key is None:
             self._key = key
-            self._passes = self._capture(image)
+            self._passes = self._capture(image, dtype)
         if self._passes is None or key != self._key:
             output: DepthOutput = self._model(image)
             return output
         return DepthOutput(*replay(self._passes, image))
 
-    def _capture(self, image: Tensor) -> "Passes | None":
+    def _capture(self, image: Tensor, dtype: torch.dtype | None) -> "Passes | None":
         before = [buffer.clone() for buffer in self._model.buffers()]
         numbers = torch.cuda.get_rng_state(image.device)
+        passes, failed = None, None
         try:
             # inside, the network has its own autocast; around it, the backward pass would be under it, too
             with torch.autocast("cuda", enabled=False):
-                return _capture(self._model, image, self._key[2])  # type: ignore[arg-type, index]
+                passes = _capture(self._model, image, dtype)
         except RuntimeError as error:
-            if self._required:
-                raise
-            _log.warning("training runs without CUDA graphs: %s", str(error).partition("\n")[0])
-            return None
+            failed = error
         finally:
             # the warm-up is no training: batch norms and random numbers know nothing of it
             with torch.no_grad():
                 for buffer, value in zip(self._model.buffers(), before, strict=True):
                     buffer.copy_(value)
             torch.cuda.set_rng_state(numbers, image.device)
+        if not _agreed(failed is None, image.device):
+            if self._required:
+                raise failed or RuntimeError("another process could not capture the network")
+            reason = failed or "another process could not capture the network"
+            _log.warning("training runs without CUDA graphs: %s", str(reason).partition("\n")[0])
+            return None
+        return passes
+
+
+def _agreed(well: bool, device: torch.device) -> bool:
+    """Whether all processes that train together say so: synchronised batch norms are captured by all or by none."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return well
+    word = torch.tensor(int(well), device=device)
+    torch.distributed.all_reduce(word, torch.distributed.ReduceOp.MIN)
+    return bool(word)
 
 
 class Replayable(Protocol):
@@ -117,6 +134,11 @@ class _Replay(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:
         passes: Passes = ctx.passes
+        if any(weight.grad is not None for weight in passes.weights):
+            raise RuntimeError(
+                "a replay writes gradients where those of the step before lie: set them to None before backward "
+                "(optimizer.zero_grad() does), or train with cuda_graph=false to accumulate them"
+            )
         for place, gradient in zip(passes.output_gradients, output_gradients, strict=True):
             if place is not None:
                 place.copy_(gradient)

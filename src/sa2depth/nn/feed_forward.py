@@ -33,8 +33,10 @@ class GatedFeedForward(MergesWeights):
         self.project = PointwiseConv(hidden, channels)
         # Where, among the 4 inputs of its group, a channel finds itself and its pair.
         place, slot = torch.arange(hidden)[:, None] % 4, torch.arange(4)
-        self.register_buffer("own_slot", (place == slot)[:, :, None, None], persistent=False)
-        self.register_buffer("pair_slot", (place // 2 == slot // 2)[:, :, None, None], persistent=False)
+        self.register_buffer("own_slot", (place == slot).float()[:, :, None, None], persistent=False)
+        self.register_buffer(
+            "pair_slot", (place // 2 == slot // 2).float()[:, :, None, None], persistent=False
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` to ``(B, C, H, W)``."""

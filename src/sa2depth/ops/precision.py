@@ -28,8 +28,13 @@ def float32_products(precision: str) -> Iterator[None]:
         ConfigError: another word.
     """
     if precision not in FLOAT32_PRODUCTS:
-        raise ConfigError(f"float32_matmul_precision={precision}: {nearest(precision, FLOAT32_PRODUCTS)}")
+        raise ConfigError(
+            f"float32_matmul_precision={precision}: {nearest(str(precision), FLOAT32_PRODUCTS)}"
+        )
     before = torch.get_float32_matmul_precision()
+    if precision == before:  # and PyTorch's finer settings stay as they are
+        yield
+        return
     torch.set_float32_matmul_precision(precision)
     try:
         yield

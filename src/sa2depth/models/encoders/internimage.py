@@ -173,14 +173,24 @@ class Layer(nn.Module):
             self.scale1 = nn.Parameter(torch.full((channels,), float(layer_scale)))
             self.scale2 = nn.Parameter(torch.full((channels,), float(layer_scale)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, H, W, C)`` to ``(B, H, W, C)``."""
-        x = x + self._branch(x, self.norm1, self.dcn, self.scale1)
-        return x + self._branch(x, self.norm2, self.mlp, self.scale2)
+    def draw(self, x: Tensor) -> Tensor | None:
+        """The random numbers of a call with ``x``, ``(2, B, 1, 1, 1)``, or nothing if it takes none."""
+        if not self.training or isinstance(self.drop_path, nn.Identity):
+            return None
+        return torch.rand((2, len(x), 1, 1, 1), device=x.device)
 
-    def _branch(self, x: Tensor, norm: nn.Module, body: nn.Module, scale: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, drawn: Tensor | None = None) -> Tensor:
+        """``(B, H, W, C)`` to ``(B, H, W, C)``; with the numbers of :meth:`draw`, else with its own."""
+        first, second = (None, None) if drawn is None else drawn
+        x = x + self._branch(x, self.norm1, self.dcn, self.scale1, first)
+        return x + self._branch(x, self.norm2, self.mlp, self.scale2, second)
+
+    def _branch(
+        self, x: Tensor, norm: nn.Module, body: nn.Module, scale: Tensor | None, drawn: Tensor | None
+    ) -> Tensor:
         y = norm(body(x)) if self.post_norm else body(norm(x))
-        return self.drop_path(y if scale is None else scale * y)
+        y = y if scale is None else scale * y
+        return self.drop_path(y) if drawn is None else self.drop_path(y, drawn)
 
 
 class DeformableConv(MergesWeights):
