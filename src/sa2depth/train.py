@@ -15,7 +15,6 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from sa2depth.config import launch
-from sa2depth.errors import CheckpointError
 from sa2depth.lit import DepthModule
 from sa2depth.metrics import load_protocol
 from sa2depth.models import SA2Depth
@@ -29,10 +28,10 @@ from sa2depth.run.build import (
     prepare,
     without_truth,
 )
-from sa2depth.run.plan import count_parameters, describe_device, device_facts, print_plan
+from sa2depth.run.plan import count_parameters, describe_device, describe_ways, device_facts, print_plan
 from sa2depth.run.results import finish
 from sa2depth.run.summary import protocol_rows
-from sa2depth.weights import load_encoder
+from sa2depth.weights import load_encoder, read_training_state
 
 
 def train(cfg: DictConfig) -> float:
@@ -50,9 +49,10 @@ def train(cfg: DictConfig) -> float:
 
 
 def _train(cfg: DictConfig) -> float:
-    if cfg.resume is not None and not Path(cfg.resume).is_file():
-        raise CheckpointError(f"resume={cfg.resume}: no such file; name a run's checkpoints/last.ckpt")
+    resumed = None if cfg.resume is None else read_training_state(str(cfg.resume))
     model = build_network(cfg)
+    if resumed is not None:
+        resumed.check_network(model.spec)
     encoder = _load_pretrained(model, cfg.pretrained_encoder)
     checkpoint_layers(model, cfg.gradient_checkpointing)
     protocol = load_protocol(cfg.protocol)
@@ -69,6 +69,8 @@ def _train(cfg: DictConfig) -> float:
         cuda_graph=cfg.cuda_graph,
     )
     trainer = build_trainer(cfg)
+    if resumed is not None:
+        resumed.check_unfinished(trainer.max_epochs, trainer.max_steps)
     folder = Path(cfg.paths.output_dir)
     print_plan(
         f"sa2depth.train: {cfg.name}",
@@ -77,6 +79,7 @@ def _train(cfg: DictConfig) -> float:
             "encoder": encoder,
             "parameters": count_parameters(model),
             "device": describe_device(trainer),
+            **describe_ways(cfg, model),
             "training range": f"{cfg.min_depth:g}-{cfg.max_depth:g} m",
             **protocol_rows(protocol),
             "output": str(folder),

@@ -399,6 +399,18 @@ def test_configuration_divides_a_list_by_place(compose, written):
     np.testing.assert_allclose(batch["depth"][0, 0], metres() / 2, rtol=1e-6)
 
 
+def test_one_place_is_refused_until_all_of_it_is_asked_for_everywhere(compose, written):
+    path = written("image,depth\n" + "".join(f"rgb/attic/{n}.jpg,png/attic/{n}.png\n" for n in (0, 1)))
+    options = ("data=custom", f"data.train.list={path}", "data.train.scale=1000")
+    with pytest.raises(
+        ConfigError, match=r"all 2 are of one place.*data\.train\.part=all data\.val\.part=all"
+    ):
+        instantiate(compose(*options)).setup()
+    module = instantiate(compose(*options, *(f"data.{split}.part=all" for split in ("train", "val", "test"))))
+    assert module.counts() == {"train": 2, "val": 2, "test": 2}
+    assert "train and test share 2 images: the result is measured on training images" in module.describe()
+
+
 def test_configuration_for_a_column_split(compose, written):
     lines = [f"rgb/{room}/{n}.jpg,png/{room}/{n}.png" for room in ("attic", "bath", "cellar") for n in (0, 1)]
     splits = ("train", "train", "train", "val", "test", "test")

@@ -247,3 +247,13 @@ class TestBuild:
         assert composed["decoder"] == preset["decoder"]
         assert composed["bins"] == preset["bin_head"]
         assert composed["head"] == preset["depth_head"]
+
+
+def test_weights_and_buffers_can_be_averaged():
+    model = create_model("sa2depth_nano", min_depth=0.1, max_depth=10)
+    averaged = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)
+    for _ in range(2):
+        averaged.update_parameters(model)
+    image = torch.rand(1, 3, 32, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(averaged.module.eval()(image).depth, model.eval()(image).depth)

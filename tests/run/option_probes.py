@@ -321,6 +321,7 @@ def training(cfg):
         patch.setattr(L.Trainer, "fit", fit)
         patch.setattr(L.Trainer, "test", lambda *args, **kwargs: None)
         patch.setattr(training_program, "finish", finish)
+        patch.setattr(training_program, "read_training_state", lambda path: None)
         patch.setattr(training_program, "print_plan", lambda title, rows: seen.plan.update(rows))
         training_program.train(cfg)
     return seen

@@ -96,6 +96,45 @@ def test_goes_on_from_the_last_checkpoint(tiny_run, program, tiny, tmp_path):
     assert scores["baselines"] == {}
 
 
+@pytest.mark.parametrize(
+    ("name", "overrides", "words"),
+    [
+        ("model.safetensors", [], ["a shared model holds no training state", "checkpoints/last.ckpt"]),
+        ("cut.ckpt", [], ["is a damaged PyTorch file", "; name "]),
+        ("noise.ckpt", [], ["is not a checkpoint", "; name "]),
+        (
+            "checkpoints/last.ckpt",
+            ["trainer.max_epochs=3", "encoder.channels=32"],
+            ["was trained with encoder.channels=16"],
+        ),
+        ("checkpoints/last.ckpt", [], ["stands at epoch 2 of 2 (4 steps): raise trainer.max_epochs"]),
+        (
+            "checkpoints/last.ckpt",
+            ["trainer.max_epochs=-1", "trainer.max_steps=4"],
+            ["stands at step 4 of 4: raise trainer.max_steps"],
+        ),
+    ],
+)
+def test_what_cannot_be_gone_on_from_is_known_before_the_plan(
+    tiny_run, program, tiny, tmp_path, name, overrides, words
+):
+    folder, _ = tiny_run
+    whole = (folder / "checkpoints/last.ckpt").read_bytes()
+    made = {"cut.ckpt": whole[: len(whole) // 2], "noise.ckpt": b"\x13noise" * 999}
+    path = (tmp_path if name in made else folder) / name
+    if name in made:
+        path.write_bytes(made[name])
+    done = program("sa2depth.train", *tiny, *overrides, f"resume={path}", cwd=tmp_path)
+    assert done.returncode == 2, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "sa2depth.train:" not in done.stdout  # not even the plan
+    assert "Traceback" not in done.stderr
+    assert "weights_only" not in done.stderr
+    (message,) = done.stderr[done.stderr.index("error: ") :].splitlines()
+    assert message.startswith(f"error: resume={path} ")
+    for word in words:
+        assert word in message
+
+
 def test_the_checkpoint_holds_what_the_function_depends_on(tiny_run):
     folder, _ = tiny_run
     state = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)

@@ -5,9 +5,12 @@ from collections.abc import Mapping
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+
+from sa2depth.models.checkpointing import PARTS
 
 
 def count_parameters(model: nn.Module) -> str:
@@ -31,6 +34,22 @@ def device_facts(trainer: L.Trainer) -> dict[str, str]:
     products = torch.get_float32_matmul_precision()
     rounded = "" if products == "highest" or device.type != "cuda" else f", float32 products {products}"
     return {"device": f"{processes}{name}", "precision": f"{trainer.precision}{rounded}"}
+
+
+def describe_ways(cfg: DictConfig, model: nn.Module) -> dict[str, str]:
+    """A row of the plan about how a step is computed, if anything about it was chosen."""
+    again = [part for part in PARTS if getattr(getattr(model, part, None), "gradient_checkpointing", False)]
+    chosen = {
+        "operators": cfg.ops,
+        "float32 products": None
+        if cfg.float32_matmul_precision == "highest"
+        else cfg.float32_matmul_precision,
+        "compile": None if cfg.compile == "auto" else str(cfg.compile).lower(),
+        "CUDA graphs": None if cfg.cuda_graph == "auto" else str(cfg.cuda_graph).lower(),
+        "layers run again for gradients": ", ".join(again) or None,
+    }
+    told = "; ".join(f"{name}: {value}" for name, value in chosen.items() if value is not None)
+    return {"a step": told} if told else {}
 
 
 @rank_zero_only

@@ -21,6 +21,18 @@ from sa2depth.errors import CheckpointError
 _TEXT_STARTS = (b"<!doctype", b"<html", b"<?xml", b"<head")
 
 
+class UnreadableError(CheckpointError):
+    """A file that holds no weights that could be read: the file, what it is, what to do."""
+
+    def __init__(self, file: Path, what: str, advice: str) -> None:
+        super().__init__(file, what, advice)
+        self.what = what
+
+    def __str__(self) -> str:
+        file, what, advice = self.args
+        return f"{file} {what}: {advice}"
+
+
 @dataclass(frozen=True)
 class WeightFile:
     """What a file holds, before anyone has asked what it means.
@@ -36,11 +48,12 @@ class WeightFile:
     metadata: Mapping[str, str]
 
 
-def read_file(path: str | os.PathLike[str]) -> WeightFile:
+def read_file(path: str | os.PathLike[str], *, mapped: bool = False) -> WeightFile:
     """Read a safetensors or PyTorch file onto the CPU; nothing in it is ever executed.
 
     Args:
         path: The file; its kind is told from its bytes, not from its suffix.
+        mapped: Leave a PyTorch file's tensors on the disk, where its format can: for who wants the rest.
 
     Returns:
         The content as it lies in the file.
@@ -53,7 +66,19 @@ def read_file(path: str | os.PathLike[str]) -> WeightFile:
     head = _first_bytes(file)
     if _looks_like_safetensors(head):
         return _read_safetensors(file)
-    return _read_torch(file)
+    return _read_torch(file, mapped=mapped and head.startswith(b"PK\x03\x04"))
+
+
+def holds_weights_alone(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is of the kind that cannot hold more than weights: safetensors, told from its first bytes.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CheckpointError: As for `read_file`, as far as the first bytes say it.
+    """
+    return _looks_like_safetensors(_first_bytes(Path(path).expanduser()))
 
 
 def _first_bytes(file: Path) -> bytes:
@@ -61,22 +86,24 @@ def _first_bytes(file: Path) -> bytes:
     if not file.exists():
         raise CheckpointError(f"no checkpoint at {file}{_neighbours(file)}")
     if file.is_dir():
-        raise CheckpointError(f"{file} is a folder: name the checkpoint file inside it{_files_inside(file)}")
+        raise UnreadableError(file, "is a folder", f"name the checkpoint file inside it{_files_inside(file)}")
     try:
         with file.open("rb") as stream:
             head = stream.read(512)
     except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
+        raise UnreadableError(file, "cannot be read", error.strerror or str(error)) from error
     if not head:
-        raise CheckpointError(f"{file} is empty: the download or the copy failed, fetch it again")
+        raise UnreadableError(file, "is empty", "the download or the copy failed, fetch it again")
     if head.lstrip().lower().startswith(_TEXT_STARTS):
-        raise CheckpointError(
-            f"{file} is a web page, not a checkpoint: the link led to a sign-in, confirmation or error page. "
-            "Open the link in a browser, download the file itself and try again"
+        raise UnreadableError(
+            file,
+            "is a web page, not a checkpoint",
+            "the link led to a sign-in, confirmation or error page. Open the link in a browser, download the file "
+            "itself and try again",
         )
     if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(
-            f"{file} is a Git LFS pointer, not the weights themselves: run `git lfs pull` in its checkout"
+        raise UnreadableError(
+            file, "is a Git LFS pointer, not the weights themselves", "run `git lfs pull` in its checkout"
         )
     return head
 
@@ -98,33 +125,37 @@ def _read_safetensors(file: Path) -> WeightFile:
     return WeightFile(file, tensors, metadata)
 
 
-def _read_torch(file: Path) -> WeightFile:
+def _read_torch(file: Path, *, mapped: bool) -> WeightFile:
     try:
         with torch.serialization.safe_globals(_numpy_globals()):
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         if "Unsupported global" in str(error) or "Weights only load failed" in str(error):
             if not _is_pickle(file):
                 raise _foreign(file) from error
-            raise CheckpointError(
-                f"{file} holds Python objects besides tensors, and unpickling those can run any code, so it "
-                f"is refused ({_refused(str(error))}). If you trust its author, re-save the tensors alone: "
+            raise UnreadableError(
+                file,
+                "holds Python objects besides tensors, and unpickling those can run any code, so it is refused "
+                f"({_refused(str(error))})",
+                "if you trust its author, re-save the tensors alone: "
                 "python -c \"import torch; c = torch.load('OLD', weights_only=False); "
-                "torch.save(c.get('model', c.get('state_dict', c)), 'NEW')\""
+                "torch.save(c.get('model', c.get('state_dict', c)), 'NEW')\"",
             ) from error
         raise _foreign(file) from error
     # Bytes that are no pickle are read as its instructions: anything can be raised, an IndexError for one.
     except Exception as error:
         if _is_pickle(file):
-            raise CheckpointError(
-                f"{file} is a damaged PyTorch file ({_first_line(error)}): it was cut off or altered, fetch "
-                "it again"
+            raise UnreadableError(
+                file,
+                f"is a damaged PyTorch file ({_reason(error)})",
+                "it was cut off or altered, fetch it again",
             ) from error
         raise _foreign(file) from error
     if not isinstance(content, Mapping):
-        raise CheckpointError(
-            f"{file} holds a {type(content).__name__}, not a dict of tensors: save `model.state_dict()` "
-            "instead"
+        raise UnreadableError(
+            file,
+            f"holds a {type(content).__name__}, not a dict of tensors",
+            "save `model.state_dict()` instead",
         )
     return WeightFile(file, content, {})
 
@@ -139,23 +170,29 @@ def _is_pickle(file: Path) -> bool:
 
 
 def _foreign(file: Path) -> CheckpointError:
-    return CheckpointError(
-        f"{file} is not a checkpoint: neither safetensors nor a PyTorch file. Known are files of this "
-        "project (.safetensors), its training (.ckpt), the released SA2Depth files and InternImage or timm "
-        "weights (.pth)"
+    return UnreadableError(
+        file,
+        "is not a checkpoint",
+        "neither safetensors nor a PyTorch file. Known are files of this project (.safetensors), its training "
+        "(.ckpt), the released SA2Depth files and InternImage or timm weights (.pth)",
     )
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+def _reason(error: BaseException) -> str:
+    return _first_sentence(str(error).strip() or type(error).__name__)
 
 
 def _refused(message: str) -> str:
     """The name of the refused class from PyTorch's long message."""
     for line in message.splitlines():
         if "GLOBAL" in line or "Unsupported" in line:
-            return line.strip()[:160]
-    return message.strip().splitlines()[0][:160]
+            return _first_sentence(line.strip())
+    return _first_sentence(message.strip())
+
+
+def _first_sentence(text: str) -> str:
+    """What went wrong; PyTorch goes on with advice that is not for our readers."""
+    return text.splitlines()[0].partition(". ")[0][:160]
 
 
 def _neighbours(file: Path) -> str:

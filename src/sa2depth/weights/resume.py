@@ -1,0 +1,176 @@
+"""What a training can go on from: whole checkpoints of our own, of the same network, that have not come to their end.
+
+All of it is known from the file before anything is trained. Lightning would find out late, in its own words, or, of a
+run that is finished already, not at all.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sa2depth.errors import CheckpointError, ConfigError
+from sa2depth.weights.checkpoint import identify
+from sa2depth.weights.files import UnreadableError, WeightFile, holds_weights_alone, read_file
+
+_TRAINING = ("optimizer_states", "lr_schedulers", "loops")
+_OPTIONS = {"bin_head": "bins", "depth_head": "head"}
+"""Parts of an architecture whose group of options has another name."""
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """How far the training of a checkpoint has come.
+
+    Attributes:
+        path: The file, as it was named.
+        spec: The architecture that was trained.
+        epochs: Finished ones; one whose last batch is done counts, although its validation may be missing.
+        steps: Of the optimiser.
+        between_epochs: Saved at the end of an epoch, as ``last.ckpt`` is.
+    """
+
+    path: Path
+    spec: Mapping[str, Any]
+    epochs: int
+    steps: int
+    between_epochs: bool
+
+    def check_network(self, spec: Mapping[str, Any]) -> None:
+        """Refuse to go on with another network.
+
+        Args:
+            spec: The architecture of the run that wants to go on.
+
+        Raises:
+            CheckpointError: It is another one; with at most three of the options that differ.
+        """
+        differing = list(_differences(self.spec, spec))
+        if differing:
+            more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+            theirs = ", ".join(f"{name}={_plain(value)}" for name, value, _ in differing[:_SHOWN])
+            ours = ", ".join(f"{name}={_plain(value)}" for name, _, value in differing[:_SHOWN])
+            raise CheckpointError(
+                f"resume={self.path} was trained with {theirs}{more}, this run has {ours}: give it the options of that "
+                "run, which stand in its .hydra/config.yaml, or start anew without resume"
+            )
+
+    def check_unfinished(self, max_epochs: int | None, max_steps: int) -> None:
+        """Refuse to go on where no step is left to do.
+
+        Args:
+            max_epochs: The trainer's limit, those done before included; -1 or None: no limit.
+            max_steps: The same for steps of the optimiser; -1: no limit.
+
+        Raises:
+            ConfigError: A limit is reached already.
+        """
+        reached = []
+        steps = f"{self.steps:,} step{'' if self.steps == 1 else 's'}"
+        if max_epochs is not None and 0 <= max_epochs <= self.epochs:
+            reached.append(("trainer.max_epochs", f"epoch {self.epochs:,} of {max_epochs:,} ({steps})"))
+        if 0 <= max_steps <= self.steps:
+            reached.append(("trainer.max_steps", f"step {self.steps:,} of {max_steps:,}"))
+        if reached:
+            options, places = zip(*reached, strict=True)
+            raise ConfigError(
+                f"resume={self.path} stands at {' and '.join(places)}: raise {' and '.join(options)}, where what was "
+                "done before counts, too"
+            )
+        # Lightning 2.6 with max_steps: it goes through the epoch that has just ended once more, without a step, and
+        # counts it.
+        if self.between_epochs and max_steps >= 0 and max_epochs == self.epochs + 1:
+            raise ConfigError(
+                f"resume={self.path} stands at epoch {self.epochs:,} of {max_epochs:,} ({steps}), and beside "
+                "trainer.max_steps Lightning would pass over the last one: set trainer.max_epochs=-1 or "
+                "trainer.max_steps=-1"
+            )
+
+
+def read_training_state(path: str | os.PathLike[str]) -> TrainingState:
+    """What a training would go on from; tensors stay on the disk.
+
+    Args:
+        path: A Lightning checkpoint of our training, ``checkpoints/last.ckpt`` of a run.
+
+    Raises:
+        CheckpointError: There is no such file, or it is damaged, foreign, or holds weights alone.
+    """
+    path = Path(path)
+    file = path.expanduser()
+    if not file.is_file():
+        raise _refused(path, "is no file" if file.exists() else "does not exist")
+    try:
+        if holds_weights_alone(file):
+            raise _refused(path, "is a safetensors file: a shared model holds no training state")
+        return _state(path, read_file(file, mapped=True))
+    except UnreadableError as error:
+        raise _refused(path, error.what) from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _refused(path, f"is a damaged Lightning checkpoint ({error!r})") from error
+
+
+def _state(path: Path, file: WeightFile) -> TrainingState:
+    content = file.content
+    if identify(file) != "lightning":
+        raise _refused(path, "is no Lightning checkpoint: it holds no training state")
+    if lacking := [name for name in _TRAINING if name not in content]:
+        raise _refused(path, f"holds weights without training state (no {', '.join(lacking)})")
+    hyper = content.get("hyper_parameters")
+    spec = hyper.get("spec") if isinstance(hyper, Mapping) else None
+    if not isinstance(spec, Mapping):
+        raise _refused(path, "is a Lightning checkpoint of another program (no hyper_parameters['spec'])")
+    loop = content["loops"]["fit_loop"]
+    epoch, batch = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]
+    optimizer = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+    # "processed" is what Lightning holds against max_epochs. Within an epoch it does not count that one; after
+    # its last batch Lightning closes it without a step.
+    closing = epoch["started"] > epoch["processed"] and batch["is_last_batch"]
+    return TrainingState(
+        path,
+        dict(spec),
+        epochs=int(epoch["processed"]) + int(closing),
+        steps=int(optimizer["step"]["total"]["completed"]),
+        between_epochs=epoch["started"] == epoch["processed"] > epoch["completed"],
+    )
+
+
+def _refused(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(f"resume={path} {what}; name {_better(path.expanduser())}")
+
+
+def _better(path: Path) -> str:
+    """A checkpoint of the run that this file or folder belongs to, or what it would be called."""
+    folder = path if path.is_dir() else path.parent
+    for name in ("checkpoints/last.ckpt", "last.ckpt", "checkpoints/best.ckpt", "best.ckpt"):
+        if (folder / name).is_file() and folder / name != path:
+            return str(folder / name)
+    return "a run's checkpoints/last.ckpt"
+
+
+def _differences(one: Any, other: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Options in which two architectures differ, with both values; of another class nothing but its name."""
+    if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
+        if one != other:
+            yield where, one, other
+        return
+    classes = [str(part.get("_target_")) for part in (one, other)]
+    if classes[0] != classes[1]:
+        names = [name.rpartition(".")[2] for name in classes]
+        before, now = classes if names[0] == names[1] else names
+        yield where or "model", before, now
+        return
+    for key in {**one, **other}:
+        if not str(key).startswith("_"):
+            inner = f"{where}.{key}" if where else _OPTIONS.get(key, str(key))
+            yield from _differences(one.get(key), other.get(key), inner)
+
+
+def _plain(value: Any) -> str:
+    """As it would be written on a command line; null: one of the two has it not; {...}: many options."""
+    if isinstance(value, Mapping):
+        return "{...}"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
