@@ -3,7 +3,7 @@
 The command-line programs print these without a traceback; anything else is a bug and keeps its traceback.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 
@@ -27,11 +27,24 @@ class ShapeError(UserError, ValueError):
     """A tensor of the wrong shape, type or range."""
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: object, known: Iterable[object]) -> str:
     """What a misspelt name may have meant: ``did you mean a or b? (known: a, b, c)``, the list only if it is short."""
-    names = sorted(set(known))
-    close = get_close_matches(word, names, n=3, cutoff=0.5)
+    names = sorted({str(name) for name in known})
+    close = get_close_matches(str(word), names, n=3, cutoff=0.5)
     hints = [f"did you mean {' or '.join(close)}?"] if close else []
     if len(names) <= 20 or not close:
         hints.append(f"(known: {', '.join(names[:40]) or 'none'})")
     return " ".join(hints)
+
+
+def as_typed(value: object) -> str:
+    """A value as people type it behind an option: ``null``, ``true``, ``[0.9,0.95]``."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{as_typed(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return "[" + ",".join(as_typed(item) for item in value) + "]"
+    return str(value)

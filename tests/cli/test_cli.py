@@ -161,6 +161,7 @@ def test_strict_stops_at_the_first_broken_image(checkpoint, photos, tmp_path):
         (["--checkpoint", "sa2depth_t"], "no weights are published for 'sa2depth_t'"),
         (["--size", "480"], "480x640"),
         (["--size", "0x640"], "480x640"),
+        (["--size", "100000x100000"], "too large; each side may have up to 99999 pixels"),
         (["--formats", "exr"], "formats are color, mm, npy"),
         (["--precision", "int8"], "fp32 or bf16"),
         (["--device", "abacus"], "no device"),
@@ -267,9 +268,33 @@ def test_find_images(tmp_path):
 def test_parse_size():
     assert parse_size(None) is None
     assert parse_size("480x640") == parse_size(" 480X640 ") == (480, 640)
-    for text in ("480", "480x", "480x640x3", "-1x5", "0x5", "axb"):
-        with pytest.raises(ConfigError):
+    assert parse_size("00480x99999") == (480, 99999)
+    for text in ("480", "480x", "480x640x3", "-1x5", "0x5", "5x000", "axb"):
+        with pytest.raises(ConfigError, match="HEIGHTxWIDTH"):
             parse_size(text)
+    for text in ("100000x5", "5x100000", f"5x{'9' * 5000}"):
+        with pytest.raises(ConfigError, match="too large"):
+            parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--models", ""], "--models names nothing: choose any of nano, t, s, l"),
+        (["--what", ","], "--what names nothing: choose any of operators"),
+        (["--precision", ""], "--precision names nothing: choose any of fp32"),
+        (["--backends", ""], "--backends names nothing: choose any of auto, torch"),
+        (
+            ["--models", "nano", "--what", "operators"],
+            "nano has no operator sizes of its own: choose t, s or l",
+        ),
+    ],
+)
+def test_a_benchmark_of_nothing_says_why(arguments, message):
+    result = run("bench", "--device", "cpu", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stdout == ""
 
 
 def test_app_is_what_the_script_calls():

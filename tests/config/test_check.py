@@ -1,10 +1,14 @@
 """Misspelt and unanswered options are refused with the nearest names."""
 
+import sys
+from types import SimpleNamespace
+from typing import Literal
+
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from sa2depth.config import check_config
+from sa2depth.config import check, check_config
 from sa2depth.errors import ConfigError
 from sa2depth.resources import conf_dir
 from sa2depth.run.build import EVAL_KEYS, TRAIN_KEYS
@@ -47,7 +51,19 @@ def test_every_experiment_composes_and_passes(experiment):
         check_config(compose("train", overrides=overrides), TRAIN_KEYS)
 
 
-GROUPS = ["trainer", "logger", "debug", "schedule", "augment", "protocol", "model", "data"]
+GROUPS = [
+    "trainer",
+    "logger",
+    "debug",
+    "schedule",
+    "augment",
+    "protocol",
+    "model",
+    "data",
+    "optim",
+    "loss",
+    "callbacks",
+]
 MUST_BE_GIVEN = {"protocol=custom": ["protocol.max_depth=20"]}
 
 
@@ -74,3 +90,188 @@ def test_the_papers_experiments_ask_for_a_pretrained_encoder(experiment):
         cfg = compose("train", overrides=[f"experiment={experiment}", "paths.output_dir=out"])
     with pytest.raises(ConfigError, match="pretrained_encoder="):
         check_config(cfg, TRAIN_KEYS)
+
+
+def composed(*overrides, program="train"):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose(program, overrides=["paths.output_dir=out", *overrides])
+    check_config(cfg, TRAIN_KEYS if program == "train" else EVAL_KEYS)
+
+
+CUSTOM = ("data=custom", "protocol=custom", "protocol.max_depth=20")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optim.lr=abc"], "optim.lr=abc: expected a number"),
+        (["optim.lr=nan"], "optim.lr=nan: expected a number"),
+        (["optim.lr=null"], "optim.lr=null: expected a number"),
+        (["optim.lr=[1e-3]"], "optim.lr=[0.001]: expected a number"),
+        (["optim.betas=[a,0.9]"], "optim.betas=[a,0.9]: expected a list (each a number)"),
+        (["optim.betas=0.9"], "optim.betas=0.9: expected a list (each a number)"),
+        (["seed=abc"], "seed=abc: expected a whole number"),
+        (["seed=null"], "seed=null: expected a whole number"),
+        (["seed=1.5"], "seed=1.5: expected a whole number"),
+        (["seed=-1"], "seed=-1: from 0 to 4294967295"),
+        (["seed=4294967296"], "seed=4294967296: from 0 to 4294967295"),
+        (["data.seed=abc"], "data.seed=abc: expected a whole number"),
+        (["augment.rotation=foo"], "augment.rotation=foo: expected a number"),
+        (["augment.crop=[416,b]"], "augment.crop=[416,b]: expected a list (each a whole number) or null"),
+        (["augment.border=mask"], "augment.border=mask: expected a node with _target_ or null"),
+        (["min_depth=abc"], "min_depth=abc: expected a number"),
+        (["max_depth=true"], "max_depth=true: expected a number"),
+        (["data.train.height=big"], "data.train.height=big: expected a whole number"),
+        (["data.train.kind=room"], "data.train.kind=room: expected mixed, rooms or streets"),
+        (["data.batch_size=2.5"], "data.batch_size=2.5: expected a whole number"),
+        ([*CUSTOM, "data.train.scale=abc"], "data.train.scale=abc: expected a number or null"),
+        ([*CUSTOM, "data.val.scale=abc"], "data.val.scale=abc: expected a number or null"),
+        ([*CUSTOM, "data.train.list=2024"], "data.train.list=2024: expected a path or null"),
+        (["encoder.post_norm=no"], "encoder.post_norm=no: expected true or false"),
+        (["compile=fast"], "compile=fast: expected true or false or auto"),
+        (["baseline=2"], "baseline=2: expected true or false"),
+        (["trainer.max_epochs=abc"], "trainer.max_epochs=abc: expected a whole number or null"),
+        (["trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val=-1: at least 0"),
+        (["trainer.gradient_clip_val=nan"], "trainer.gradient_clip_val=nan: at least 0"),
+        (["trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches=0: at least 1"),
+        (["trainer.check_val_every_n_epoch=0"], "trainer.check_val_every_n_epoch=0: at least 1"),
+        (
+            ["callbacks.checkpoint.save_top_k=best"],
+            "callbacks.checkpoint.save_top_k=best: expected a whole number",
+        ),
+        (["paths.data_dir=[a,b]"], "paths.data_dir=[a,b]: expected text"),
+        (["resume=3"], "resume=3: expected a path or null"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_named_with_its_option(overrides, message):
+    with pytest.raises(ConfigError) as caught:
+        composed(*overrides)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("released.max_depth=abc", "released.max_depth=abc: expected a number or null"),
+        ("checkpoint=[a]", "checkpoint=[a]: expected a path or null"),
+        ("seed=-3", "seed=-3: from 0 to 4294967295"),
+    ],
+)
+def test_so_it_is_in_an_evaluation(override, message):
+    with pytest.raises(ConfigError) as caught:
+        composed("checkpoint=x", override, program="eval")
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["optim.lr=1"],
+        ["optim.lr=1e-4"],
+        ["optim.betas=[0,0.9]"],
+        ["min_depth=1", "max_depth=inf"],
+        ["trainer.gradient_clip_val=0"],
+        ["trainer.gradient_clip_val=0.5"],
+        ["trainer.check_val_every_n_epoch=null"],
+        ["trainer.limit_train_batches=3"],
+        ["trainer.limit_train_batches=0.5"],
+        ["trainer.max_epochs=10.0"],
+        ["trainer.max_time=null"],
+        ["trainer.max_time={hours:1}"],
+        ["trainer.devices=[0,1]"],
+        ["trainer.devices=auto"],
+        ["trainer.precision=32"],
+        ["trainer.deterministic=warn"],
+        ["+trainer.profiler=simple"],
+        ["+trainer.fast_dev_run=true"],
+        ["+trainer.fast_dev_run=3"],
+        ["+trainer.num_nodes=1"],
+        ["+trainer.inference_mode=false"],
+        ["augment.gamma=null"],
+        ["augment.crop=[64,64]"],
+        ["augment.border={_target_:sa2depth.data.NyuBorder,mode:mask}"],
+        ["data.augment=null"],
+        ["data.num_workers=null"],
+        ["encoder.layer_scale=1"],
+        ["encoder.post_norm=1"],
+        ["compile=true", "cuda_graph=auto"],
+        ["name=2024", "paths.runs_dir=2024"],
+        ["gradient_checkpointing=encoder"],
+        ["gradient_checkpointing=[encoder,decoder]"],
+        ["gradient_checkpointing=null"],
+        ["data=nyu_sync", "data.train.split=36253"],
+        [*CUSTOM, "data.train.scale=1000", "data.train.intrinsics=[519,519,320,240]"],
+        ["logger=wandb", "logger.wandb.tags=[a,b]", "logger.wandb.offline=true"],
+        ["~optim", "+optim={_target_:torch.optim.AdamW,_partial_:true,lr:1e-3,betas:[0.9,0.95],fused:null}"],
+        [
+            "+callbacks.stop={_target_:lightning.pytorch.callbacks.EarlyStopping,monitor:val/abs_rel,patience:3}"
+        ],
+    ],
+    ids=str,
+)
+def test_what_is_legal_passes(overrides):
+    composed(*overrides)
+
+
+def targets(node):
+    if isinstance(node, dict):
+        yield from [node["_target_"]] if "_target_" in node else []
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from targets(value)
+
+
+OWN = sorted(
+    {
+        target
+        for path in conf_dir().rglob("*.yaml")
+        for target in targets(OmegaConf.to_container(OmegaConf.load(path)))
+        if target.startswith("sa2depth.")
+    }
+)
+
+
+@pytest.mark.parametrize("target", OWN)
+def test_every_argument_of_our_own_is_held_against_its_annotation(target):
+    signature = check._signature(target, "node")
+    assert signature.strict
+    assert set(signature.hints) == signature.names
+
+
+class Optimizer:
+    """Annotated more narrowly than what it takes."""
+
+    def __init__(
+        self, lr: int = 1, mode: Literal["a", "b"] = "a", name: str = "x", on: bool = True, **rest: int
+    ):
+        pass
+
+
+def test_a_foreign_signature_is_read_kindly(monkeypatch):
+    monkeypatch.setitem(sys.modules, "foreign", SimpleNamespace(Optimizer=Optimizer))
+
+    def passes(**options):
+        node = {"_target_": "foreign.Optimizer", **options}
+        check_config(OmegaConf.create({"a": node}), {"a": None})
+
+    passes(lr=3.0, mode="c", name=None, on=None, other="x")
+    passes(lr=True)
+    for options in ({"lr": "abc"}, {"lr": 2.5}, {"lr": [1]}, {"mode": 3}, {"name": [1]}, {"on": "no"}):
+        with pytest.raises(ConfigError, match="expected"):
+            passes(**options)
+
+
+def test_a_reference_is_followed_to_the_option_that_has_the_value():
+    inner = {"_target_": TARGET, "step": "${..one.step}", "total": 1}
+    cfg = OmegaConf.create({"a": {"two": inner, "one": {"step": "${b}"}}, "b": "abc"})
+    with pytest.raises(ConfigError) as caught:
+        check_config(cfg, {"a": None, "b": None})
+    assert str(caught.value) == "b=abc: expected a whole number"
+
+
+def test_a_reference_into_a_list_is_followed_as_far_as_it_can_be():
+    cfg = OmegaConf.create(
+        {"a": {"_target_": TARGET, "step": "${b[1]}", "total": "${b[0]}"}, "b": [1, "abc"]}
+    )
+    with pytest.raises(ConfigError) as caught:
+        check_config(cfg, {"a": None, "b": None})
+    assert str(caught.value) == "b[1]=abc: expected a whole number"

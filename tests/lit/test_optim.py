@@ -1,9 +1,12 @@
 """AdamW's groups: who decays, who learns at which rate, and that nobody is forgotten."""
 
+import math
+
 import pytest
 import torch
 
 from sa2depth import create_model
+from sa2depth.errors import ConfigError
 from sa2depth.lit.optim import adamw, parameter_groups
 
 
@@ -53,3 +56,15 @@ def test_the_encoder_learns_at_its_own_rate(model):
     assert rates == pytest.approx(
         {"encoder": 1e-4, "encoder, no decay": 1e-4, "decoder": 1e-3, "decoder, no decay": 1e-3}
     )
+
+
+@pytest.mark.parametrize("option", ["lr", "weight_decay", "eps", "encoder_lr_factor"])
+@pytest.mark.parametrize("value", [-1, -1e-9, math.nan, math.inf])
+def test_numbers_that_no_training_can_use_are_refused_by_name(option, value):
+    with pytest.raises(ConfigError, match=rf"optim\.{option}={value}: a number, at least 0"):
+        adamw(torch.nn.Linear(2, 2), **{"lr": 1e-3, option: value})
+
+
+@pytest.mark.parametrize("option", ["lr", "weight_decay", "eps", "encoder_lr_factor"])
+def test_nought_is_a_number(option):
+    adamw(torch.nn.Linear(2, 2), **{"lr": 1e-3, option: 0})

@@ -87,7 +87,8 @@ class Settings:
         budget_s: seconds for each measurement.
 
     Raises:
-        ConfigError: a name that there is not, a size that is no multiple of 32, or a way that the device has not.
+        ConfigError: a name that there is not, nothing to measure, a size that is no multiple of 32, or a way that the
+            device has not.
     """
 
     device: torch.device
@@ -100,14 +101,20 @@ class Settings:
     budget_s: float = 1.0
 
     def __post_init__(self) -> None:
-        for names, known, option in (
+        named = [
             (self.models, tuple(MODELS), "--models"),
             (self.what, WHAT, "--what"),
             (self.precisions, PRECISIONS, "--precision"),
-        ):
+        ]
+        for names, known, option in [*named, (self.backends, NAMES, "--backends")]:
+            if not names:
+                raise ConfigError(f"{option} names nothing: choose any of {', '.join(known)}")
+        for names, known, option in named:
             for name in names:
                 if name not in known:
                     raise ConfigError(f"{option} {name}: {nearest(name, known)}")
+        if set(self.models) == {"nano"} and set(self.what) == {"operators"}:
+            raise ConfigError("nano has no operator sizes of its own: choose t, s or l")
         if any(side % 32 or side < 32 for side in self.size):
             raise ConfigError(f"--size {self.size[0]}x{self.size[1]}: both sides must be multiples of 32")
         if self.batch < 1:

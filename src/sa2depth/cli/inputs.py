@@ -10,6 +10,9 @@ from sa2depth.errors import ConfigError, DataError
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 """What counts as an image inside a folder; a file named outright is tried whatever its name."""
 
+MAX_SIDE = 99_999
+"""Pixels; no network runs on more."""
+
 
 def find_images(arguments: Sequence[str]) -> list[Path]:
     """Files that the arguments mean, each once, in the order given; folders and patterns sorted by name.
@@ -61,11 +64,13 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
         Height and width.
 
     Raises:
-        ConfigError: Not of that form.
+        ConfigError: Not of that form, or larger than `MAX_SIDE`.
     """
     if text is None:
         return None
-    match = re.fullmatch(r"(\d{1,5})[x×](\d{1,5})", text.strip().lower())
+    match = re.fullmatch(r"0*([0-9]+)[x×]0*([0-9]+)", text.strip().lower())
     if match is None or "0" in (match[1], match[2]):
         raise ConfigError(f"--size is HEIGHTxWIDTH in pixels, for example 480x640, not '{text}'")
+    if max(len(match[1]), len(match[2])) > len(str(MAX_SIDE)):  # before int(), which refuses very long ones
+        raise ConfigError(f"--size {text}: too large; each side may have up to {MAX_SIDE} pixels")
     return int(match[1]), int(match[2])

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,9 +48,13 @@ def launch(config_name: str, job: Callable[[DictConfig], Any], arguments: Sequen
     except MissingConfigException as error:
         _complain(_missing_choice(error))
     except InstantiationException as error:
-        if not isinstance(error.__cause__, UserError | MisconfigurationException | ValueError):
+        if not isinstance(error.__cause__, UserError | MisconfigurationException | ValueError | TypeError):
             raise
         _complain(_cannot_build(error))
+    except OSError as error:
+        if not _making_a_folder(job, error):
+            raise
+        _complain(_no_folder(error, sys.argv[1:]))
     except ConfigCompositionException as error:
         _complain(_unknown_override(error, config_name, sys.argv[1:]))
     except (HydraException, OmegaConfBaseException) as error:
@@ -73,9 +78,32 @@ def _own_words(error: UserError) -> str:
 
 
 def _cannot_build(error: InstantiationException) -> str:
-    """What a class said of its options, and which node of the configuration it was built from."""
+    """What a class said of its options, which node of the configuration it was built from, and where it said so."""
     _, _, node = str(error).partition("full_key: ")
-    return f"{error.__cause__}{f' (in {node.strip()})' if node else ''}"
+    cause = error.__cause__
+    text = f"{cause}{f' (in {node.strip()})' if node else ''}"
+    if not isinstance(cause, TypeError):
+        return text
+    # not a message that was written for people, perhaps a mistake in a class of the user's own
+    *_, last = traceback.extract_tb(cause.__traceback__)
+    return f"{' '.join(text.split())}, says {last.filename}:{last.lineno}"
+
+
+def _making_a_folder(job: Callable[[DictConfig], Any], error: BaseException) -> bool:
+    """Whether it was Hydra that could not make a folder, before it came to the job."""
+    codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return getattr(job, "__code__", None) not in codes and any(code.co_name == "mkdir" for code in codes)
+
+
+def _no_folder(error: OSError, arguments: Sequence[str]) -> str:
+    """Which option named a folder that Hydra could not make for the run."""
+    given = dict(a.lstrip("+").split("=", 1) for a in arguments if "=" in a)
+    option = next(
+        (name for name in ("hydra.run.dir", "hydra.sweep.dir", "paths.runs_dir") if name in given), None
+    )
+    folder = f"{option}={given[option]}" if option else f"the run's folder {error.filename}"
+    advice = f"choose another with {option or 'paths.runs_dir'}=FOLDER"
+    return f"{folder} cannot be created ({error.strerror or error}); {advice}"
 
 
 def _missing_choice(error: MissingConfigException) -> str:

@@ -46,8 +46,8 @@ class Predictor:
             takes as long as Python needs to launch its kernels. On CUDA only.
 
     Raises:
-        ConfigError: An unknown device or precision, weights in another than float32 (or, for ``"fp32"``, float64), or
-            both ``size`` and ``max_side``.
+        ConfigError: No model, an unknown device or precision, weights in another than float32 (or, for ``"fp32"``,
+            float64), or both ``size`` and ``max_side``.
     """
 
     def __init__(
@@ -61,6 +61,10 @@ class Predictor:
         compile: bool = False,
         graph: bool = True,
     ) -> None:
+        given: object = model
+        if not isinstance(given, nn.Module):
+            file = given if isinstance(given, str | os.PathLike) else "model.safetensors"
+            raise ConfigError(f'Predictor takes a model: Predictor(load_model("{os.fspath(file)}"))')
         if precision not in ("fp32", "bf16"):
             raise ConfigError(f"precision is fp32 or bf16, not '{precision}'")
         working_size(32, 32, size, max_side)

@@ -4,6 +4,7 @@ The released training parses a weight decay and an epsilon and uses neither; the
 which must not decay, are ignored too. Here norms, biases, A_log and D are exempt, as Mamba and AdamW users expect.
 """
 
+import math
 from collections.abc import Sequence
 
 from torch import nn
@@ -67,8 +68,16 @@ def adamw(
     """AdamW over :func:`parameter_groups`; the arguments are those of ``conf/optim/adamw.yaml``.
 
     Raises:
-        ConfigError: if ``betas`` are not two numbers in [0, 1).
+        ConfigError: if ``betas`` are not two numbers in [0, 1), or another number is negative or not finite.
     """
+    for name, value in (
+        ("lr", lr),
+        ("weight_decay", weight_decay),
+        ("eps", eps),
+        ("encoder_lr_factor", encoder_lr_factor),
+    ):
+        if not 0 <= value < math.inf:
+            raise ConfigError(f"optim.{name}={value}: a number, at least 0")
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise ConfigError(f"optim.betas={list(betas)}: two numbers from 0 to below 1, such as [0.9,0.999]")
     first, second = betas

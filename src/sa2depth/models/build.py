@@ -26,9 +26,14 @@ def build_model(spec: Mapping[str, Any], trusted: Sequence[str] = TRUSTED) -> SA
         The model, on the CPU with fresh weights, with a copy of the specification in ``model.spec``.
 
     Raises:
-        ConfigError: if a target is not trusted or does not exist, a value is missing, or the result is no
-            model.
+        ConfigError: if ``spec`` is no dictionary, a target is not trusted or does not exist, a value is missing, or
+            the result is no model.
     """
+    if not isinstance(spec, Mapping):
+        raise ConfigError(
+            f"build_model takes a spec (dictionary), not {spec!r:.80}; create_model takes a name: "
+            'create_model("sa2depth_t", min_depth=0.1, max_depth=10)'
+        )
     plain = _plain(spec)
     for target in _targets(plain):
         _check_target(target, tuple(trusted))

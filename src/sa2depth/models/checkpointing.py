@@ -1,6 +1,6 @@
 """Gradient checkpointing (Chen et al., 2016): layers run again in the backward pass, and keep less for it."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from sa2depth.errors import ConfigError, nearest
+from sa2depth.errors import ConfigError, as_typed, nearest
 
 PARTS = ("encoder", "decoder")
 
@@ -23,9 +23,14 @@ def checkpoint_layers(model: nn.Module, parts: str | Collection[str] | None) -> 
     Raises:
         ConfigError: a part that there is not, or that cannot do it.
     """
-    for name in (parts,) if isinstance(parts, str) else parts or ():
+    names = (parts,) if isinstance(parts, str) else parts or ()
+    if isinstance(names, Mapping) or not isinstance(names, Collection):
+        raise ConfigError(
+            f"gradient_checkpointing={as_typed(parts)}: choose any of [{', '.join(PARTS)}], or [] for none"
+        )
+    for name in names:
         if name not in PARTS:
-            raise ConfigError(f"gradient_checkpointing={name}: {nearest(name, PARTS)}")
+            raise ConfigError(f"gradient_checkpointing={as_typed(name)}: {nearest(name, PARTS)}")
         part = getattr(model, name)
         if not hasattr(part, "gradient_checkpointing"):
             raise ConfigError(

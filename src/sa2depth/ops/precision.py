@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from sa2depth.errors import ConfigError, nearest
+from sa2depth.errors import ConfigError, as_typed, nearest
 
 FLOAT32_PRODUCTS = ("highest", "high", "medium")
 
@@ -29,7 +29,7 @@ def float32_products(precision: str) -> Iterator[None]:
     """
     if precision not in FLOAT32_PRODUCTS:
         raise ConfigError(
-            f"float32_matmul_precision={precision}: {nearest(str(precision), FLOAT32_PRODUCTS)}"
+            f"float32_matmul_precision={as_typed(precision)}: {nearest(str(precision), FLOAT32_PRODUCTS)}"
         )
     before = torch.get_float32_matmul_precision()
     if precision == before:  # and PyTorch's finer settings stay as they are
