@@ -66,6 +66,13 @@ def test_the_loss_sees_only_depths_inside_the_range():
     assert not torch.equal(module.training_step(batch, 0), inside)
 
 
+def test_training_images_that_the_network_cannot_take():
+    module = _module()
+    module.model.stride_multiple = 32
+    with pytest.raises(ShapeError, match=r"training images of .*multiples of 32; set augment\.crop"):
+        module.training_step(_batch(size=(48, 64)), 0)
+
+
 def test_an_image_without_truth_gives_a_zero_loss_with_gradients():
     module = _module()
     loss = module.training_step(_batch(depth=0.0), 0)

@@ -18,7 +18,7 @@ from torch.distributed import all_gather_object, broadcast, get_world_size, is_a
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from sa2depth.errors import ConfigError, DataError, UserError
+from sa2depth.errors import ConfigError, DataError, ShapeError, UserError
 from sa2depth.masks import valid_mask
 from sa2depth.metrics import DepthMetrics, Protocol, cut_frame, predict_frame
 from sa2depth.models.compiled import compile_layers, compiled, why_not_compiled
@@ -137,6 +137,12 @@ class DepthModule(L.LightningModule):
         """Loss of a batch."""
         if self.loss is None:
             raise RuntimeError("this DepthModule was built for evaluation: it has no loss")
+        (height, width), multiple = batch["image"].shape[-2:], getattr(self.model, "stride_multiple", 1)
+        if height % multiple or width % multiple:
+            raise ShapeError(
+                f"training images of {height}x{width} (height x width): both sides must be multiples of {multiple}; "
+                "set augment.crop, or data.train.height and data.train.width of generated scenes"
+            )
         depth = (self._graphed or self.model)(batch["image"]).depth
         valid = valid_mask(batch["depth"], self.min_depth, self.max_depth)
         loss: Tensor = self.loss(depth, batch["depth"], valid)
