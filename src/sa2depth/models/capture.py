@@ -1,5 +1,6 @@
 """Capturing CUDA graphs so that nothing else of the process is disturbed."""
 
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -49,6 +50,12 @@ def captured(function: Callable[[], Result], pool: Pool) -> tuple[torch.cuda.CUD
     return graph, result
 
 
+@functools.cache
+def _stream(index: int) -> torch.cuda.Stream:
+    # one for all captures on a device: cuBLAS keeps 32 MiB for each that it has ever seen
+    return torch.cuda.Stream(index)  # type: ignore[no-untyped-call]
+
+
 @contextmanager
 def memory_pool(device: torch.device) -> Iterator[Pool]:
     """Memory for graphs that run one after the other. A capture that fails in here leaves the process as it was.
@@ -63,7 +70,7 @@ def memory_pool(device: torch.device) -> Iterator[Pool]:
         generator = torch.cuda.default_generators[index]
         numbers = generator.clone_state()
         try:
-            yield Pool(handle, torch.cuda.Stream(index))  # type: ignore[no-untyped-call]
+            yield Pool(handle, _stream(index))
         except BaseException:
             generator.graphsafe_set_state(numbers)
             # refused where the capture has ended in order, and its graph frees the memory
