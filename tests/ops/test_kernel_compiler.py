@@ -5,6 +5,7 @@ import logging
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -190,3 +191,37 @@ def test_tensors_elsewhere_are_refused():
     with pytest.raises(ValueError, match="a kernel on cuda:0 got a tensor on cpu"):
         launcher._value(torch.zeros(3), device)
     assert launcher._value(None, device) == 0
+
+
+@needs_nvrtc
+@pytest.mark.parametrize(
+    ("capability", "driver", "reason"),
+    [
+        ((9, 0), 13000, ""),
+        ((9, 0), 13020, ""),
+        ((7, 5), 13000, "kernels need 8.0"),
+        ((99, 0), 13000, "does not know cuda:0's architecture"),
+        ((9, 0), 12080, r"is newer than the driver \(pip install cuda-core\[cu12\]\)"),
+    ],
+)
+def test_what_the_device_driver_and_compiler_must_be(capability, driver, reason, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(launcher, "versions", lambda: ((13, 0), driver))
+    found = launcher.why_unavailable.__wrapped__(torch.device("cuda", 0))
+    assert re.search(reason, found) if reason else not found
+
+
+def test_a_user_without_a_home(monkeypatch, caplog):
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("SA2DEPTH_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    compiler._folder_of_this_process.cache_clear()
+    folder = compiler.cache_dir()
+    assert folder.is_dir()
+    assert compiler.cache_dir() == folder
+    assert [record.message.partition(":")[0] for record in caplog.records] == ["this user has no home folder"]
+    compiler._folder_of_this_process.cache_clear()

@@ -1,6 +1,7 @@
 """A fast operator is chosen once it was right on this machine, and never when it was wrong."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -179,6 +180,16 @@ def test_an_unreadable_note_is_no_note(errors):
     trust._known.clear()
     assert chosen() == "cpu"
     assert note.read_text() == ""
+
+
+def test_a_folder_that_may_not_be_entered(errors, monkeypatch):
+    def closed(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    errors.append(1e-6)
+    for name in ("read_text", "write_text", "mkdir"):
+        monkeypatch.setattr(Path, name, closed)
+    assert [chosen(), chosen()] == ["cpu", "cpu"]
 
 
 def test_tangents_are_not_lost():
