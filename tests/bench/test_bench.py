@@ -226,3 +226,20 @@ def test_tf32_is_a_precision_of_float32(monkeypatch):
     assert [row.precision for row in run(settings)] == ["tf32", "fp32"]
     assert set(seen) == {("high", torch.float32), ("highest", torch.float32)}
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize(("note", "status"), [("out of memory", 0), ("launch failed", 1)])
+def test_what_failed_shows_in_the_exit_status(note, status, monkeypatch):
+    from typer.testing import CliRunner
+
+    from sa2depth.bench import run as module
+    from sa2depth.cli import app
+
+    rows = [
+        module.Row("t", "inference", "fp32", "torch", 1.0),
+        module.Row("t", "inference", "fp32", "cpu", note=note),
+    ]
+    monkeypatch.setattr(module, "run", lambda settings: iter(rows))
+    result = CliRunner().invoke(app, ["bench", "--device", "cpu"])
+    assert result.exit_code == status
+    assert note in result.output

@@ -30,6 +30,7 @@ from sa2depth.ops.precision import float32_products
 WHAT = ("operators", "parts", "inference", "training")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+OUT_OF_MEMORY = "out of memory"
 _MODIFIERS = ("prepared", "compile", "graph")
 
 
@@ -248,7 +249,7 @@ def _compare(
                 timing = measure(call, settings.device, settings.budget_s, before, captured=way.graph)
             except torch.OutOfMemoryError:
                 torch.cuda.empty_cache()
-                yield Row(model, subject, precision, text, note="out of memory")
+                yield Row(model, subject, precision, text, note=OUT_OF_MEMORY)
                 continue
             except (ConfigError, RuntimeError) as error:  # the other ways are measured all the same
                 yield Row(model, subject, precision, text, note=str(error).partition("\n")[0])

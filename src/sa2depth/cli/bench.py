@@ -37,7 +37,7 @@ def bench(
     """Time the torch path and the fast path in one run: operators, parts and whole networks."""
     from rich.console import Console
 
-    from sa2depth.bench.run import Settings, run
+    from sa2depth.bench.run import OUT_OF_MEMORY, Settings, run
     from sa2depth.infer.predictor import pick_device
 
     settings = Settings(
@@ -63,6 +63,9 @@ def bench(
         if json_file is not None:
             _write(json_file, machine, settings.size, batch, rows)
             console.print(f"wrote {json_file}")
+    if failed := sum(row.median_ms is None and row.note != OUT_OF_MEMORY for row in rows):
+        console.print(f"{failed} of {len(rows)} could not be measured; each says why")
+        raise typer.Exit(1)
 
 
 def _line(row: "Row") -> str:
