@@ -2,6 +2,8 @@
 
 import copy
 import gc
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from sa2depth.infer.graphs import capture
 from sa2depth.losses import SILog
 from sa2depth.models.checkpointing import checkpoint_layers
 from sa2depth.models.graphed import GraphedTraining
+from sa2depth.nn.sync_batch_norm import synchronize_batch_norms
 
 pytestmark = pytest.mark.gpu
 
@@ -216,7 +219,7 @@ def _train_on_two(rank, store):
     for graph in (False, True):
         torch.manual_seed(0)
         model = create_model("sa2depth_nano", min_depth=0.1, max_depth=10).cuda().train()
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        synchronize_batch_norms(model)
         step = Step(model, graph)
         with torch.cuda.stream(torch.cuda.Stream()):  # as Lightning does
             network = DistributedDataParallel(step, device_ids=[rank], broadcast_buffers=False)
@@ -225,6 +228,7 @@ def _train_on_two(rank, store):
         both = [None, None]
         torch.distributed.all_gather_object(both, means)
         assert both[0] == both[1], "the devices' weights differ"
+        step.release()
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     assert losses[1][-1] < losses[1][0]
     torch.distributed.destroy_process_group()
@@ -240,3 +244,72 @@ class Step(torch.nn.Module):
 
     def forward(self, image):
         return self._call(image)
+
+    def release(self):
+        if isinstance(self._call, GraphedTraining):
+            self._call.release()
+
+
+# As Lightning does: what ends the process group waits for graphs that hold collectives.
+FAILING = """
+import atexit, sys, torch, torch.distributed as dist
+from sa2depth.models.capture import captured, memory_pool
+
+rank = int(sys.argv[1])
+torch.cuda.set_device(rank)
+dist.init_process_group("nccl", f"file://{sys.argv[2]}", rank=rank, world_size=2)
+atexit.register(dist.destroy_process_group)
+
+def train():
+    value = torch.ones(3, device="cuda")
+    dist.all_reduce(value)
+    with memory_pool(value.device) as pool:
+        graph, _ = captured(lambda: dist.all_reduce(value), pool)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert value.tolist() == [4, 4, 4]
+    raise ArithmeticError(graph)  # held by the error
+
+train()
+"""
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_a_failed_training_ends(tmp_path):
+    command = [sys.executable, "-c", FAILING]
+    both = [
+        subprocess.Popen([*command, str(rank), str(tmp_path / "store")], stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    for process in both:
+        try:
+            said = process.communicate(timeout=100)[1]
+        finally:
+            process.kill()
+        assert "ArithmeticError" in said
+        assert process.returncode == 1
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_compiled_batch_norms_share_their_statistics(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])  # for the processes
+    torch.multiprocessing.spawn(_norms_of_two, (str(tmp_path / "store"),), nprocs=2)
+
+
+def _norms_of_two(rank, store):
+    torch.cuda.set_device(rank)
+    torch.distributed.init_process_group("nccl", f"file://{store}", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
+    plain.to("cuda", torch.float64)
+    synchronize_batch_norms(plain)
+    whole = copy.deepcopy(plain)
+    whole.compile(fullgraph=True, dynamic=False)
+    torch.manual_seed(rank)
+    image = torch.randn(2 + rank, 3, 32, 32, device="cuda", dtype=torch.float64)
+    results = []
+    for model in (plain, whole):
+        model(image).square().sum().backward()
+        results.append([*(p.grad for p in model.parameters()), *model.buffers()])
+    torch.testing.assert_close(*results)
+    torch.distributed.destroy_process_group()

@@ -168,6 +168,17 @@ def test_memory_layouts():
             torch.testing.assert_close(a, e, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("stride", [(0, 64, 1), (64, 0, 1), (0, 0, 1), (1, 4, 0)], ids=str)
+def test_one_element_in_many_places(stride):
+    x, *parameters = make()
+    inputs = [x.detach().as_strided((4, 9, 64), stride).requires_grad_(), *parameters]
+    copied = [inputs[0].detach().clone(memory_format=torch.contiguous_format).requires_grad_(), *parameters]
+    for a, e in zip(run(inputs), run(copied), strict=True):
+        torch.testing.assert_close(a, e, rtol=0, atol=0)
+    (summed,) = torch.autograd.grad(layer_norm(*copied).sum(), copied[2:])  # a gradient of one element
+    assert torch.equal(summed, torch.full_like(summed, 36))
+
+
 def test_more_than_2_to_the_31_elements():
     if torch.cuda.mem_get_info()[0] < 30 << 30:
         pytest.skip("needs 30 GiB of free memory")

@@ -1,12 +1,13 @@
 """Replayed passes in autograd, on the CPU: recorded functions stand in for the graphs."""
 
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from sa2depth.models import graphed
+from sa2depth.models import capture, graphed
 from sa2depth.models.graphed import GraphedTraining, Passes, replay
 from sa2depth.models.sa2depth import DepthOutput
 
@@ -15,7 +16,10 @@ class Recorded:
     """Does what was recorded, as a graph does: from where its inputs lie to where its results lie."""
 
     def __init__(self, function):
-        self.replay = function
+        self.replay, self.there = function, True
+
+    def reset(self):
+        self.there = False
 
 
 @pytest.fixture
@@ -117,6 +121,30 @@ def test_it_is_captured_once_and_for_one_kind_of_batch(captures):
         training(torch.rand(2, 3, size, size))
     assert [image.shape[-1] for image in captures] == [4]
     assert model.norm.num_batches_tracked == 4  # the capture has not counted
+
+
+def test_released_graphs_are_captured_anew(captures, network):
+    training = GraphedTraining(Net().train())
+    training.release()  # of nothing
+    training(torch.rand(2, 3, 4, 4))
+    training._passes = passes = passes_of(network, nn.Parameter(torch.zeros(1)))
+    training.release()
+    assert not passes.forward.there
+    assert not passes.backward.there
+    training(torch.rand(2, 3, 8, 8))
+    assert [image.shape[-1] for image in captures] == [4, 8]
+
+
+def test_graphs_are_forgotten_at_exit(monkeypatch):
+    class Failed(Recorded):
+        def reset(self):
+            super().reset()
+            raise RuntimeError("the device has failed")
+
+    graphs = [Failed(None), Recorded(None)]
+    monkeypatch.setattr(capture, "_graphs", weakref.WeakSet(graphs))
+    capture._forget()
+    assert not any(graph.there for graph in graphs)
 
 
 def test_frozen_weights_run_without_graphs(captures, monkeypatch):

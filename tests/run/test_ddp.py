@@ -6,6 +6,10 @@ from pathlib import Path
 
 import cv2
 import pytest
+from omegaconf import OmegaConf
+
+from sa2depth.lit import SyncBatchNorms
+from sa2depth.run.build import build_trainer
 
 pytestmark = [pytest.mark.xdist_group("ddp"), pytest.mark.slow]
 
@@ -89,3 +93,23 @@ def test_both_processes_are_gone(ddp_run):
         except OSError:
             continue  # it ended while we looked, or is another user's
     assert left == []
+
+
+HALF = {
+    "_target_": "lightning.pytorch.plugins.MixedPrecision",
+    "precision": "bf16-mixed",
+    "device": "cpu",
+}
+
+
+@pytest.mark.parametrize("plugins", [None, [], HALF, [HALF]], ids=["none", "empty", "one", "list"])
+def test_batch_norms_are_synchronised_by_a_plugin_that_knows_those_of_timm(plugins):
+    node = {"_target_": "lightning.pytorch.Trainer", "accelerator": "cpu", "devices": 2, "strategy": "ddp"}
+    cfg = OmegaConf.create({"trainer": {**node, "sync_batchnorm": True, "plugins": plugins}})
+    OmegaConf.set_struct(cfg, True)  # as Hydra composes it
+    for with_logs in (True, False):
+        trainer = build_trainer(cfg, with_logs)
+        assert type(trainer.strategy._layer_sync) is SyncBatchNorms
+        assert (trainer.precision == "bf16-mixed") is bool(plugins)
+    cfg.trainer.sync_batchnorm = False
+    assert build_trainer(cfg).strategy._layer_sync is None

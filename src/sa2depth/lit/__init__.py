@@ -1,9 +1,19 @@
 """Training and evaluation with Lightning: the module, its optimiser, schedules, callbacks and loggers."""
 
 from sa2depth.lit.callbacks import EpochLog, Throughput
+from sa2depth.lit.layer_sync import SyncBatchNorms
 from sa2depth.lit.loggers import close_loggers, wandb_logger
 from sa2depth.lit.module import DepthModule
 from sa2depth.lit.optim import adamw
 from sa2depth.lit.schedules import polynomial
 
-__all__ = ["DepthModule", "EpochLog", "Throughput", "adamw", "close_loggers", "polynomial", "wandb_logger"]
+__all__ = [
+    "DepthModule",
+    "EpochLog",
+    "SyncBatchNorms",
+    "Throughput",
+    "adamw",
+    "close_loggers",
+    "polynomial",
+    "wandb_logger",
+]

@@ -195,7 +195,7 @@ class DepthModule(L.LightningModule):
         )
         if circumstances == self._captured_under:
             return
-        self._graphed = None  # its memory first
+        self._release_graphs()  # their memory first
         self._captured_under = circumstances
         if reason := self._why_not_captured():
             self._say("training runs without CUDA graphs: %s", reason)
@@ -204,6 +204,11 @@ class DepthModule(L.LightningModule):
 
     def on_fit_end(self) -> None:
         """Give the graphs' memory back."""
+        self._release_graphs()
+
+    def _release_graphs(self) -> None:
+        if self._graphed is not None:
+            self._graphed.release()
         self._captured_under = self._graphed = None
 
     def _why_not_captured(self) -> str:

@@ -1,7 +1,9 @@
 """Capturing CUDA graphs so that nothing else of the process is disturbed."""
 
+import atexit
 import functools
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ import torch
 Result = TypeVar("Result")
 
 _lock = threading.RLock()
+_graphs: "weakref.WeakSet[torch.cuda.CUDAGraph]" = weakref.WeakSet()
 _WARM_UPS = 3  # kernels are compiled and algorithms chosen before a graph is captured
 
 
@@ -47,7 +50,22 @@ def captured(function: Callable[[], Result], pool: Pool) -> tuple[torch.cuda.CUD
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool.handle, pool.stream, capture_error_mode="thread_local"):
         result = function()
+    _graphs.add(graph)
+    _forget_at_exit()
     return graph, result
+
+
+@functools.cache
+def _forget_at_exit() -> None:
+    # After the process group was made, thus called before what ends it: NCCL waits until no graph holds a collective,
+    # which an exception's frames would let it do forever.
+    atexit.register(_forget)
+
+
+def _forget() -> None:
+    for graph in list(_graphs):
+        with suppress(RuntimeError):  # a device that has failed
+            graph.reset()
 
 
 @functools.cache

@@ -26,7 +26,7 @@ class GraphedTraining:
     another autocast or with other weights frozen runs without graphs. Set gradients to None between steps: each replay
     writes them anew where the last ones lie, so that they can neither be accumulated nor zeroed, which raises
     ``RuntimeError``. What wraps the network in ``DistributedDataParallel`` does so under a side stream, as Lightning
-    does.
+    does, and calls `release` before it ends the process group, which would wait for the graphs.
 
     Args:
         model: a depth network on a CUDA device. Nothing in it may copy to the CPU.
@@ -51,6 +51,13 @@ class GraphedTraining:
             output: DepthOutput = self._model(image)
             return output
         return DepthOutput(*replay(self._passes, image))
+
+    def release(self) -> None:
+        """Give the graphs and their memory back; the next call captures anew."""
+        if self._passes is not None:
+            self._passes.forward.reset()
+            self._passes.backward.reset()
+        self._passes = self._key = None
 
     def _capture(self, image: Tensor, dtype: torch.dtype | None) -> "Passes | None":
         before = [buffer.clone() for buffer in self._model.buffers()]
@@ -91,6 +98,9 @@ class Replayable(Protocol):
 
     def replay(self) -> None:
         """Run it on what lies in its inputs now."""
+
+    def reset(self) -> None:
+        """Forget it."""
 
 
 @dataclass(frozen=True)

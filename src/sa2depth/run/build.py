@@ -11,11 +11,12 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from sa2depth.config import check_config
 from sa2depth.data import DepthDataModule
 from sa2depth.errors import ConfigError
+from sa2depth.lit import SyncBatchNorms
 from sa2depth.metrics import Protocol
 from sa2depth.models import SA2Depth, build_model
 from sa2depth.ops import use_backend
@@ -110,11 +111,18 @@ def without_truth(data: DepthDataModule) -> int:
 
 def build_trainer(cfg: DictConfig, with_logs: bool = True) -> L.Trainer:
     """Lightning's trainer with the configured callbacks and loggers (``False``: with neither)."""
-    if not with_logs:
-        return cast(L.Trainer, instantiate(cfg.trainer, logger=False, enable_checkpointing=False))
-    callbacks = [instantiate(node) for node in (cfg.get("callbacks") or {}).values() if node is not None]
-    loggers = [instantiate(node) for node in (cfg.get("logger") or {}).values() if node is not None]
-    return cast(L.Trainer, instantiate(cfg.trainer, callbacks=callbacks, logger=loggers))
+    node: DictConfig = cfg.trainer.copy()
+    OmegaConf.set_struct(node, False)
+    options: dict[str, Any] = {}
+    if node.get("sync_batchnorm"):
+        given = instantiate(node.pop("plugins", None) or [])
+        options["plugins"] = [*(given if isinstance(given, ListConfig) else [given]), SyncBatchNorms()]
+    if with_logs:
+        for kind in ("callbacks", "logger"):
+            options[kind] = [instantiate(each) for each in (cfg.get(kind) or {}).values() if each is not None]
+    else:
+        options |= {"logger": False, "enable_checkpointing": False}
+    return cast(L.Trainer, instantiate(node, **options))
 
 
 def device_count(cfg: DictConfig) -> int:
