@@ -6,7 +6,7 @@
 //
 // Bound by memory: input and output once, 39 MB for 153600 rows of 64 channels in bfloat16 (the first level of T in a
 // batch of 8 NYU images), 13 us at 3.0 TB/s on an H100. About 15 instructions a number are 5 us of issue; GELU's erf
-// adds as much again. Measured fraction of that limit: not measured.
+// adds as much again. Measured: 20 us, 65 % of that limit (a graph's replay, launch included).
 #include "layer_norm.cuh"
 
 __device__ __forceinline__ float activate(float y) {

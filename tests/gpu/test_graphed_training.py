@@ -16,6 +16,7 @@ from sa2depth.infer import Predictor
 from sa2depth.infer.graphs import capture
 from sa2depth.losses import SILog
 from sa2depth.models.checkpointing import checkpoint_layers
+from sa2depth.models.compiled import compile_layers
 from sa2depth.models.graphed import GraphedTraining
 from sa2depth.nn.sync_batch_norm import synchronize_batch_norms
 
@@ -207,7 +208,7 @@ def test_captures_on_two_devices_of_one_process():
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-def test_two_devices_train_from_graphs_as_without(tmp_path, monkeypatch):
+def test_two_devices_train_from_graphs_as_without(tmp_path, monkeypatch):  # and with a compiled layer in them
     monkeypatch.syspath_prepend(Path(__file__).parents[2])  # for the processes
     torch.multiprocessing.spawn(_train_on_two, (str(tmp_path / "store"),), nprocs=2)
 
@@ -216,10 +217,12 @@ def _train_on_two(rank, store):
     torch.cuda.set_device(rank)
     torch.distributed.init_process_group("nccl", f"file://{store}", rank=rank, world_size=2)
     losses = []
-    for graph in (False, True):
+    for graph, compiled in ((False, False), (True, False), (True, True)):
         torch.manual_seed(0)
         model = create_model("sa2depth_nano", min_depth=0.1, max_depth=10).cuda().train()
         synchronize_batch_norms(model)
+        if compiled:
+            compile_layers(model.decoder.blocks[-1])  # one with batch norms
         step = Step(model, graph)
         with torch.cuda.stream(torch.cuda.Stream()):  # as Lightning does
             network = DistributedDataParallel(step, device_ids=[rank], broadcast_buffers=False)
@@ -229,7 +232,8 @@ def _train_on_two(rank, store):
         torch.distributed.all_gather_object(both, means)
         assert both[0] == both[1], "the devices' weights differ"
         step.release()
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    for captured in losses[1:]:
+        assert captured == pytest.approx(losses[0], rel=1e-3)
     assert losses[1][-1] < losses[1][0]
     torch.distributed.destroy_process_group()
 
