@@ -17,6 +17,7 @@ from sa2depth.metrics import load_protocol
 from sa2depth.run.build import EVAL_KEYS, build_data, build_trainer, chosen_arithmetic, prepare, without_truth
 from sa2depth.run.plan import count_parameters, describe_device, device_facts, print_plan
 from sa2depth.run.predictions import PredictionReader
+from sa2depth.run.processes import ending_together
 from sa2depth.run.results import finish
 from sa2depth.run.scoring import PredictionFiles
 from sa2depth.run.summary import protocol_rows
@@ -64,10 +65,11 @@ def evaluate_network(cfg: DictConfig) -> float:
             "output": str(folder),
         },
     )
-    trainer.test(module, datamodule=data, verbose=False)
-    evaluation = replace(module.evaluation, without_truth=without_truth(data))
-    circumstances = {**device_facts(trainer), "checkpoint": str(cfg.checkpoint)}
-    return finish(folder, evaluation, module.examples, circumstances, trainer=trainer)["abs_rel"]
+    with ending_together(trainer):
+        trainer.test(module, datamodule=data, verbose=False)
+        evaluation = replace(module.evaluation, without_truth=without_truth(data))
+        circumstances = {**device_facts(trainer), "checkpoint": str(cfg.checkpoint)}
+        return finish(folder, evaluation, module.examples, circumstances, trainer=trainer)["abs_rel"]
 
 
 def evaluate_files(cfg: DictConfig) -> float:

@@ -29,6 +29,7 @@ from sa2depth.run.build import (
     without_truth,
 )
 from sa2depth.run.plan import count_parameters, describe_device, describe_ways, device_facts, print_plan
+from sa2depth.run.processes import ending_together
 from sa2depth.run.results import finish
 from sa2depth.run.summary import protocol_rows
 from sa2depth.weights import load_encoder, read_training_state
@@ -85,23 +86,24 @@ def _train(cfg: DictConfig) -> float:
             "output": str(folder),
         },
     )
-    _log_hyperparameters(trainer, cfg)
-    start = time.perf_counter()
-    trainer.fit(module, datamodule=data, ckpt_path=cfg.resume)
-    fit_s, steps = time.perf_counter() - start, trainer.global_step
-    best = _best(trainer)
-    trainer.test(module, datamodule=data, ckpt_path=best, verbose=False)
-    train_source, test_source = data.source("train"), data.source("test")
-    scores = finish(
-        folder,
-        replace(module.evaluation, without_truth=without_truth(data)),
-        module.examples,
-        {**device_facts(trainer), "checkpoint": best or "the last state, no checkpoint was written"},
-        trainer=trainer,
-        baseline=(train_source, test_source) if cfg.baseline and train_source and test_source else None,
-        notes={"encoder": encoder, "seed": cfg.seed, "steps": steps, "fit_s": round(fit_s, 1)},
-        model=model,
-    )
+    with ending_together(trainer):
+        _log_hyperparameters(trainer, cfg)
+        start = time.perf_counter()
+        trainer.fit(module, datamodule=data, ckpt_path=cfg.resume)
+        fit_s, steps = time.perf_counter() - start, trainer.global_step
+        best = _best(trainer)
+        trainer.test(module, datamodule=data, ckpt_path=best, verbose=False)
+        train_source, test_source = data.source("train"), data.source("test")
+        scores = finish(
+            folder,
+            replace(module.evaluation, without_truth=without_truth(data)),
+            module.examples,
+            {**device_facts(trainer), "checkpoint": best or "the last state, no checkpoint was written"},
+            trainer=trainer,
+            baseline=(train_source, test_source) if cfg.baseline and train_source and test_source else None,
+            notes={"encoder": encoder, "seed": cfg.seed, "steps": steps, "fit_s": round(fit_s, 1)},
+            model=model,
+        )
     return scores["abs_rel"]
 
 

@@ -1,0 +1,123 @@
+"""A training of two processes of which one fails: it ends soon, says why, and leaves no process behind."""
+
+import os
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from sa2depth.errors import DataError, UserError
+from sa2depth.run.processes import ending_together
+
+pytestmark = pytest.mark.xdist_group("ddp")
+
+LOSS = """
+import os, signal, torch
+from sa2depth.errors import DataError
+from sa2depth.losses import SILog
+
+class Failing(SILog):
+    def __init__(self, rank, way, **options):
+        super().__init__(**options)
+        self.rank, self.way = rank, way
+        open(f"{os.getpid()}.pid", "w").close()
+
+    def forward(self, *maps):
+        if torch.distributed.get_rank() == self.rank:
+            if self.way == "data":
+                raise DataError("image 17 cannot be read")
+            if self.way == "bug":
+                raise ZeroDivisionError("a mistake")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(*maps)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rank", "way", "status", "said"),
+    [
+        (0, "data", 2, "error: image 17 cannot be read"),
+        (0, "bug", 1, "ZeroDivisionError: a mistake"),
+        (1, "data", 2, "error: image 17 cannot be read"),
+        (1, "bug", 2, "ZeroDivisionError: a mistake"),
+        (1, "kill", 2, "error: another process of the training was killed by signal 9"),
+    ],
+)
+def test_a_process_fails(rank, way, status, said, program, tiny, tmp_path, monkeypatch):
+    (tmp_path / "failing_loss.py").write_text(LOSS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    overrides = [o for o in tiny if not o.startswith("trainer.accelerator")]
+    done = program(
+        "sa2depth.train",
+        *(*overrides, "trainer=ddp_sim", "hydra.run.dir=out", "loss._target_=failing_loss.Failing"),
+        *(f"+loss.rank={rank}", f"+loss.way={way}"),
+        cwd=tmp_path,
+        timeout=300,
+    )
+    # Lightning's own watch over its processes may have been faster
+    assert done.returncode == status or (rank == 1 and done.returncode == -9), done.stderr[-3000:]
+    assert said in done.stderr
+    if rank == 0:
+        assert "peer" not in done.stderr  # nothing of the other process's loss of connection
+    elif done.returncode == status:
+        assert "see what it wrote above" in done.stderr.splitlines()[-1]
+    processes = [int(file.stem) for file in tmp_path.glob("*.pid")]
+    assert len(processes) == 2
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and any(map(runs, processes)):
+        time.sleep(0.1)
+    assert not any(map(runs, processes))
+
+
+def runs(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{process}/stat")  # one that has ended waits there for somebody to ask
+    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+class Process:
+    def __init__(self, code):
+        self.code, self.killed = code, False
+
+    def poll(self):
+        return self.code
+
+    def kill(self):
+        self.killed = True
+
+
+def trainer(*processes):
+    return SimpleNamespace(strategy=SimpleNamespace(launcher=SimpleNamespace(procs=list(processes))))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), DataError("bad"), RuntimeError("shapes differ")])
+def test_the_first_error_is_the_one_that_is_raised(error):
+    others = Process(None), Process(1)
+    with pytest.raises(type(error)) as caught, ending_together(trainer(*others)):
+        raise error
+    assert caught.value is error
+    assert all(process.killed for process in others)
+
+
+@pytest.mark.parametrize(("code", "said"), [(-11, "killed by signal 11"), (2, "ended with status 2")])
+def test_a_lost_connection_names_the_process_that_was_lost(code, said):
+    lost = RuntimeError("gloo/transport/tcp/pair.cc: Connection closed by peer")
+    with pytest.raises(UserError, match=said), ending_together(trainer(Process(None), Process(code))):
+        raise lost
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match="gloo"), ending_together(trainer(Process(None))):
+        raise lost
+    assert 1 < time.monotonic() - start < 20
+
+
+def test_one_process_has_nothing_to_end():
+    alone = SimpleNamespace(strategy=SimpleNamespace(launcher=None))
+    with ending_together(alone):
+        pass
+    with pytest.raises(RuntimeError, match="gloo"), ending_together(alone):
+        raise RuntimeError("gloo")
