@@ -3,10 +3,13 @@
 import logging
 import os
 import re
+from pathlib import Path
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from hydra.utils import instantiate
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from sa2depth.config import launch
@@ -122,3 +125,23 @@ class Broken:
 
     def __init__(self) -> None:
         self.weight = 1 + None
+
+
+@pytest.mark.parametrize(("rank", "folder"), [(0, None), (1, None), (3, "mine")])
+def test_only_the_first_process_of_a_launcher_makes_a_run_folder(door, tmp_path, monkeypatch, rank, folder):
+    monkeypatch.setattr(rank_zero_only, "rank", rank)
+    seen = []
+
+    def job(cfg: DictConfig) -> None:
+        seen.extend((Path(cfg.paths.output_dir), HydraConfig.get().job.name))
+        assert Path(cfg.paths.output_dir).is_dir()
+
+    status, said = door(job, *([f"hydra.run.dir={tmp_path / folder}"] if folder else []))
+    assert (status, said) == (0, "")
+    place, name = seen
+    assert (tmp_path / "runs").exists() is (rank == 0)
+    assert rank == 0 or name == f"train_process_{rank}"
+    if folder:
+        assert sorted(path.name for path in (tmp_path / folder).iterdir()) == ["train_process_3.log"]
+    else:
+        assert place.exists() is (rank == 0)

@@ -37,7 +37,9 @@ def run_program(
 ) -> subprocess.CompletedProcess[str]:
     """``python -m MODULE ARGUMENTS`` as a user would, in a session of its own."""
     environment = {
-        k: v for k, v in os.environ.items() if not k.startswith(("LOCAL_RANK", "WORLD_SIZE", "MASTER_"))
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_"))
     }
     environment |= {"OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1", "COLUMNS": "160"}
     return subprocess.run(

@@ -29,6 +29,22 @@ def test_every_test_image_is_scored_once(ddp_run):
         assert [int(row["index"]) for row in csv.DictReader(file)] == list(range(7))
 
 
+def test_processes_of_a_clusters_launcher_share_a_folder(program, tiny, tmp_path):
+    overrides = [o for o in tiny if not o.startswith(("trainer.accelerator", "trainer.max_epochs"))]
+    done = program(
+        *("torch.distributed.run", "--nproc_per_node=2", "--master_port=29517", "-m", "sa2depth.train"),
+        *(*overrides, "trainer=ddp_sim", "trainer.max_epochs=1"),
+        cwd=tmp_path,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    (folder,) = tmp_path.glob("runs/demo/*")
+    assert len(list(folder.glob("pictures/*.png"))) == 18
+    with (folder / "per_image.csv").open() as file:
+        assert [int(row["index"]) for row in csv.DictReader(file)] == list(range(7))
+    assert {path.name for path in folder.glob("*.log")} == {"train.log"}
+
+
 @pytest.fixture(scope="module")
 def both_ways(ddp_run, evaluate_tiny, tmp_path_factory):
     """Folders of the trained model's evaluation: as the two processes left it, and by one process."""

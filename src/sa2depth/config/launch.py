@@ -3,7 +3,9 @@
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import hydra
@@ -16,6 +18,7 @@ from hydra.errors import (
     MissingConfigException,
 )
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -39,10 +42,11 @@ def launch(config_name: str, job: Callable[[DictConfig], Any], arguments: Sequen
     """
     os.environ.setdefault(_FULL_ERROR, "1")
     argv = sys.argv
-    if arguments is not None:
-        sys.argv = [argv[0], *arguments]
+    given = argv[1:] if arguments is None else list(arguments)
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
+        with _out_of_the_way(config_name, given) as places:
+            sys.argv = [argv[0], *given, *places]
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
     except UserError as error:
         _complain(_own_words(error))
     except MissingConfigException as error:
@@ -54,9 +58,9 @@ def launch(config_name: str, job: Callable[[DictConfig], Any], arguments: Sequen
     except OSError as error:
         if not _making_a_folder(job, error):
             raise
-        _complain(_no_folder(error, sys.argv[1:]))
+        _complain(_no_folder(error, given))
     except ConfigCompositionException as error:
-        _complain(_unknown_override(error, config_name, sys.argv[1:]))
+        _complain(_unknown_override(error, config_name, given))
     except (HydraException, OmegaConfBaseException) as error:
         _complain(str(error).strip())
     else:
@@ -64,6 +68,25 @@ def launch(config_name: str, job: Callable[[DictConfig], Any], arguments: Sequen
     finally:
         sys.argv = argv
     return 2
+
+
+@contextmanager
+def _out_of_the_way(program: str, arguments: Sequence[str]) -> Iterator[list[str]]:
+    """Overrides by which the second and later process of a cluster's launcher makes no run folder of its own.
+
+    ``torchrun`` and ``srun`` start all processes alike, each with its own time in the folder's name; the run's folder
+    is that of the first, which `sa2depth.run.results.finish` tells to the others. Lightning's own launcher passes the
+    folder on.
+    """
+    rank: int = getattr(rank_zero_only, "rank", 0) or 0
+    if rank == 0:
+        yield []
+        return
+    options = {a.lstrip("+").partition("=")[0] for a in arguments}
+    places = {"hydra.output_subdir": "null", "hydra.job.name": f"{program}_process_{rank}"}
+    with TemporaryDirectory(prefix="sa2depth_", ignore_cleanup_errors=True) as folder:
+        places["hydra.run.dir"] = f"'{folder}'"
+        yield [f"{key}={value}" for key, value in places.items() if key not in options]
 
 
 def _complain(message: str) -> None:

@@ -34,7 +34,7 @@ def finish(
     To be called on every process.
 
     Args:
-        folder: the run's folder, on a disk that all processes share.
+        folder: the run's folder, on a disk that all processes share; what the first process says counts.
         evaluation: what was measured, the same on every process.
         examples: candidates for the pictures on this process.
         circumstances: device, precision, checkpoint: printed, and written into ``metrics.json``.
@@ -51,6 +51,8 @@ def finish(
     """
     means = evaluation.means
     is_writer = trainer is None or trainer.is_global_zero
+    if trainer is not None:
+        folder = Path(trainer.strategy.broadcast(str(folder)))
     pictures = write_pictures(folder, evaluation, examples)
     grid = write_grid(folder / "grid.png", evaluation, examples, is_writer)
     if is_available() and is_initialized():
