@@ -1,11 +1,16 @@
 """A training of two processes of which one fails: it ends soon, says why, and leaves no process behind."""
 
 import os
+import signal
+import subprocess
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from sa2depth.errors import DataError, UserError
 from sa2depth.run.processes import ending_together
@@ -58,12 +63,52 @@ def test_a_process_fails(rank, way, status, said, program, tiny, tmp_path, monke
     )
     # Lightning's own watch over its processes may have been faster
     assert done.returncode == status or (rank == 1 and done.returncode == -9), done.stderr[-3000:]
-    assert said in done.stderr
+    assert said in done.stderr or (way == "kill" and done.returncode == -9)
     if rank == 0:
         assert "peer" not in done.stderr  # nothing of the other process's loss of connection
     elif done.returncode == status:
         assert "see what it wrote above" in done.stderr.splitlines()[-1]
-    processes = [int(file.stem) for file in tmp_path.glob("*.pid")]
+    assert_none_runs(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("receiver", ["first", "second"])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_training_of_two_processes_ends(sent, receiver, tiny, tmp_path, monkeypatch):
+    (tmp_path / "counted_loss.py").write_text(LOSS)
+    overrides = [o for o in tiny if not o.startswith(("trainer.accelerator", "trainer.max_epochs"))]
+    command = [sys.executable, "-m", "sa2depth.train", *overrides, "trainer=ddp_sim", "hydra.run.dir=out"]
+    command += ["trainer.max_epochs=10000", "+loss.rank=2", "+loss.way=none"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
+    process = subprocess.Popen(
+        [*command, "loss._target_=counted_loss.Failing"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 200
+        while not (tmp_path / "out/checkpoints/last.ckpt").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        second = next(p for f in tmp_path.glob("*.pid") if (p := int(f.stem)) != process.pid)
+        os.kill(process.pid if receiver == "first" else second, sent)
+        said = process.communicate(timeout=60)[1]
+        assert_none_runs(tmp_path)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    if receiver == "first":
+        assert process.returncode == 128 + sent, said[-3000:]
+        assert said.splitlines()[-1].startswith("interrupted: resume=")
+    else:
+        assert process.returncode in (2, -signal.SIGKILL)  # of its own, or Lightning's watch was faster
+
+
+def assert_none_runs(folder):
+    processes = [int(file.stem) for file in folder.glob("*.pid")]
     assert len(processes) == 2
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline and any(map(runs, processes)):
@@ -91,11 +136,15 @@ class Process:
         self.killed = True
 
 
-def trainer(*processes):
-    return SimpleNamespace(strategy=SimpleNamespace(launcher=SimpleNamespace(procs=list(processes))))
+def trainer(*processes, folder=None):
+    return SimpleNamespace(
+        strategy=SimpleNamespace(launcher=SimpleNamespace(procs=list(processes))),
+        checkpoint_callbacks=[SimpleNamespace(), SimpleNamespace(dirpath=folder)],
+        is_global_zero=True,
+    )
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), DataError("bad"), RuntimeError("shapes differ")])
+@pytest.mark.parametrize("error", [SystemExit(3), DataError("bad"), RuntimeError("shapes differ")])
 def test_the_first_error_is_the_one_that_is_raised(error):
     others = Process(None), Process(1)
     with pytest.raises(type(error)) as caught, ending_together(trainer(*others)):
@@ -113,6 +162,33 @@ def test_a_lost_connection_names_the_process_that_was_lost(code, said):
     with pytest.raises(RuntimeError, match="gloo"), ending_together(trainer(Process(None))):
         raise lost
     assert 1 < time.monotonic() - start < 20
+
+
+def after_ctrl_c():
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        raise SystemExit(1)  # noqa: B904 - as Lightning does
+
+
+def sigterm():
+    raise SIGTERMException
+
+
+def ctrl_c_elsewhere():
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("way", "status"), [(after_ctrl_c, 130), (ctrl_c_elsewhere, 130), (sigterm, 143)])
+def test_an_interrupted_run_says_how_to_go_on(way, status, tmp_path, capsys):
+    other = Process(None)
+    for advice in ("no checkpoint was written yet", f"resume={tmp_path}/last.ckpt goes on from there"):
+        with pytest.raises(SystemExit) as caught, ending_together(trainer(other, folder=str(tmp_path))):
+            way()
+        assert caught.value.code == status
+        assert other.killed
+        assert capsys.readouterr().err == f"interrupted: {advice}\n"
+        (tmp_path / "last.ckpt").touch()
 
 
 def test_one_process_has_nothing_to_end():

@@ -21,6 +21,7 @@ from sa2depth.metrics import Protocol
 from sa2depth.models import SA2Depth, build_model
 from sa2depth.ops import use_backend
 from sa2depth.ops.precision import float32_products
+from sa2depth.run.processes import EndAtSigterm
 
 PATHS = ("data_dir", "runs_dir", "output_dir")
 SHARED_KEYS: dict[str, Any] = dict.fromkeys(
@@ -121,7 +122,8 @@ def build_trainer(cfg: DictConfig, with_logs: bool = True) -> L.Trainer:
         for kind in ("callbacks", "logger"):
             options[kind] = [instantiate(each) for each in (cfg.get(kind) or {}).values() if each is not None]
     else:
-        options |= {"logger": False, "enable_checkpointing": False}
+        options = {**options, "callbacks": [], "logger": False, "enable_checkpointing": False}
+    options["callbacks"].append(EndAtSigterm())
     return cast(L.Trainer, instantiate(node, **options))
 
 

@@ -1,11 +1,16 @@
-"""The processes of one training."""
+"""How the processes of a run end: together, and with a status that says why."""
 
+import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from subprocess import Popen
 
 import lightning as L
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.distributed import DistError
 
 from sa2depth.errors import UserError
@@ -17,11 +22,15 @@ _PATIENCE_S = 2.0
 def ending_together(trainer: L.Trainer) -> Iterator[None]:
     """Where the process that has started the others fails, it ends them: over NCCL they would wait for it in vain.
 
+    A run that was interrupted ends with the status that shells expect (130 after Ctrl-C, 143 after SIGTERM; by itself
+    Lightning ends with 0 after the latter) and says how to go on.
+
     The reverse is Lightning's work, which ends everything a few seconds after a process that it has started. Over gloo
     this process hears of it earlier, by a lost connection.
 
     Raises:
         UserError: another process failed first, and has said why.
+        SystemExit: the run was interrupted.
     """
     try:
         yield
@@ -34,7 +43,27 @@ def ending_together(trainer: L.Trainer) -> Iterator[None]:
             process.kill()
         if failed is not None:
             raise UserError(f"another process of the training {failed}: see what it wrote above") from None
+        if (status := _interrupted(error)) is not None:
+            _say_how_to_go_on(trainer)
+            raise SystemExit(status) from None
         raise
+
+
+def _interrupted(error: BaseException) -> int | None:
+    if isinstance(error, SIGTERMException):
+        return 128 + signal.SIGTERM
+    # Lightning has put things in order and left
+    left = isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
+    return 128 + signal.SIGINT if left or isinstance(error, KeyboardInterrupt) else None
+
+
+def _say_how_to_go_on(trainer: L.Trainer) -> None:
+    if not trainer.is_global_zero:
+        return
+    folders = [Path(f) for c in trainer.checkpoint_callbacks if (f := getattr(c, "dirpath", None))]
+    last = next((path for folder in folders if (path := folder / "last.ckpt").exists()), None)
+    advice = "no checkpoint was written yet" if last is None else f"resume={last} goes on from there"
+    sys.stderr.write(f"interrupted: {advice}\n")
 
 
 def _failed(processes: list["Popen[bytes]"]) -> str | None:
@@ -46,3 +75,30 @@ def _failed(processes: list["Popen[bytes]"]) -> str | None:
                 return f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
         time.sleep(0.05)
     return None
+
+
+class EndAtSigterm(L.Callback):
+    """SIGTERM ends one process of several where it is, and `ending_together` the others.
+
+    Lightning's own handler talks to the other processes from wherever the signal finds this one, which mostly waits
+    for ever. Where SLURM is to queue the job again, SIGTERM is Lightning's.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the signal over; Lightning gives it back at the end."""
+        _take_over(trainer)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """As at the start of a training."""
+        _take_over(trainer)
+
+
+def _take_over(trainer: L.Trainer) -> None:
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    queued_again = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
+    if trainer.world_size > 1 and not queued_again:
+        signal.signal(signal.SIGTERM, _end)
+
+
+def _end(signum: int, frame: object) -> None:
+    raise SIGTERMException
