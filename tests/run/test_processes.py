@@ -189,6 +189,9 @@ def test_an_interrupted_run_says_how_to_go_on(way, status, tmp_path, capsys):
         assert other.killed
         assert capsys.readouterr().err == f"interrupted: {advice}\n"
         (tmp_path / "last.ckpt").touch()
+    with pytest.raises(SystemExit), ending_together(trainer()):
+        way()
+    assert capsys.readouterr().err == "interrupted\n"  # an evaluation keeps no checkpoints
 
 
 def test_one_process_has_nothing_to_end():

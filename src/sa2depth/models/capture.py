@@ -51,15 +51,11 @@ def captured(function: Callable[[], Result], pool: Pool) -> tuple[torch.cuda.CUD
     with torch.cuda.graph(graph, pool.handle, pool.stream, capture_error_mode="thread_local"):
         result = function()
     _graphs.add(graph)
-    _forget_at_exit()
-    return graph, result
-
-
-@functools.cache
-def _forget_at_exit() -> None:
-    # After the process group was made, thus called before what ends it: NCCL waits until no graph holds a collective,
+    # Registered last, called first, before what ends a process group: NCCL waits until no graph holds a collective,
     # which an exception's frames would let it do forever.
+    atexit.unregister(_forget)
     atexit.register(_forget)
+    return graph, result
 
 
 def _forget() -> None:

@@ -53,9 +53,8 @@ def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, _GRAPHS)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 2 * _GRAPHS)
-    config.optimize_ddp = (
-        False  # splits what is compiled between gradients' buckets, which layers are already
-    )
+    # DistributedDataParallel needs what is compiled in parts, to send gradients early: layers are parts.
+    config.optimize_ddp = False
     encoder = getattr(model, "encoder", None)
     if isinstance(encoder, nn.Module) and not isinstance(encoder, InternImage):
         encoder.compile(dynamic=False, backend=backend)

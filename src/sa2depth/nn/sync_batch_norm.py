@@ -126,9 +126,7 @@ def _exchange(model: nn.Module, other: Any) -> None:
 
 def _share(source: nn.Module, target: nn.Module) -> None:
     # the tensors themselves: a module's move to a device replaces its buffers
-    for name in ("weight", "bias"):
-        setattr(target, name, getattr(source, name))
-    for name in ("running_mean", "running_var", "num_batches_tracked"):
+    for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
         setattr(target, name, getattr(source, name))
 
 

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,11 +23,11 @@ _PATIENCE_S = 2.0
 def ending_together(trainer: L.Trainer) -> Iterator[None]:
     """Where the process that has started the others fails, it ends them: over NCCL they would wait for it in vain.
 
-    A run that was interrupted ends with the status that shells expect (130 after Ctrl-C, 143 after SIGTERM; by itself
-    Lightning ends with 0 after the latter) and says how to go on.
-
     The reverse is Lightning's work, which ends everything a few seconds after a process that it has started. Over gloo
     this process hears of it earlier, by a lost connection.
+
+    A run that was interrupted ends with the status that shells expect (130 after Ctrl-C, 143 after SIGTERM; by itself
+    Lightning ends with 0 after the latter) and says how to go on.
 
     Raises:
         UserError: another process failed first, and has said why.
@@ -61,9 +62,11 @@ def _say_how_to_go_on(trainer: L.Trainer) -> None:
     if not trainer.is_global_zero:
         return
     folders = [Path(f) for c in trainer.checkpoint_callbacks if (f := getattr(c, "dirpath", None))]
-    last = next((path for folder in folders if (path := folder / "last.ckpt").exists()), None)
-    advice = "no checkpoint was written yet" if last is None else f"resume={last} goes on from there"
-    sys.stderr.write(f"interrupted: {advice}\n")
+    advice = ": no checkpoint was written yet" if folders else ""
+    for folder in folders:
+        if (last := folder / "last.ckpt").exists():
+            advice = f": resume={last} goes on from there"
+    sys.stderr.write(f"interrupted{advice}\n")
 
 
 def _failed(processes: list["Popen[bytes]"]) -> str | None:
@@ -96,7 +99,8 @@ class EndAtSigterm(L.Callback):
 def _take_over(trainer: L.Trainer) -> None:
     environment = getattr(trainer.strategy, "cluster_environment", None)
     queued_again = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
-    if trainer.world_size > 1 and not queued_again:
+    may = threading.current_thread() is threading.main_thread()  # Python's rule
+    if trainer.world_size > 1 and not queued_again and may:
         signal.signal(signal.SIGTERM, _end)
 
 
