@@ -98,7 +98,7 @@ def _train(cfg: DictConfig) -> float:
             folder,
             replace(module.evaluation, without_truth=without_truth(data)),
             module.examples,
-            {**device_facts(trainer), "checkpoint": best or "the last state: no epoch was validated"},
+            {**device_facts(trainer), "checkpoint": best or "the last state, there is no best checkpoint"},
             trainer=trainer,
             baseline=(train_source, test_source) if cfg.baseline and train_source and test_source else None,
             notes={"encoder": encoder, "seed": cfg.seed, "steps": steps, "fit_s": round(fit_s, 1)},
