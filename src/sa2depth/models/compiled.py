@@ -1,10 +1,5 @@
 """The network in compiled form, layer by layer."""
 
-import importlib.util
-import shutil
-import sysconfig
-from pathlib import Path
-
 import torch
 from torch import nn
 
@@ -13,6 +8,7 @@ from sa2depth.models.encoders import InternImage
 from sa2depth.models.encoders.internimage import Downsample, Layer, StageNorm, Stem
 from sa2depth.models.heads import BinHead, ConvHead, ScanHead
 from sa2depth.nn import DepthFromBins, SelectiveAttentionBlock, Upsample
+from sa2depth.ops.triton.machine import why_unavailable
 
 _LAYERS = (
     *(Stem, Layer, StageNorm, Downsample),
@@ -21,22 +17,11 @@ _LAYERS = (
 )
 # One code object (nn.Module's call) serves all layers, and each kind at each size in each mode has its own graph.
 _GRAPHS = 256
-_OLDEST = (7, 0)  # compute capability that Triton takes
 
 
 def why_not_compiled(device: torch.device) -> str:
     """Why layers cannot be compiled for a device here; empty if they can."""
-    if device.type != "cuda":
-        return f"{device} is no CUDA device"
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed (it comes with PyTorch for CUDA)"
-    if not any(shutil.which(compiler) for compiler in ("cc", "gcc", "clang")):
-        return "Triton needs a C compiler and there is none (install gcc)"
-    if not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
-        return "Triton needs Python's C headers and there are none (install python3-dev)"
-    if torch.cuda.get_device_capability(device) < _OLDEST:
-        return f"{torch.cuda.get_device_name(device)} is older than Triton takes"
-    return ""
+    return why_unavailable(device)
 
 
 def compile_layers(model: nn.Module, backend: str = "inductor") -> None:

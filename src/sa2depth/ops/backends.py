@@ -21,7 +21,7 @@ from sa2depth.ops.trust import why_not_trusted
 
 _log = logging.getLogger(__name__)
 
-NAMES = ("auto", "torch", "cpu", "cuda", "mamba_ssm")
+NAMES = ("auto", "torch", "cpu", "cuda", "triton", "mamba_ssm")
 """What can be asked for, in ``use_backend`` and in the environment variable ``SA2DEPTH_OPS``."""
 
 ON_REQUEST = frozenset({("selective_scan_2d", "mamba_ssm")})
@@ -41,7 +41,7 @@ class use_backend:  # noqa: N801 - reads like torch.no_grad
     they were traced until the choice changes.
 
     Args:
-        name: ``auto``, ``torch``, ``cpu``, ``cuda`` or, for the scan, ``mamba_ssm``.
+        name: ``auto``, ``torch``, ``cpu``, ``cuda``, ``triton`` or, for the scan, ``mamba_ssm``.
 
     Raises:
         ConfigError: there is no such back end.
@@ -128,7 +128,7 @@ def choose(
         return implementations[asked]
     if asked == "auto" and not forward_mode:
         for name, implementation in implementations.items():
-            if (operator, name) in ON_REQUEST:
+            if (operator, name) in ON_REQUEST or (name == "triton" and _on_cpu(device)):
                 continue
             reason = why_not[name]() if name in why_not else ""
             if device is not None and name != "torch" and not reason:
@@ -146,7 +146,12 @@ def say_once(operator: str, reason: str) -> None:
     """One line, once in a process, about a fast path that this machine could have but does not."""
     if (operator, reason) not in _said:
         _said.add((operator, reason))
-        _log.warning("%s runs in plain torch, which is slower: %s", operator, reason)
+        _log.warning("%s is slower here than it could be: %s", operator, reason)
+
+
+def _on_cpu(device: torch.device | None) -> bool:
+    """Where Triton has an interpreter, to test kernels with, and nothing fast."""
+    return device is not None and device.type == "cpu"
 
 
 def _check(name: str) -> None:

@@ -47,7 +47,7 @@ class Check:
 
 
 def offered(device: torch.device) -> list[tuple[str, str]]:
-    """Operators and back ends that belong to a device: ``cpu`` a CPU only, ``cuda`` CUDA only, ``torch`` everywhere."""
+    """Operators and back ends that belong to a device: ``torch`` to all, ``cpu`` to a CPU, the others to GPUs."""
     return [(operator, backend) for operator in _OPERATORS for backend in _offered(operator, device)]
 
 
@@ -77,7 +77,11 @@ def check(operator: str, backend: str, device: torch.device) -> Check:
 
 
 def _offered(operator: str, device: torch.device) -> list[str]:
-    here = ["torch", device.type, *(["mamba_ssm"] if operator == "selective_scan_2d" else [])]
+    here = ["torch", device.type]
+    if device.type == "cuda":
+        here.append("triton")
+    if operator == "selective_scan_2d":
+        here.append("mamba_ssm")
     return [name for name in here if name in NAMES and (operator, name) not in _TORCH_ONLY]
 
 

@@ -113,18 +113,28 @@ def _read(note: Path) -> str | None:
 
 def _circumstances(operator: str, backend: str, device: torch.device) -> str:
     from sa2depth.ops import cpu
+    from sa2depth.ops.triton import machine
 
     parts: list[object] = [operator, backend, torch.__version__, platform.machine()]
     if device.type == "cuda":
-        parts += [torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device), *versions()]
-    folder = csrc_dir() / ("cpu" if backend == "cpu" else _FOLDERS.get(operator, operator))
-    shared = [] if backend == "cpu" else csrc_dir().glob("*.cuh")
-    files = [*folder.glob("*"), *shared]
+        parts += [torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)]
+        parts += machine.versions() if backend == "triton" else versions()
+    files = _sources(operator, backend)
     if backend == "cpu":
         parts.append(cpu.path())
         files.append(cpu.library_file())
     parts += [(file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in sorted(files)]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _sources(operator: str, backend: str) -> list[Path]:
+    if backend == "triton":
+        from sa2depth.ops.triton import machine
+
+        return list(Path(machine.__file__).parent.rglob("*.py"))
+    folder = csrc_dir() / ("cpu" if backend == "cpu" else _FOLDERS.get(operator, operator))
+    shared = [] if backend == "cpu" else csrc_dir().glob("*.cuh")
+    return [*folder.glob("*"), *shared]
 
 
 _FOLDERS = {"selective_scan_2d": "selective_scan"}
