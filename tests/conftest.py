@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,9 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 # Test workers share the cores: threads of each would only wait for those of the others.
 torch.set_num_threads(1)
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton, which decides for good then
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -23,6 +23,8 @@ from sa2depth.ops.selective_scan_cuda import selective_scan_cuda
 from sa2depth.ops.selective_scan_cuda import why_not as why_not_cuda
 from sa2depth.ops.selective_scan_mamba import selective_scan_mamba
 from sa2depth.ops.selective_scan_mamba import why_not as why_not_mamba
+from sa2depth.ops.triton.selective_scan import selective_scan_triton
+from sa2depth.ops.triton.selective_scan import why_not as why_not_triton
 
 _STEPS = 16  # tokens in a block of the scan
 
@@ -37,12 +39,12 @@ def selective_scan_2d(
 
     Each scan follows ``h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t`` and ``y_t = C_t h_t + D x_t`` with
     ``A = -exp(a_log)``; ``dt, B, C`` are projections of the token, ``dt`` through a softplus. Computed in
-    float32 (float64 for float64 input) whatever the autocast state; on the back end cuda, 16-bit ``x`` is projected
-    with weights of its own type and float32 sums, and what each direction adds to a token is rounded to 16 bits before
-    the sum over directions, which is float32.
+    float32 (float64 for float64 input) whatever the autocast state. On the back ends cuda and triton, 16-bit ``x`` is
+    projected with weights of its own type and float32 sums, and what each direction adds to a token is rounded to 16
+    bits before the sum over directions, which is float32.
 
     Args:
-        x: ``(B, D, H, W)``; in channels-last memory it is read as it is on the back end cuda.
+        x: ``(B, D, H, W)``; in channels-last memory it is read as it is on the back ends cuda and triton.
         x_proj_weight: ``(4, R + 2N, D)``, projections to the rank of dt, B and C for the directions row,
             column, reversed row, reversed column; ``N`` is the state size.
         dt_weight: ``(4, D, R)``.
@@ -51,7 +53,7 @@ def selective_scan_2d(
         d_skip: ``(4 * D)``, direction major.
 
     Returns:
-        ``(B, D, H, W)``, of the type of ``x``. On the back ends cuda and cpu, in channels-last memory.
+        ``(B, D, H, W)``, of the type of ``x``. On the back ends cuda, triton and cpu, in channels-last memory.
 
     Raises:
         ShapeError: if the parameters do not belong to ``D`` channels.
@@ -72,6 +74,7 @@ def selective_scan_2d(
         )
     why_not = {
         "cuda": lambda: why_not_cuda(x, states, rank),
+        "triton": lambda: why_not_triton(x, states, rank),
         "cpu": lambda: why_not_cpu(x, states, rank),
         "mamba_ssm": lambda: why_not_mamba(x),
     }
@@ -108,6 +111,7 @@ def selective_scan_torch(
 
 _IMPLEMENTATIONS = {
     "cuda": selective_scan_cuda,
+    "triton": selective_scan_triton,
     "cpu": selective_scan_cpu,
     "mamba_ssm": selective_scan_mamba,
     "torch": selective_scan_torch,

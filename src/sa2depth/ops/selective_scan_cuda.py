@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
-from torch.torch_version import TorchVersion
 
 from sa2depth.ops.autograd import register_selective_scan
 from sa2depth.ops.backends import say_once
 from sa2depth.ops.kernels import Argument, Source, launch, why_unavailable
 from sa2depth.ops.precision import no_autocast
+from sa2depth.ops.selective_scan_tokens import add_projection_gradients, project_tokens
 
 STATES = 16
 """State size that the kernels are written for."""
@@ -41,8 +41,6 @@ _STEP_ROW = 34 * 16  # bytes of shared memory
 _LARGEST_RANK = 64
 _LARGEST_GRID = 65535
 _BLOCKS_HELD = 2  # by a multiprocessor
-_PARTS_OF_SUMS = 32  # over tokens: each is one matrix product, and few long ones would not fill the machine
-_WIDE_PRODUCTS = TorchVersion(torch.__version__) >= "2.8"  # of 16-bit matrices with a float32 result
 # A grid of this part of the machine's capacity is not divided: a first pass would cost more than it brings.
 _FILLS_FORWARD, _FILLS_BACKWARD = 0.45, 0.75
 
@@ -182,7 +180,7 @@ def selective_scan(
     chunks = _chunks(length) if keep_states else 0
     states = a_log.new_empty((batch, chunks, _DIRECTIONS, channels, STATES))
     with no_autocast(x):
-        projected = _projected(x, x_proj_weight)
+        projected = project_tokens(x, x_proj_weight)
     parts = x.new_empty((_DIRECTIONS - 1, batch, length, channels))
     segments, segment_tokens = _segments(x, _FILLS_FORWARD)
     grid = (channels // _BLOCK_CHANNELS, _DIRECTIONS * segments, batch)
@@ -248,7 +246,7 @@ def selective_scan_backward(
     with no_autocast(x):  # whoever calls backward inside it
         grad_projected = grad_projected_parts.sum(dim=0)
         del grad_x_parts, grad_projected_parts, outputs
-        grad_x_proj_weight = _add_projection_gradients(grad_x, grad_projected, x, x_proj_weight)
+        grad_x_proj_weight = add_projection_gradients(grad_x, grad_projected, x, x_proj_weight)
     sums = [t.sum(dim=(0, 1)) for t in (grad_weight, grad_bias, grad_a, grad_skip)]
     return (
         grad_x,
@@ -258,35 +256,6 @@ def selective_scan_backward(
         sums[2] * -a_log.exp(),
         sums[3],
     )
-
-
-def _projected(x: Tensor, x_proj_weight: Tensor) -> Tensor:
-    """Low-rank dt, B and C of each direction, ``(B, L, 4 * (R + 32))``, float32."""
-    weight = rearrange(x_proj_weight, "k r d -> d (k r)")
-    return _product(x.flatten(0, 1), weight.to(x.dtype)).view(*x.shape[:2], weight.shape[1])
-
-
-def _add_projection_gradients(
-    grad_x: Tensor, grad_projected: Tensor, x: Tensor, x_proj_weight: Tensor
-) -> Tensor:
-    """Add the gradient that comes through the projections to ``grad_x``; returns that of their weights."""
-    weight = rearrange(x_proj_weight, "k r d -> (k r) d")
-    grad_x.flatten(0, 1).addmm_(grad_projected.flatten(0, 1), weight.to(x.dtype))
-    batch, length = x.shape[:2]
-    limit = max(1, _PARTS_OF_SUMS // batch)
-    parts = batch * max(n for n in range(1, limit + 1) if length % n == 0)
-    left, right = (t.view(parts, -1, t.shape[-1]) for t in (grad_projected, x))
-    return _product(left.transpose(1, 2), right).sum(dim=0).view_as(x_proj_weight)
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Float32 product of matrices or of batches of them."""
-    if left.dtype == torch.float32:
-        return left @ right
-    if not (_WIDE_PRODUCTS and left.is_cuda):
-        return left.float() @ right.float()
-    multiply = torch.mm if left.dim() == 2 else torch.bmm
-    return multiply(left, right, out_dtype=torch.float32)
 
 
 def _segment_ends(
