@@ -24,11 +24,16 @@ def add_projection_gradients(
     """
     weight = rearrange(x_proj_weight, "k r d -> (k r) d")
     grad_x.flatten(0, 1).addmm_(grad_projected.flatten(0, 1), weight.to(x.dtype))
-    batch, length = x.shape[:2]
+    return sum_of_products(grad_projected, x).sum(dim=0).view_as(x_proj_weight)
+
+
+def sum_of_products(left: Tensor, right: Tensor) -> Tensor:
+    """Float32 ``left^T right`` of ``(B, L, I)`` and ``(B, L, J)``: ``(B, I, J)``, a sum over tokens."""
+    batch, length = left.shape[:2]
     limit = max(1, _PARTS_OF_SUMS // batch)
-    parts = batch * max(n for n in range(1, limit + 1) if length % n == 0)
-    left, right = (t.view(parts, -1, t.shape[-1]) for t in (grad_projected, x))
-    return _product(left.transpose(1, 2), right).sum(dim=0).view_as(x_proj_weight)
+    parts = max(n for n in range(1, limit + 1) if length % n == 0)
+    left, right = (t.unflatten(1, (parts, -1)).flatten(0, 1) for t in (left, right))
+    return _product(left.transpose(1, 2), right).unflatten(0, (batch, parts)).sum(dim=1)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

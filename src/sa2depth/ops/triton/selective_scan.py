@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sa2depth.ops.autograd import register_selective_scan
 from sa2depth.ops.precision import no_autocast
-from sa2depth.ops.selective_scan_tokens import add_projection_gradients, project_tokens
+from sa2depth.ops.selective_scan_tokens import add_projection_gradients, project_tokens, sum_of_products
 from sa2depth.ops.triton.machine import launching_on, multiprocessors
 from sa2depth.ops.triton.machine import why_not as why_not_these
 
@@ -24,6 +24,7 @@ _DIRECTIONS = 4
 _CHUNK = 64  # tokens between saved states
 _BURST = 4  # tokens whose states are in registers, in the backward pass
 _BLOCK_CHANNELS = 32  # of a program, which is one warp
+_BLOCK_STATES = 128  # of a program that joins chunks
 _BLOCK_VALUES = 1024  # of a program that adds up directions
 _PROGRAMS = 8  # of a multiprocessor, in the backward pass: more do not fit into the registers
 
@@ -168,7 +169,7 @@ def selective_scan_backward(
             by_direction = rearrange(steps, "l k d -> k l d")
             rows[..., :rank] = by_direction @ dt_weight
             rows[..., rank:] = rearrange(b_and_c, "l k n -> k l n")
-            grad_weight += by_direction.transpose(1, 2) @ own[..., :rank]
+            grad_weight += sum_of_products(by_direction, own[..., :rank])
             grad_bias += steps.sum(dim=0)
             grad_a += a
             grad_skip += (grad[image].float() * x[image].float()).sum(dim=0)
@@ -199,8 +200,7 @@ def _image_gradients(
     batch, length, channels = x.shape
     blocks, chunks = math.ceil(channels / _BLOCK_CHANNELS), math.ceil(length / _CHUNK)
     programs = min(blocks * chunks * _DIRECTIONS, _PROGRAMS * multiprocessors(x.device))
-    state_size = sizes["BLOCK_STATES"] * _BLOCK_CHANNELS
-    scratch = states.new_empty((programs, _CHUNK // _BURST, state_size))
+    scratch = states.new_empty((programs, _CHUNK // _BURST * sizes["BLOCK_STATES"] + _CHUNK, _BLOCK_CHANNELS))
     steps = states.new_empty((length, _DIRECTIONS, channels))
     b_and_c = states.new_empty((blocks, length, _DIRECTIONS, 2 * sizes["STATES"]))
     a = states.new_empty((chunks, *states.shape[2:]))
@@ -240,9 +240,14 @@ def _join(
         **sizes,
         num_warps=1,
     )
-    without_rank = {name: size for name, size in sizes.items() if "RANK" not in name}
-    kernels.join_chunks[(math.ceil(channels / _BLOCK_CHANNELS), _DIRECTIONS, batch)](
-        ends, elapsed, weights[-1], chunks, channels, ADJOINT=adjoint, **without_rank, num_warps=1
+    grid = (math.ceil(states * channels / _BLOCK_STATES), _DIRECTIONS, batch)
+    kernels.join_chunks[grid](
+        *(ends, elapsed, weights[-1], chunks),
+        ADJOINT=adjoint,
+        CHANNELS=channels,
+        STATES=states,
+        BLOCK=_BLOCK_STATES,
+        num_warps=1,
     )
     return ends
 

@@ -175,34 +175,39 @@ def chunk_ends(
     tl.store(elapsed + group * channels + channel, total, mask=exists)
 
 
-@triton.jit(do_not_specialize=["chunks", "channels"])
+@triton.jit(do_not_specialize=["chunks"])
 def join_chunks(
     states,
     elapsed,
     a_log,
     chunks,
-    channels,
     ADJOINT: tl.constexpr,
+    CHANNELS: tl.constexpr,
     STATES: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-    BLOCK_STATES: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """``states``: the ends of chunks, replaced by the states before them; ADJOINT: by what is handed back to them."""
+    SIZE: tl.constexpr = STATES * CHANNELS
     direction, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    channel = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    rate = _rates(a_log, direction, channel, channels, STATES, BLOCK_STATES)
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = place < SIZE
+    rate = -tl.exp2(tl.load(a_log + direction * SIZE + place, mask=mask, other=0.0) * LOG2_E) * LOG2_E
     group = image * chunks * DIRECTIONS + direction
     step = DIRECTIONS
     if ADJOINT:
         group += (chunks - 1) * DIRECTIONS
         step = -DIRECTIONS
-    carried = tl.zeros((BLOCK_STATES, BLOCK_CHANNELS), tl.float32)
-    for _ in range(chunks):
-        place, mask = _state_places(group, channel, channels, STATES, BLOCK_STATES)
-        end = tl.load(states + place, mask=mask, other=0.0)
-        passed = tl.load(elapsed + group * channels + channel, mask=channel < channels, other=0.0)
-        tl.store(states + place, carried, mask=mask)
-        carried = tl.exp2(passed[None, :] * rate) * carried + end
+    carried = tl.zeros((BLOCK,), tl.float32)
+    end = tl.load(states + group * SIZE + place, mask=mask, other=0.0)
+    passed = tl.load(elapsed + group * CHANNELS + place % CHANNELS, mask=mask, other=0.0)
+    for chunk in range(chunks):
+        # the next ones are under way while this one is worked on
+        follows = mask & (chunk < chunks - 1)
+        next_end = tl.load(states + (group + step) * SIZE + place, mask=follows, other=0.0)
+        next_passed = tl.load(elapsed + (group + step) * CHANNELS + place % CHANNELS, mask=follows, other=0.0)
+        tl.store(states + group * SIZE + place, carried, mask=mask)
+        carried = tl.exp2(passed * rate) * carried + end
+        end, passed = next_end, next_passed
         group += step
 
 
@@ -284,10 +289,11 @@ def scan_chunks_backward(
 ):
     """One image; programs take one (chunk, direction, block of channels) after the other, and share no memory.
 
-    ``states`` (B, chunks, 4, N, D): before each chunk; ``handed_back``, alike: to its last token. ``scratch``
-    (programs, CHUNK / BURST, states, channels of a program). Written: grad_x_shares (4, B, L, D); of this image,
-    grad_steps (L, 4, D), of dt before its softplus, grad_b_and_c (blocks, L, 4, 2N), sums over a block's channels, and
-    grad_a (chunks, 4, N, D), of A.
+    ``states`` (B, chunks, 4, N, D): before each chunk; ``handed_back``, alike: to its last token. ``scratch``, of each
+    program: the states before each burst and the time steps of a chunk.
+
+    Written: grad_x_shares (4, B, L, D); of this image, grad_steps (L, 4, D), of dt before its softplus, grad_b_and_c
+    (blocks, L, 4, 2N), sums over a block's channels, and grad_a (chunks, 4, N, D), of A.
     """
     BLOCKS: tl.constexpr = (CHANNELS + BLOCK_CHANNELS - 1) // BLOCK_CHANNELS
     ROW: tl.constexpr = RANK + 2 * STATES
@@ -297,11 +303,9 @@ def scan_chunks_backward(
     image = tl.cast(image, tl.int64)
     lane = tl.arange(0, BLOCK_CHANNELS)
     state = tl.arange(0, BLOCK_STATES)
-    own = (
-        tl.cast(tl.program_id(0), tl.int64) * BURSTS * STATE_SIZE
-        + state[:, None] * BLOCK_CHANNELS
-        + lane[None, :]
-    )
+    scratch += tl.cast(tl.program_id(0), tl.int64) * (BURSTS * STATE_SIZE + CHUNK * BLOCK_CHANNELS)
+    own_states = scratch + state[:, None] * BLOCK_CHANNELS + lane[None, :]
+    own_steps = scratch + BURSTS * STATE_SIZE + lane
     x += image * length * CHANNELS
     grad_y += image * length * CHANNELS
 
@@ -321,46 +325,47 @@ def scan_chunks_backward(
         handed = tl.load(handed_back + place, mask=mask, other=0.0)
         rate_sum = tl.zeros((BLOCK_STATES, BLOCK_CHANNELS), tl.float32)
 
-        # Forward, to the start of each burst. Beyond the last token nothing is added up, and dt is 0.
+        # Forward through the chunk, for the time steps and for the states at the start of each burst.
         stop = tl.minimum(CHUNK, length - chunk * CHUNK)
-        bursts = (stop + BURST - 1) // BURST
         token = _token(chunk * CHUNK, direction, height, length)
-        tl.debug_barrier()  # the item before has read its states
-        for step in range((bursts - 1) * BURST):
+        tl.debug_barrier()  # the item before has read its own
+        for step in range(stop):
             if step % BURST == 0:
-                tl.store(scratch + own + step // BURST * STATE_SIZE, h)
+                tl.store(own_states + step // BURST * STATE_SIZE, h)
             row = rows + token * (DIRECTIONS * ROW)
             value = tl.load(x + token * CHANNELS + channel, mask=exists, other=0.0).to(tl.float32)
             b = _of_states(row + RANK, STATES, BLOCK_STATES)
             dt = _time_step(row, weight, bias, RANK, BLOCK_RANK)
+            tl.store(own_steps + step * BLOCK_CHANNELS, dt)
             h = tl.exp2(dt[None, :] * rate) * h + (dt * value)[None, :] * b
             token = _neighbour(token, direction, height, length, False)
-        tl.store(scratch + own + (bursts - 1) * STATE_SIZE, h)
         tl.debug_barrier()
 
+        bursts = (stop + BURST - 1) // BURST
         for behind in range(bursts):
             burst = bursts - 1 - behind
-            h = tl.load(scratch + own + burst * STATE_SIZE)
+            h = tl.load(own_states + burst * STATE_SIZE)
             token = _token(chunk * CHUNK + burst * BURST, direction, height, length)
-            before, steps, tokens = (), (), ()
+            before, tokens = (), ()
+            # Beyond the last token nothing is read, and dt is 0: states stay as they are.
             for i in tl.static_range(BURST):
                 inside = exists & (burst * BURST + i < stop)
                 row = rows + token * (DIRECTIONS * ROW)
                 value = tl.load(x + token * CHANNELS + channel, mask=inside, other=0.0).to(tl.float32)
                 b = _of_states(row + RANK, STATES, BLOCK_STATES)
-                dt = tl.where(inside, _time_step(row, weight, bias, RANK, BLOCK_RANK), 0.0)
+                dt = tl.load(own_steps + (burst * BURST + i) * BLOCK_CHANNELS, mask=inside, other=0.0)
                 before = before + (h,)  # noqa: RUF005 - Triton does not unpack
-                steps = steps + (dt,)  # noqa: RUF005
                 tokens = tokens + (token,)  # noqa: RUF005
                 h = tl.exp2(dt[None, :] * rate) * h + (dt * value)[None, :] * b
                 token = _neighbour(token, direction, height, length, False)
             for i in tl.static_range(BURST - 1, -1, -1):
-                token, dt = tokens[i], steps[i]
+                token = tokens[i]
                 valid = burst * BURST + i < stop
                 inside = exists & valid
                 row = rows + token * (DIRECTIONS * ROW)
                 b = _of_states(row + RANK, STATES, BLOCK_STATES)
                 c = _of_states(row + RANK + STATES, STATES, BLOCK_STATES)
+                dt = tl.load(own_steps + (burst * BURST + i) * BLOCK_CHANNELS, mask=inside, other=0.0)
                 value = tl.load(x + token * CHANNELS + channel, mask=inside, other=0.0).to(tl.float32)
                 g = tl.load(grad_y + token * CHANNELS + channel, mask=inside, other=0.0).to(tl.float32)
                 grad_c = tl.sum(h * g[None, :], axis=1)
