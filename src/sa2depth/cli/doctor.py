@@ -75,6 +75,7 @@ def _kernels(device: "torch.device") -> list[tuple[str, str]]:
     from sa2depth.ops import cpu
     from sa2depth.ops.backends import backend
     from sa2depth.ops.kernels import cache_dir, why_unavailable
+    from sa2depth.ops.triton import machine as triton
 
     library = cpu.why_unavailable()
     folder = cache_dir()
@@ -92,6 +93,7 @@ def _kernels(device: "torch.device") -> list[tuple[str, str]]:
     ]
     if device.type == "cuda":
         rows.insert(2, ("CUDA kernels", why_unavailable(device) or "can be compiled"))
+        rows.insert(3, ("Triton", triton.why_unavailable(device) or "can be compiled"))
     return rows
 
 

@@ -66,8 +66,12 @@ def _verdict(operator: str, backend: str, kind: str, index: int | None) -> str:
         if verdict is None:
             # In a thread of its own no mode of the caller is on: inference, autocast, export, vmap, fake tensors ...
             with ThreadPoolExecutor(1) as thread:
-                result = thread.submit(check, operator, backend, device).result()
-            verdict = remember(result, device)
+                result = thread.submit(check, operator, backend, device)
+            if backend == "triton" and (error := result.exception()):
+                # It brings compilers and drivers of its own: what they lack here is no fault of the kernels.
+                verdict = f"Triton fails on {device} ({type(error).__name__}: {error})"
+            else:
+                verdict = remember(result.result(), device)
         _known[key] = verdict
     return _known[key]
 

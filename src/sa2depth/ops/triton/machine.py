@@ -31,7 +31,23 @@ def why_unavailable(device: torch.device) -> str:
         return "Triton needs Python's C headers and there are none (install python3-dev)"
     if torch.cuda.get_device_capability(device) < _OLDEST:
         return f"{torch.cuda.get_device_name(device)} is older than Triton takes"
+    if folder := _unwritable_cache():
+        return f"Triton cannot write to {folder} (set TRITON_CACHE_DIR to a folder that can be written)"
     return ""
+
+
+def _unwritable_cache() -> str:
+    """What of the path of Triton's cache is there and cannot be written; empty if it can."""
+    if chosen := os.environ.get("TRITON_CACHE_DIR"):
+        folder = Path(chosen)
+    elif home := os.environ.get("TRITON_HOME"):
+        folder = Path(home, ".triton")
+    else:
+        folder = Path(
+            "~/.triton"
+        ).expanduser()  # stays as it is for a user without a home, and so does Triton's
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    return "" if there.is_dir() and os.access(there, os.W_OK) else str(there)
 
 
 def why_not(operator: str, **tensors: Tensor) -> str:
