@@ -12,6 +12,8 @@ from sa2depth.ops.cpu.gated_conv import gated_conv_cpu
 from sa2depth.ops.cpu.gated_conv import why_not as why_not_cpu
 from sa2depth.ops.gated_conv_cuda import gated_conv_cuda
 from sa2depth.ops.gated_conv_cuda import why_not as why_not_cuda
+from sa2depth.ops.triton.gated_conv import gated_conv_triton
+from sa2depth.ops.triton.gated_conv import why_not as why_not_triton
 
 GROUP = 4
 """Channels of a group."""
@@ -20,7 +22,7 @@ GROUP = 4
 def gated_conv(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
     """``x * tanh(conv(x))``, the convolution padded with zeros.
 
-    On CUDA the result is channels last in memory, and an ``x`` that is so too is fastest: others are copied. There
+    On a GPU the result is channels last in memory, and an ``x`` that is so too is fastest: others are copied. There
     ``x`` may be float32, bfloat16 or float16 whatever kernel and bias are; inside autocast it is converted to
     autocast's type. Sums are float32.
 
@@ -45,6 +47,7 @@ def gated_conv(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
     implementations = _TRAINING if wants_gradient else _INFERENCE
     why_not = {
         "cuda": lambda: why_not_cuda(x, kernel, bias),
+        "triton": lambda: why_not_triton(x, kernel, bias),
         "cpu": lambda: why_not_cpu(x, kernel, bias),
     }
     return choose("gated_conv", implementations, why_not, x.device)(x, kernel, bias)
@@ -55,5 +58,9 @@ def gated_conv_torch(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
     return x * F.conv2d(x, kernel, bias, padding=1, groups=x.shape[1] // GROUP).tanh()
 
 
-_TRAINING: dict[str, Callable[..., Tensor]] = {"cuda": gated_conv_cuda, "torch": gated_conv_torch}
+_TRAINING: dict[str, Callable[..., Tensor]] = {
+    "cuda": gated_conv_cuda,
+    "triton": gated_conv_triton,
+    "torch": gated_conv_torch,
+}
 _INFERENCE: dict[str, Callable[..., Tensor]] = {"cpu": gated_conv_cpu, **_TRAINING}

@@ -32,8 +32,9 @@ def sum_of_products(left: Tensor, right: Tensor) -> Tensor:
     batch, length = left.shape[:2]
     limit = max(1, _PARTS_OF_SUMS // batch)
     parts = max(n for n in range(1, limit + 1) if length % n == 0)
-    left, right = (t.unflatten(1, (parts, -1)).flatten(0, 1) for t in (left, right))
-    return _product(left.transpose(1, 2), right).unflatten(0, (batch, parts)).sum(dim=1)
+    left, right = (rearrange(t, "b (p l) c -> (b p) l c", p=parts) for t in (left, right))
+    sums = rearrange(_product(left.transpose(1, 2), right), "(b p) i j -> b p i j", p=parts)
+    return sums.sum(dim=1)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
