@@ -17,6 +17,8 @@ from sa2depth.ops.cpu.dcnv3 import why_not as why_not_cpu
 from sa2depth.ops.dcnv3_cuda import dcnv3_cuda
 from sa2depth.ops.dcnv3_cuda import why_not as why_not_cuda
 from sa2depth.ops.precision import at_least_float32, no_autocast
+from sa2depth.ops.triton.dcnv3 import dcnv3_triton
+from sa2depth.ops.triton.dcnv3 import why_not as why_not_triton
 
 
 def dcnv3(
@@ -168,9 +170,10 @@ def dcnv3_torch(
     return rearrange(total, "(b g) c h w -> b h w (g c)", g=groups).to(input.dtype)
 
 
-# The fast ones take offset and mask joined.
+# All but torch take offset and mask joined.
 _IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
     "cuda": dcnv3_cuda,
+    "triton": dcnv3_triton,
     "cpu": dcnv3_cpu,
     "torch": dcnv3_torch,
 }
@@ -181,6 +184,7 @@ def _why_not(
 ) -> dict[str, Callable[[], str]]:
     return {
         "cuda": lambda: why_not_cuda(input, points, groups, kernel_size),
+        "triton": lambda: why_not_triton(input, points, groups, kernel_size),
         "cpu": lambda: why_not_cpu(input, points, kernel_size),
     }
 
