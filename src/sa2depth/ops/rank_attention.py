@@ -17,6 +17,8 @@ from sa2depth.ops.cpu.rank_attention import why_not as why_not_cpu
 from sa2depth.ops.precision import at_least_float32, no_autocast
 from sa2depth.ops.rank_attention_cuda import rank_attention_cuda
 from sa2depth.ops.rank_attention_cuda import why_not as why_not_cuda
+from sa2depth.ops.triton.rank_attention import rank_attention_triton
+from sa2depth.ops.triton.rank_attention import why_not as why_not_triton
 
 RANK_TENTHS = (1, 3, 5, 7)
 """Upper ends of the rank ranges, in tenths of the number of keys."""
@@ -72,6 +74,7 @@ def rank_attention(
         raise ShapeError("rank_attention needs at least one key")
     why_not = {
         "cuda": lambda: why_not_cuda(query, key, value),
+        "triton": lambda: why_not_triton(query, key, value),
         "cpu": lambda: why_not_cpu(query, key, value),
     }
     implementation = choose("rank_attention", _IMPLEMENTATIONS, why_not, query.device)
@@ -108,8 +111,15 @@ def _rank_attention_cuda(
     return rank_attention_cuda(query, key, value, scale, [end for _, end in rank_ranges(key.shape[2])])
 
 
+def _rank_attention_triton(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, _block_queries: int | None
+) -> Tensor:
+    return rank_attention_triton(query, key, value, scale, [end for _, end in rank_ranges(key.shape[2])])
+
+
 _IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
     "cuda": _rank_attention_cuda,
+    "triton": _rank_attention_triton,
     "cpu": _rank_attention_cpu,
     "torch": rank_attention_torch,
 }
