@@ -133,8 +133,10 @@ def weight_gradients(
         )
         first = strip % segments * rows
         end = tl.minimum(first + rows, height)
-        above = nothing  # grad_c; nothing in rows that are not of this strip
-        here = nothing
+        # grad_c; nothing in rows that are not of this strip. Two tensors: Triton takes variables that start as one
+        # and are handed on to each other for unchanged.
+        above = tl.zeros((PIXELS, GROUPS, 4), tl.float32)
+        here = tl.zeros((PIXELS, GROUPS, 4), tl.float32)
         for row in tl.range(first - 1, end + 1, num_stages=STAGES):
             at = row * row_values + offset
             in_map = (row >= 0) & (row < height)
