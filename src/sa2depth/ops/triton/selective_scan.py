@@ -22,11 +22,12 @@ from sa2depth.ops.triton.machine import why_not as why_not_these
 
 _DIRECTIONS = 4
 _CHUNK = 64  # tokens between saved states
-_BURST = 4  # tokens whose states are in registers, in the backward pass
+_BURST = 2  # tokens whose states are in registers, in the backward pass
 _BLOCK_CHANNELS = 32  # of a program, which is one warp
 _BLOCK_STATES = 128  # of a program that joins chunks
 _BLOCK_VALUES = 1024  # of a program that adds up directions
-_PROGRAMS = 8  # of a multiprocessor, in the backward pass: more do not fit into the registers
+_PROGRAMS = 12  # of a multiprocessor, in the backward pass, and the registers that leaves for each thread
+_REGISTERS = 168
 
 _LARGEST_STATES, _LARGEST_RANK = 32, 64
 _LARGEST_GRID = 65535
@@ -205,6 +206,9 @@ def _image_gradients(
     b_and_c = states.new_empty((blocks, length, _DIRECTIONS, 2 * sizes["STATES"]))
     a = states.new_empty((chunks, *states.shape[2:]))
     *inputs, shares = scanned
+    options = (
+        {"maxnreg": _REGISTERS} if torch.version.cuda else {}
+    )  # which other makers' compilers do not know
     with launching_on(x.device):
         kernels.scan_chunks_backward[(programs,)](
             *(*inputs, scratch, shares, steps, b_and_c, a, height, length, image, batch),
@@ -212,6 +216,7 @@ def _image_gradients(
             BURST=_BURST,
             CHANNELS=channels,
             **sizes,
+            **options,
             num_warps=1,
         )
     return steps, b_and_c.sum(dim=0), a.sum(dim=0)

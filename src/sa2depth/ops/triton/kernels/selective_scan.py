@@ -24,6 +24,7 @@ import triton.language as tl
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 DIRECTIONS: tl.constexpr = tl.constexpr(4)
+STAGES: tl.constexpr = tl.constexpr(3)  # rows are loaded so many tokens ahead, less one
 
 
 @triton.jit
@@ -156,7 +157,7 @@ def chunk_ends(
     token = _token(first, direction, height, length)
     end = tl.zeros((BLOCK_STATES, BLOCK_CHANNELS), tl.float32)
     total = tl.zeros((BLOCK_CHANNELS,), tl.float32)
-    for _ in range(tokens):
+    for _ in tl.range(tokens, num_stages=STAGES):
         row = projected + token * (DIRECTIONS * ROW)
         value = tl.load(values + token * channels + channel, mask=exists, other=0.0).to(tl.float32)
         dt = _time_step(row, weight, bias, RANK, BLOCK_RANK)
@@ -247,7 +248,7 @@ def scan_chunks(
     h = tl.load(states + place, mask=mask, other=0.0)
 
     token = _token(chunk * CHUNK, direction, height, length)
-    for _ in range(tl.minimum(CHUNK, length - chunk * CHUNK)):
+    for _ in tl.range(tl.minimum(CHUNK, length - chunk * CHUNK), num_stages=STAGES):
         row = projected + token * (DIRECTIONS * ROW)
         value = tl.load(x + token * channels + channel, mask=exists, other=0.0).to(tl.float32)
         b = _of_states(row + RANK, STATES, BLOCK_STATES)
@@ -329,7 +330,7 @@ def scan_chunks_backward(
         stop = tl.minimum(CHUNK, length - chunk * CHUNK)
         token = _token(chunk * CHUNK, direction, height, length)
         tl.debug_barrier()  # the item before has read its own
-        for step in range(stop):
+        for step in tl.range(stop, num_stages=STAGES):
             if step % BURST == 0:
                 tl.store(own_states + step // BURST * STATE_SIZE, h)
             row = rows + token * (DIRECTIONS * ROW)
