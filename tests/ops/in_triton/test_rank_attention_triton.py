@@ -374,7 +374,7 @@ def test_memory_between_and_in_the_passes(device):
     output = rank_attention(*inputs, 0.125)
     assert torch.cuda.memory_allocated() - before < 1.5 * output.nbytes
     output.sum().backward()
-    assert torch.cuda.max_memory_allocated() - before < 6 * output.nbytes
+    assert torch.cuda.max_memory_allocated() - before < 7 * output.nbytes
 
 
 @pytest.mark.gpu
