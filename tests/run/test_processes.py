@@ -17,16 +17,24 @@ from sa2depth.run.processes import ending_together
 
 pytestmark = pytest.mark.xdist_group("ddp")
 
+# At its end each process takes its time, as loggers do, and then waits for ever, as NCCL does for others' collectives.
 LOSS = """
-import os, signal, torch
+import atexit, os, signal, time, torch
 from sa2depth.errors import DataError
 from sa2depth.losses import SILog
+
+class Waiting:
+    def __del__(self):
+        time.sleep(1000)
+
+waiting = Waiting()
 
 class Failing(SILog):
     def __init__(self, rank, way, **options):
         super().__init__(**options)
         self.rank, self.way = rank, way
         open(f"{os.getpid()}.pid", "w").close()
+        atexit.register(time.sleep, 7)
 
     def forward(self, *maps):
         if torch.distributed.get_rank() == self.rank:
@@ -141,6 +149,7 @@ def trainer(*processes, folder=None):
         strategy=SimpleNamespace(launcher=SimpleNamespace(procs=list(processes))),
         checkpoint_callbacks=[SimpleNamespace(), SimpleNamespace(dirpath=folder)],
         is_global_zero=True,
+        world_size=1,
     )
 
 
@@ -195,7 +204,7 @@ def test_an_interrupted_run_says_how_to_go_on(way, status, tmp_path, capsys):
 
 
 def test_one_process_has_nothing_to_end():
-    alone = SimpleNamespace(strategy=SimpleNamespace(launcher=None))
+    alone = SimpleNamespace(strategy=SimpleNamespace(launcher=None), world_size=1)
     with ending_together(alone):
         pass
     with pytest.raises(RuntimeError, match="gloo"), ending_together(alone):

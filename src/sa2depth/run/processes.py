@@ -1,5 +1,8 @@
 """How the processes of a run end: together, and with a status that says why."""
 
+import atexit
+import logging
+import os
 import signal
 import sys
 import threading
@@ -11,6 +14,7 @@ from subprocess import Popen
 
 import lightning as L
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.distributed import DistError
 
@@ -18,13 +22,16 @@ from sa2depth.errors import UserError
 
 _PATIENCE_S = 2.0
 
+_failed_with: int | None = None  # the status of this process, once it is one of several and has failed
+
 
 @contextmanager
 def ending_together(trainer: L.Trainer) -> Iterator[None]:
     """Where the process that has started the others fails, it ends them: over NCCL they would wait for it in vain.
 
-    The reverse is Lightning's work, which ends everything a few seconds after a process that it has started. Over gloo
-    this process hears of it earlier, by a lost connection.
+    The reverse is Lightning's work, which kills everything a few seconds after a process that it has started has ended;
+    over gloo this process hears of it earlier, by a lost connection. A process of several that fails ends without
+    NCCL's clean-up, which waits for the others.
 
     A run that was interrupted ends with the status that shells expect (130 after Ctrl-C, 143 after SIGTERM; by itself
     Lightning ends with 0 after the latter) and says how to go on.
@@ -40,14 +47,51 @@ def ending_together(trainer: L.Trainer) -> Iterator[None]:
         # gloo's lost connections have no type of their own
         lost = isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
         failed = _failed(others) if lost else None
+        _stop_watching()
         for process in others:
             process.kill()
+        reported: BaseException = error
         if failed is not None:
-            raise UserError(f"another process of the training {failed}: see what it wrote above") from None
-        if (status := _interrupted(error)) is not None:
+            reported = UserError(f"another process of the training {failed}: see what it wrote above")
+        elif (status := _interrupted(error)) is not None:
             _say_how_to_go_on(trainer)
-            raise SystemExit(status) from None
-        raise
+            reported = SystemExit(status)
+        if trainer.world_size > 1:
+            _end_without_waiting(reported, first=trainer.is_global_zero)
+        if reported is error:
+            raise
+        raise reported from None
+
+
+def _stop_watching() -> None:
+    """Keep Lightning from killing this process, too, some seconds after those that it has started."""
+    for thread in threading.enumerate():
+        if isinstance(thread, _ChildProcessObserver):
+            thread._child_processes = []
+
+
+def _end_without_waiting(error: BaseException, *, first: bool) -> None:
+    """Once this process is done, it ends: NCCL's clean-up would wait for processes that have failed, or wait for this.
+
+    The first one's loggers have registered for its end, and come before; the others have none.
+    """
+    global _failed_with
+    code = error.code if isinstance(error, SystemExit) else 2 if isinstance(error, UserError) else 1
+    _failed_with = code if isinstance(code, int) else 0 if code is None else 1
+    if not first:
+        atexit.unregister(_end_now)
+        atexit.register(_end_now)  # registered last, called first
+
+
+def _end_now() -> None:
+    if _failed_with is not None:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_failed_with)
+
+
+atexit.register(_end_now)
 
 
 def _interrupted(error: BaseException) -> int | None:
