@@ -25,7 +25,8 @@ test: lint type $(STAMP) ## lint, types, then every test that needs no GPU
 	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 test-gpu: $(STAMP) ## the tests that need a CUDA device
-	$(BIN)/python -m pytest -m gpu tests/gpu
+	$(BIN)/python -m pytest -m gpu tests
+	$(BIN)/python -m pytest -m "not gpu" tests/ops/in_triton  # compiled here, interpreted elsewhere
 
 bench: $(STAMP) ## time the torch path and the fast path: operators, parts, whole networks
 	$(BIN)/sa2depth bench
