@@ -1,4 +1,4 @@
-"""The four-direction selective scan in Triton: a ``torch.library`` operator around ``kernels.selective_scan``.
+"""The four-direction selective scan in Triton: a ``torch.library`` operator around ``kernels/selective_scan*.py``.
 
 Chunks of tokens are walked side by side, so that one image fills a GPU as well as eight: a first pass gives the state
 after each chunk, a second joins them, a third has the results. Nothing is added up with atomics.
@@ -195,7 +195,7 @@ def _image_gradients(
 
     Writes what each direction adds to the gradient of the image's tokens to the last of ``scanned``.
     """
-    from sa2depth.ops.triton.kernels import selective_scan as kernels
+    from sa2depth.ops.triton.kernels.selective_scan_backward import scan_chunks_backward
 
     x, states = scanned[0], scanned[5]
     batch, length, channels = x.shape
@@ -210,7 +210,7 @@ def _image_gradients(
         {"maxnreg": _REGISTERS} if torch.version.cuda else {}
     )  # which other makers' compilers do not know
     with launching_on(x.device):
-        kernels.scan_chunks_backward[(programs,)](
+        scan_chunks_backward[(programs,)](
             *(*inputs, scratch, shares, steps, b_and_c, a, height, length, image, batch),
             CHUNK=_CHUNK,
             BURST=_BURST,

@@ -10,6 +10,9 @@ weights stay in registers. That leaves room for few warps, so the rows are loade
 walks in the same way, with the sums for all weights in registers.
 
 Arithmetic and sums are float32. Nothing is atomic: one program writes each result, and each part of a sum.
+
+An H100 takes 0.147 ms forward for 8x256x120x160 in bfloat16, 36 % of what its memory allows (52 us for 157 MB; the CUDA
+kernel: 95 us), and 0.73 ms with backward (0.44): few warps fit beside 144 weights a thread.
 """
 
 import triton
