@@ -12,8 +12,8 @@ channels, read at once, of one pixel belong to a thread, and other rows of the i
 Which columns exist is found anew for each row, in one comparison for each column: there are too few predicates to
 keep them.
 
-An H100 takes 0.29 ms forward for 11x11 and 32x64x120x160 in bfloat16, 55 % of its multiply-adds' limit (0.16 ms), as the
-CUDA kernel does, and 0.98 ms with backward (0.91).
+An H100 takes 0.29 ms forward for 11x11 and 32x64x120x160 in bfloat16, 55 % of its multiply-adds' limit (0.16 ms), as
+the CUDA kernel does, and 0.98 ms with backward (0.91).
 """
 
 import triton

@@ -84,7 +84,7 @@ def step_parameters(
 
 @triton.jit
 def time_step(row, weight, bias, RANK: tl.constexpr, BLOCK_RANK: tl.constexpr):
-    """dt of a token, (channels), from its row of ``projected``."""
+    """A token's time step, (channels), from its row of ``projected``."""
     place = tl.arange(0, BLOCK_RANK)
     low_rank = tl.load(row + place, mask=place < RANK, other=0.0)
     return _softplus(tl.sum(weight * low_rank[:, None], axis=0) + bias)
