@@ -104,13 +104,15 @@ def _test(device: "torch.device", console: "object") -> int:
 
     from sa2depth.ops import selftest, trust
 
+    assert isinstance(console, Console)
     table = Table(title=f"operators on {device} against float64 (right: error below {selftest.TOLERANCE:g})")
     for heading in ("operator", "back end", "error", "forward", ""):
         table.add_column(heading)
     wrong = 0
     for operator, backend in selftest.offered(device):
         try:
-            check = selftest.check(operator, backend, device)
+            with console.status(f"{operator} on the back end {backend}: kernels are compiled the first time"):
+                check = selftest.check(operator, backend, device)
         except Exception as error:  # whatever it is: the others are tested all the same
             table.add_row(operator, backend, "", "", f"[red bold]FAILED[/] {escape(str(error))}")
             wrong += 1
@@ -123,6 +125,5 @@ def _test(device: "torch.device", console: "object") -> int:
         wrong += not check.passed
         verdict = "right" if check.passed else "[red bold]WRONG"
         table.add_row(operator, backend, f"{check.error:.1e}", f"{check.forward_ms:.3f} ms", verdict)
-    assert isinstance(console, Console)
     console.print(table)
     return wrong
