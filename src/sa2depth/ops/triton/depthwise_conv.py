@@ -15,6 +15,7 @@ from sa2depth.ops.autograd import refuse_second_derivative
 from sa2depth.ops.depthwise_conv_cuda import _like_gradients, _like_output, _ready, _rows_of_least_time, _save
 from sa2depth.ops.precision import no_autocast
 from sa2depth.ops.triton import machine
+from sa2depth.ops.triton.tiles import power_of_two
 
 _KERNEL_SIZES = (3, 5, 7, 9, 11)
 _INDEX_LIMIT = 2**31  # of what is counted in 32 bits
@@ -55,9 +56,8 @@ def why_not(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
     tensors = {"input": x, "weight": weight} | ({} if bias is None else {"bias": bias})
     reason = machine.why_not("depthwise_conv", **tensors)
     kind = x.device.type
-    if not reason and torch.is_autocast_enabled(
-        kind
-    ):  # the input will be rounded to a dtype that may be too new
+    if not reason and torch.is_autocast_enabled(kind):
+        # the input will be rounded to a dtype that may be too new for the device
         rounded = torch.empty(0, dtype=torch.get_autocast_dtype(kind), device=x.device)
         reason = machine.why_not("depthwise_conv", input=rounded)
     return reason
@@ -110,7 +110,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, flipped: bool) -> 
     kernel_size = weight.shape[-1]
     strips, vector = (_STRIPS_3X3, _VECTOR_3X3) if kernel_size == 3 else (_STRIPS, _VECTOR)
     slab = _slab(channels)
-    rows = min(_TILE // slab, max(_power_of_two(height), _WARP * vector // slab))
+    rows = min(_TILE // slab, max(power_of_two(height), _WARP * vector // slab))
     programs = batch * math.ceil(height / rows) * math.ceil(channels / slab)
     strip = _strip_of_least_time(width, kernel_size, strips, programs / machine.multiprocessors(x.device))
     with machine.launching_on(x.device):
@@ -139,7 +139,7 @@ def _weight_parts(grad: Tensor, x: Tensor, kernel_size: int) -> Tensor:
     batch, height, width, channels = x.shape
     slab = _slab(channels)
     slabs = math.ceil(channels / slab)
-    groups = _power_of_two(math.ceil(kernel_size / _WEIGHT_KERNEL_ROWS))
+    groups = power_of_two(math.ceil(kernel_size / _WEIGHT_KERNEL_ROWS))
     units = max(1, _WEIGHT_TILE // slab // groups)
     places = _WEIGHT_PROGRAMS * machine.multiprocessors(x.device)
     strips = batch * math.ceil(width / _WEIGHT_STRIP)
@@ -208,11 +208,6 @@ def _strip_of_least_time(width: int, kernel_size: int, strips: tuple[int, ...], 
         )
 
     return min(strips, key=time)
-
-
-def _power_of_two(number: int) -> int:
-    """The smallest that is not less."""
-    return 1 << (number - 1).bit_length()
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from sa2depth.ops.autograd import refuse_second_derivative
 from sa2depth.ops.rank_attention_cuda import _has_gradient, _new_tokens, _token_major
 from sa2depth.ops.triton import machine
+from sa2depth.ops.triton.tiles import power_of_two
 
 _OUTPUTS = 5
 _PLANES = 11  # numbers that are known of a query
@@ -160,7 +161,7 @@ def rank_attention_backward(
     with machine.launching_on(query.device):
         kernels.facts_kernel[(math.ceil(queries / 16), batch * heads)](
             output, grad, rows, facts, *of_grad, heads, queries, keys,
-            DIM=dim, CHANNELS=_power_of_two(dim), QUERIES=16,
+            DIM=dim, CHANNELS=_width(dim), QUERIES=16,
         )  # fmt: skip
         blocks = math.ceil(queries / _SLOPES_QUERIES) * math.ceil(keys / _SLOPES_KEYS)
         kernels.slopes_kernel[(blocks, batch * heads)](
@@ -199,15 +200,15 @@ def _with_rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _power_of_two(number: int) -> int:
-    """The first one that is not less, and fills a tile."""
-    return max(16, 1 << (number - 1).bit_length())
+def _width(number: int) -> int:
+    """Of a tile that holds so many: a power of two, and what a product of matrices takes."""
+    return max(16, power_of_two(number))
 
 
 def _halves(keys: int) -> tuple[int, int]:
     """Two powers of two that hold the keys: the largest one that is less, and what the rest takes."""
-    first = _power_of_two(keys) // 2 if keys > 16 else 16
-    return first, _power_of_two(max(1, keys - first))
+    first = _width(keys) // 2 if keys > 16 else 16
+    return first, _width(max(1, keys - first))
 
 
 def _units(tensor: Tensor) -> tuple[bool, bool]:
@@ -218,7 +219,7 @@ def _units(tensor: Tensor) -> tuple[bool, bool]:
 
 def _channels(dim: int, wide: bool) -> int:
     """Of a tile of sums: 64, or 32 where that leaves fewer of them empty."""
-    return min(_power_of_two(dim), 64 if wide and not 0 < dim % 64 <= 32 else 32)
+    return min(_width(dim), 64 if wide and not 0 < dim % 64 <= 32 else 32)
 
 
 def _parts(queries: int, wanted: int) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from sa2depth.ops.precision import no_autocast
 from sa2depth.ops.selective_scan_tokens import add_projection_gradients, project_tokens, sum_of_products
 from sa2depth.ops.triton.machine import launching_on, multiprocessors
 from sa2depth.ops.triton.machine import why_not as why_not_these
+from sa2depth.ops.triton.tiles import power_of_two
 
 _DIRECTIONS = 4
 _CHUNK = 64  # tokens between saved states
@@ -279,13 +280,9 @@ def _sizes(dt_weight: Tensor, a_log: Tensor) -> dict[str, int]:
         "STATES": states,
         "RANK": rank,
         "BLOCK_CHANNELS": _BLOCK_CHANNELS,
-        "BLOCK_STATES": _power_of_two(states),
-        "BLOCK_RANK": _power_of_two(rank),
+        "BLOCK_STATES": power_of_two(states),
+        "BLOCK_RANK": power_of_two(rank),
     }
-
-
-def _power_of_two(number: int) -> int:
-    return 1 << (number - 1).bit_length()
 
 
 def _grid(x: Tensor) -> tuple[int, int, int]:
