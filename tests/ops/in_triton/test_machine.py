@@ -61,6 +61,20 @@ def test_the_cache_lies_where_triton_has_it(gpu, monkeypatch, tmp_path, variable
     assert str(tmp_path / ".triton") in machine.why_unavailable(CUDA)
 
 
+def test_a_user_without_a_home(gpu, monkeypatch, tmp_path):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    gpu(8, 0)
+    monkeypatch.setattr("pathlib.Path.home", homeless)
+    monkeypatch.delenv("TRITON_CACHE_DIR")
+    monkeypatch.delenv("TRITON_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert machine.why_unavailable(CUDA) == ""
+    (tmp_path / "~").touch()
+    assert f"Triton cannot write to {tmp_path / '~'}" in machine.why_unavailable(CUDA)
+
+
 def test_on_a_cpu_only_its_interpreter_runs(monkeypatch):
     x, weight = torch.randn(2, 8), torch.ones(8)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)

@@ -43,9 +43,10 @@ def _unwritable_cache() -> str:
     elif home := os.environ.get("TRITON_HOME"):
         folder = Path(home, ".triton")
     else:
-        folder = Path(
-            "~/.triton"
-        ).expanduser()  # stays as it is for a user without a home, and so does Triton's
+        try:
+            folder = Path.home() / ".triton"
+        except RuntimeError:  # a user without a home: Triton makes a folder of this name here
+            folder = Path("~", ".triton")
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     return "" if there.is_dir() and os.access(there, os.W_OK) else str(there)
 
