@@ -178,7 +178,7 @@ def test_what_cannot_run_is_a_note_and_the_rest_is_measured():
         torch.device("cpu"),
         ["t"],
         ["operators"],
-        size=(32, 64),
+        size=(32, 32),
         precisions=["bf16"],
         backends=["torch", "cpu"],
         budget_s=0.0,
