@@ -29,9 +29,11 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr("shutil.which", lambda name: name)
 
     def of(major, minor):
+        machine._lacks.cache_clear()
         monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (major, minor))
 
-    return of
+    yield of
+    machine._lacks.cache_clear()
 
 
 def test_old_gpus_have_no_bfloat16(gpu):
@@ -39,6 +41,15 @@ def test_old_gpus_have_no_bfloat16(gpu):
     assert machine.why_not("an_operator", input=OnDevice()) == "A GPU has no bfloat16"
     gpu(8, 0)
     assert machine.why_not("an_operator", input=OnDevice()) == ""
+
+
+def test_the_machine_is_looked_at_once(gpu, monkeypatch):
+    gpu(8, 0)
+    looks = []
+    monkeypatch.setattr("shutil.which", lambda name: looks.append(name) or name)
+    for operator in ("an_operator", "another", "an_operator"):
+        assert machine.why_not(operator, input=OnDevice()) == ""
+    assert looks == ["cc"]
 
 
 def test_a_cache_that_cannot_be_written_is_named_once(gpu, monkeypatch, tmp_path, caplog):

@@ -75,12 +75,19 @@ def _why_not_on(operator: str, kind: str, index: int | None, bfloat16: bool) -> 
     device = torch.device(kind) if index is None else torch.device(kind, index)
     if kind == "cpu":
         return "" if interpreted() else f"the input is on {device}"
+    unavailable, no_bfloat16 = _lacks(device)
+    if unavailable:
+        say_once(operator, unavailable)
+    return unavailable or (no_bfloat16 if bfloat16 else "")
+
+
+@functools.cache  # every call of an operator asks
+def _lacks(device: torch.device) -> tuple[str, str]:
+    """Why Triton cannot run on a GPU, and why it cannot with bfloat16."""
     if reason := why_unavailable(device):
-        say_once(operator, reason)
-        return reason
-    if bfloat16 and torch.cuda.get_device_capability(device) < _OLDEST_BFLOAT16:
-        return f"{torch.cuda.get_device_name(device)} has no bfloat16"
-    return ""
+        return reason, reason
+    old = torch.cuda.get_device_capability(device) < _OLDEST_BFLOAT16
+    return "", f"{torch.cuda.get_device_name(device)} has no bfloat16" if old else ""
 
 
 def interpreted() -> bool:
