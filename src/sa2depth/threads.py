@@ -27,6 +27,7 @@ small network on quiet cores is slower. Measured in docs/performance.md."""
 
 _BY_HAND = (*WAITING, "KMP_LIBRARY")
 _SLACK = 0.35  # cores that others may use without costing a thread: a machine is never quite idle
+_SHORTEST_S = 0.2  # the system counts in hundredths
 _SYSTEM = Path("/")
 
 
@@ -123,11 +124,16 @@ class Meter:
         return time.monotonic() - self._before[0]
 
     def others(self) -> float | None:
-        """Cores that others used since the last look; None where the system does not tell (only Linux does)."""
+        """Cores that others used since the last look; None if that was just now, or the system does not tell it.
+
+        Only Linux tells it.
+        """
+        if self.waited() < _SHORTEST_S:
+            return None
         before, now = self._before, self._now()
         self._before = now
         seconds = now[0] - before[0]
-        if now[1] is None or before[1] is None or seconds <= 0:
+        if now[1] is None or before[1] is None:
             return None
         return max(0.0, (now[1] - before[1] - (now[2] - before[2])) / seconds)
 

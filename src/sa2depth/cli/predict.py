@@ -59,6 +59,7 @@ def predict(
 
     from sa2depth.infer import Predictor
     from sa2depth.infer.writers import check_formats
+    from sa2depth.threads import settle
     from sa2depth.weights import load_model
 
     check_formats(wanted)
@@ -71,6 +72,7 @@ def predict(
         max_side=max_side,
         size=working_size,
     )
+    settle(predictor.device.type)
     written, failed = _run(predictor, files, output, wanted, depth_range, colormap, strict, console)
     print(f"{written} files of {len(files) - failed} images in {output}")
     if failed:

@@ -1,6 +1,7 @@
 """Training and evaluation with Lightning: the module, its optimiser, schedules, callbacks and loggers."""
 
 from sa2depth.lit.callbacks import EpochLog, Throughput
+from sa2depth.lit.free_cores import FreeCores
 from sa2depth.lit.layer_sync import SyncBatchNorms
 from sa2depth.lit.loggers import close_loggers, wandb_logger
 from sa2depth.lit.module import DepthModule
@@ -10,6 +11,7 @@ from sa2depth.lit.schedules import polynomial
 __all__ = [
     "DepthModule",
     "EpochLog",
+    "FreeCores",
     "SyncBatchNorms",
     "Throughput",
     "adamw",

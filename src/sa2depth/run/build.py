@@ -16,7 +16,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from sa2depth.config import check_config
 from sa2depth.data import DepthDataModule
 from sa2depth.errors import ConfigError
-from sa2depth.lit import SyncBatchNorms
+from sa2depth.lit import FreeCores, SyncBatchNorms
 from sa2depth.metrics import Protocol
 from sa2depth.models import SA2Depth, build_model
 from sa2depth.ops import use_backend
@@ -123,7 +123,7 @@ def build_trainer(cfg: DictConfig, with_logs: bool = True) -> L.Trainer:
             options[kind] = [instantiate(each) for each in (cfg.get(kind) or {}).values() if each is not None]
     else:
         options = {**options, "callbacks": [], "logger": False, "enable_checkpointing": False}
-    options["callbacks"].append(EndAtSigterm())
+    options["callbacks"] += [FreeCores(), EndAtSigterm()]
     return cast(L.Trainer, instantiate(node, **options))
 
 

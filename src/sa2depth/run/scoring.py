@@ -1,6 +1,5 @@
 """Scores of predictions that lie in files: no network, no trainer, one process that reads with several threads."""
 
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +15,7 @@ from sa2depth.errors import DataError
 from sa2depth.metrics import DepthMetrics, Protocol, cut_frame
 from sa2depth.report import Evaluation, Examples, Sizes, offer_all
 from sa2depth.run.predictions import Prediction, PredictionReader, find_files, listing
+from sa2depth.threads import few_threads, usable_cores
 
 _Item = TypeVar("_Item")
 
@@ -62,7 +62,7 @@ class PredictionFiles:
         """Score all of them, with a progress bar on a terminal.
 
         Args:
-            threads: that read; None: one for each core, at most 8.
+            threads: that read; None: one for each usable core, at most 8.
 
         Raises:
             DataError: a file is broken or of the wrong size; with its name.
@@ -72,10 +72,11 @@ class PredictionFiles:
         sizes: Counter[Sizes] = Counter()
         resized = 0
         console = Console(stderr=True)
-        with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        progress = Progress(console=console, disable=not console.is_terminal, transient=True)
+        with progress, few_threads():
             task = progress.add_task("scoring", total=total)
             for index, (sample, prediction) in enumerate(
-                ahead(self._read, range(total), threads or min(8, os.cpu_count() or 1))
+                ahead(self._read, range(total), threads or min(8, usable_cores()))
             ):
                 sizes[self._score(index, sample, prediction, metrics, examples)] += 1
                 resized += prediction.resized
