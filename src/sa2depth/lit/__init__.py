@@ -7,6 +7,7 @@ from sa2depth.lit.loggers import close_loggers, wandb_logger
 from sa2depth.lit.module import DepthModule
 from sa2depth.lit.optim import adamw
 from sa2depth.lit.schedules import polynomial
+from sa2depth.lit.time_left import TimeLeft
 
 __all__ = [
     "DepthModule",
@@ -14,6 +15,7 @@ __all__ = [
     "FreeCores",
     "SyncBatchNorms",
     "Throughput",
+    "TimeLeft",
     "adamw",
     "close_loggers",
     "polynomial",

@@ -16,8 +16,8 @@ class FreeCores(L.Callback):
     what the CPU has to do.
 
     Nothing is changed where the user has set ``OMP_NUM_THREADS``. The number stays as it was at the start with several
-    processes, which cannot tell each other from other programs, and with ``trainer.deterministic=true``: sums in another
-    number of threads are rounded otherwise.
+    processes, which cannot tell each other from other programs, and with ``trainer.deterministic=true``: another number
+    of threads rounds sums otherwise.
 
     Args:
         every_s: seconds between two looks at the load.
@@ -35,23 +35,16 @@ class FreeCores(L.Callback):
         device = strategy.root_device.type
         threads.settle(device, processes)
         fixed = threads.fixed_by_user() or torch.are_deterministic_algorithms_enabled()
-        self._meter = None if fixed or processes > 1 or device != "cpu" else threads.Meter()
+        self._meter = None
+        if not fixed and processes == 1 and device == "cpu":
+            self.follow()
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Look at the load now and then."""
-        self._look()
+    def follow(self) -> None:
+        """Follow the load from now on, at each `look`."""
+        self._meter = threads.Meter()
 
-    def on_validation_batch_start(self, *args: Any, **kwargs: Any) -> None:
-        """Look at the load now and then."""
-        self._look()
-
-    def on_test_batch_start(self, *args: Any, **kwargs: Any) -> None:
-        """Look at the load now and then."""
-        self._look()
-
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Take the number of threads that the load asks for, if ``every_s`` seconds have gone by."""
         if self._meter is None or self._meter.waited() < self.every_s:
             return
         wanted = threads.free_cores(self._meter.others())
@@ -60,3 +53,17 @@ class FreeCores(L.Callback):
         if not grows or self._growing:
             threads.use_threads(wanted)
         self._growing = grows
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at the load now and then."""
+        self.look()
+
+    def on_validation_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        """Look at the load now and then."""
+        self.look()
+
+    def on_test_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        """Look at the load now and then."""
+        self.look()
