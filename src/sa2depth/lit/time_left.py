@@ -19,7 +19,7 @@ _FIRST = 2  # steps that compile, capture and choose algorithms
 _FORWARD = 1 / 3  # of a training step's time, as long as no validation was timed
 # Tables, pictures, baseline, a photograph in the demonstration: not to be measured before they come.
 _CLOSING_S = 4.0
-_CLOSING_IMAGE_S = 0.01
+_CLOSING_MEGAPIXEL_S = 0.03
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Work:
         validations: runs over the validation images.
         images_test: test images.
         images_val: validation images of a run.
-        images_closing: images that baseline and tables look at.
+        megapixels_closing: of the images that baseline and tables look at.
     """
 
     batches: float
@@ -42,7 +42,7 @@ class Work:
     validations: float
     images_val: int
     images_test: int
-    images_closing: int
+    megapixels_closing: float
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Pace:
         training = work.batches * (self.step + self.load) + work.batches_later * (self.step + self.load_later)
         training += work.epochs_later * self.epoch
         training += work.validations * work.images_val * self.val_image
-        closing = _CLOSING_S + work.images_closing * _CLOSING_IMAGE_S
+        closing = _CLOSING_S + work.megapixels_closing * _CLOSING_MEGAPIXEL_S
         return training, work.images_test * self.test_image + closing
 
 
@@ -89,6 +89,7 @@ class TimeLeft(L.Callback):
         self._steps: deque[float] = deque(maxlen=_STEPS)
         self._loads: deque[float] = deque(maxlen=_STEPS)
         self._seen = 0  # steps of this run
+        self._pixels = 0  # of a training image
         self._epoch_s = 0.0  # what the last epoch took besides its steps and validations
         self._new_load: float | None = None  # seconds of an image that was not kept from an earlier epoch
         self._val_image: float | None = None  # seconds of computing
@@ -121,6 +122,7 @@ class TimeLeft(L.Callback):
         """Time the step; say what is left if that was long ago and nobody sees a progress bar."""
         self._steps.append(self._lap())
         self._seen += 1
+        self._pixels = batch["image"].shape[-2] * batch["image"].shape[-1]
         if self._seen == _FIRST + 1:
             # the first ones tell nothing about the others
             self._steps, self._loads = (
@@ -163,7 +165,7 @@ class TimeLeft(L.Callback):
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say what the end of the command takes, after a training."""
         if trainer.is_global_zero and self._steps:
-            after = self._pace(trainer).left(_work(trainer, None))[1]
+            after = self._pace(trainer).left(self._work(trainer, None))[1]
             _LOG.info("test, tables and pictures: about %s", in_words(after))
 
     def _lap(self) -> float:
@@ -175,12 +177,12 @@ class TimeLeft(L.Callback):
     def _say_now_and_then(self, trainer: L.Trainer, batch_idx: int) -> None:
         waited = time.monotonic() - self._said
         if waited >= self.every_s:
-            left = sum(self._pace(trainer).left(_work(trainer, batch_idx)))
+            left = sum(self._pace(trainer).left(self._work(trainer, batch_idx)))
             if math.isfinite(left) and waited >= left / 100:
                 self._say(trainer, batch_idx)
 
     def _say(self, trainer: L.Trainer, batch_idx: int | None) -> None:
-        work = _work(trainer, batch_idx)
+        work = self._work(trainer, batch_idx)
         training, after = self._pace(trainer).left(work)
         training = min([training, *_time_allowed(trainer)])
         self._said = time.monotonic()
@@ -206,30 +208,31 @@ class TimeLeft(L.Callback):
             step, load, later, self._epoch_s, self._val_image + again, self._val_image + self._val_load
         )
 
-
-def _work(trainer: L.Trainer, batch_idx: int | None) -> Work:
-    """What is left after a batch of the current epoch, or (None) after the epoch and its validation."""
-    per_epoch = trainer.num_training_batches
-    here = 0 if batch_idx is None else per_epoch - batch_idx - 1
-    epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs - trainer.current_epoch - 1
-    later = max(0, epochs) * per_epoch
-    if trainer.max_steps > 0:
-        allowed = max(0, (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches)
-        here, later = min(here, allowed), min(later, max(0, allowed - here))
-    epochs = later / per_epoch if per_epoch else 0
-    data: Any = getattr(trainer, "datamodule", None)
-    counts = data.counts() if hasattr(data, "counts") else {}
-    size = getattr(data, "eval_batch_size", 1)
-    val, test = (math.ceil(counts.get(split, 0) / trainer.world_size) for split in ("val", "test"))
-    return Work(
-        here,
-        later,
-        epochs,
-        _validations(trainer, batch_idx, epochs),
-        _limited(val, trainer.limit_val_batches, size),
-        _limited(test, trainer.limit_test_batches, size),
-        counts.get("test", 0) + counts.get("train", 0),
-    )
+    def _work(self, trainer: L.Trainer, batch_idx: int | None) -> Work:
+        """What is left after a batch of the current epoch, or (None) after the epoch and its validation."""
+        per_epoch = trainer.num_training_batches
+        here = 0 if batch_idx is None else per_epoch - batch_idx - 1
+        epochs = (
+            math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs - trainer.current_epoch - 1
+        )
+        later = max(0, epochs) * per_epoch
+        if trainer.max_steps > 0:
+            allowed = max(0, (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches)
+            here, later = min(here, allowed), min(later, max(0, allowed - here))
+        epochs = later / per_epoch if per_epoch else 0
+        data: Any = getattr(trainer, "datamodule", None)
+        counts = data.counts() if hasattr(data, "counts") else {}
+        size = getattr(data, "eval_batch_size", 1)
+        val, test = (math.ceil(counts.get(split, 0) / trainer.world_size) for split in ("val", "test"))
+        return Work(
+            here,
+            later,
+            epochs,
+            _validations(trainer, batch_idx, epochs),
+            _limited(val, trainer.limit_val_batches, size),
+            _limited(test, trainer.limit_test_batches, size),
+            (counts.get("test", 0) + counts.get("train", 0)) * self._pixels / 1e6,
+        )
 
 
 def _limited(images: int, limit: float | int | None, batch: int) -> int:
