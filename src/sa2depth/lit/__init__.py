@@ -1,6 +1,8 @@
 """Training and evaluation with Lightning: the module, its optimiser, schedules, callbacks and loggers."""
 
 from sa2depth.lit.callbacks import EpochLog, Throughput
+from sa2depth.lit.continuing import Continuation
+from sa2depth.lit.csv_log import CsvLog
 from sa2depth.lit.layer_sync import SyncBatchNorms
 from sa2depth.lit.loggers import close_loggers, wandb_logger
 from sa2depth.lit.module import DepthModule
@@ -8,6 +10,8 @@ from sa2depth.lit.optim import adamw
 from sa2depth.lit.schedules import polynomial
 
 __all__ = [
+    "Continuation",
+    "CsvLog",
     "DepthModule",
     "EpochLog",
     "SyncBatchNorms",

@@ -31,6 +31,7 @@ class TrainingState:
         epochs: Finished ones; one whose last batch is done counts, although its validation may be missing.
         steps: Of the optimiser.
         between_epochs: Saved at the end of an epoch, as ``last.ckpt`` is.
+        logged_steps: Number that the next step has in a log.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class TrainingState:
     epochs: int
     steps: int
     between_epochs: bool
+    logged_steps: int
 
     def check_network(self, spec: Mapping[str, Any]) -> None:
         """Refuse to go on with another network.
@@ -126,6 +128,7 @@ def _state(path: Path, file: WeightFile) -> TrainingState:
     loop = content["loops"]["fit_loop"]
     epoch, batch = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]
     optimizer = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+    steps = int(optimizer["step"]["total"]["completed"])
     # "processed" is what Lightning holds against max_epochs. Within an epoch it does not count that one; after
     # its last batch Lightning closes it without a step.
     closing = epoch["started"] > epoch["processed"] and batch["is_last_batch"]
@@ -133,8 +136,9 @@ def _state(path: Path, file: WeightFile) -> TrainingState:
         path,
         dict(spec),
         epochs=int(epoch["processed"]) + int(closing),
-        steps=int(optimizer["step"]["total"]["completed"]),
+        steps=steps,
         between_epochs=epoch["started"] == epoch["processed"] > epoch["completed"],
+        logged_steps=int(loop.get("epoch_loop.state_dict", {}).get("_batches_that_stepped", steps)),
     )
 
 
