@@ -11,7 +11,8 @@ from sa2depth.quoting import argument, override
 from sa2depth.resources import conf_dir
 
 VALUES = [
-    "last.ckpt", "a=b.ckpt", "ü.ckpt", "日本", "a#b", "a(b", "a)b", "a(b)", "a,b", "a b", "a'b", 'a"b', "a{b", "{a}", "[a",
+    "last.ckpt", "a=b.ckpt", "ü.ckpt", "日本", "a#b", "a(b", "a)b", "a(b)", "a,b", "a b", "a'b", 'a"b', "a{b",
+    "{a}", "[a",
     "[a]", "a:b", "1:30", "a$b", "$HOME", "${name}", "a${x", "\\${x}", "a\\b", "a\\", '\\"', "~/a", "%", "a@b", "a!b",
     "a ", " a", "", "a;b", "a&b", "a*b", "<a>", "`a`", "1e5", "007", "true", "null", "a\tb", "-m", "choice(1,2)", "???",
 ]  # fmt: skip

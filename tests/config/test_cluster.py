@@ -57,7 +57,10 @@ ONE, TWO = trainer(accelerator="cpu", devices=1), trainer(accelerator="cpu", dev
         ({**SLURM, "SLURM_JOB_NAME": "interactive"}, None),
         ({**ONE_TASK, "SLURM_ARRAY_TASK_ID": "7"}, Started("srun", 0, 1, "SLURM_NTASKS")),
         ({**ONE_TASK, "LOCAL_RANK": "1", "WORLD_SIZE": "2"}, Started("Lightning", 1, 2, "WORLD_SIZE")),
-        ({"JSM_NAMESPACE_RANK": "3", "JSM_NAMESPACE_SIZE": "4"}, Started("jsrun", 3, 4, "JSM_NAMESPACE_SIZE")),
+        (
+            {"JSM_NAMESPACE_RANK": "3", "JSM_NAMESPACE_SIZE": "4"},
+            Started("jsrun", 3, 4, "JSM_NAMESPACE_SIZE"),
+        ),
         ({"OMPI_COMM_WORLD_RANK": "1", "PMI_RANK": "1"}, None),
         ({"SLURM_NTASKS": "two", "SLURM_PROCID": ""}, Started("srun", 0, 1, "SLURM_NTASKS")),
     ],
@@ -68,7 +71,18 @@ def test_who_started_this_process(values, expected):
 
 @pytest.mark.parametrize(
     ("devices", "count"),
-    [(1, 1), (2, 2), ("2", 2), ("0,", 1), ("0,1,3", 3), ([0, 2], 2), (-1, 1), ("auto", 1), (None, 1), ("x", 1)],
+    [
+        (1, 1),
+        (2, 2),
+        ("2", 2),
+        ("0,", 1),
+        ("0,1,3", 3),
+        ([0, 2], 2),
+        (-1, 1),
+        ("auto", 1),
+        (None, 1),
+        ("x", 1),
+    ],
 )
 def test_devices_as_people_write_them(devices, count):
     assert device_count(trainer(accelerator="cpu", devices=devices)) == count

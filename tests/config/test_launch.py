@@ -141,7 +141,9 @@ class Broken:
 
 def launched_by(monkeypatch, launcher, rank, count):
     for name in LAUNCHERS[launcher]:
-        monkeypatch.setenv(name, {"rank": str(rank), "count": str(count)}.get(LAUNCHERS[launcher][name], "77"))
+        monkeypatch.setenv(
+            name, {"rank": str(rank), "count": str(count)}.get(LAUNCHERS[launcher][name], "77")
+        )
     monkeypatch.setattr(rank_zero_only, "rank", rank)  # as Lightning reads it when it is imported
 
 
@@ -184,7 +186,9 @@ def test_a_run_of_one_process_is_its_own_first_process(door, tmp_path, monkeypat
     assert said.startswith("note: process 1 of the 2 that ")
     assert "runs on its own" in said
     assert seen == [0]
-    assert len(list(tmp_path.glob("runs/train/*/kept"))) == len(list(tmp_path.glob("runs/train/*/.hydra"))) == 1
+    assert (
+        len(list(tmp_path.glob("runs/train/*/kept"))) == len(list(tmp_path.glob("runs/train/*/.hydra"))) == 1
+    )
     assert rank_zero_only.rank == 1  # as before
 
 
@@ -254,10 +258,13 @@ def test_a_sweep_of_which_only_the_users_errors_fail_ends_as_those_do(door):
     assert door(failing, "-m", "seed=2,4", "hydra.sweep.dir=sweep") == (0, "")
 
 
-def test_ctrl_c_stops_a_sweep_and_the_failures_so_far_are_listed(door, tmp_path, capsys):
-    with pytest.raises(KeyboardInterrupt):
-        door(failing, "-m", "seed=1,5,2", "hydra.sweep.dir=sweep")
-    assert "error: 1 of 2 jobs failed:\n  0  seed=1\n" in capsys.readouterr().err
+def test_ctrl_c_stops_a_sweep_and_the_failures_so_far_are_listed(door, tmp_path):
+    status, said = door(failing, "-m", "seed=1,5,2", "hydra.sweep.dir=sweep")
+    assert status == 130
+    assert "Traceback" not in said
+    assert said.endswith(
+        f"error: 1 of 2 jobs failed:\n  0  seed=1\n     image 17 cannot be read\n     {tmp_path}/sweep/0\n"
+    )
     assert not (tmp_path / "sweep/2").exists()
 
 
@@ -266,3 +273,16 @@ def test_the_jobs_of_a_sweep_lie_in_one_folder_whatever_their_names(door, tmp_pa
     assert door(nothing, "-m", "experiment=demo,nyu_labelled,kitti_t", "seed=1,2", *where) == (0, "")
     (sweep,) = tmp_path.glob("sweeps/*" if where else "runs/multirun/*")
     assert sorted(p.name for p in sweep.iterdir()) == ["0", "1", "2", "3", "4", "5", "multirun.yaml"]
+
+
+def test_a_full_disk_is_one_line(door):
+    def job(cfg: DictConfig) -> None:
+        Path("/dev/full").write_text("x" * 100_000)
+
+    status, said = door(job)
+    assert (status, said.count("\n")) == (2, 1)
+    assert "cannot be written (No space left on device): free some space" in said
+    status, said = door(
+        lambda cfg: (_ for _ in ()).throw(RuntimeError("I/O error: No space left on device (28)"))
+    )
+    assert (status, said.count("\n")) == (2, 1)

@@ -45,7 +45,10 @@ def started(environment: Mapping[str, str] = os.environ) -> Started | None:
         return Started("torchrun", rank, count, "WORLD_SIZE")
     by_slurm = "SLURM_NTASKS" in environment and environment.get("SLURM_JOB_NAME") not in _SLURM_HAND_STARTED
     slurm = Started(
-        "srun", _number(environment, "SLURM_PROCID", 0), _number(environment, "SLURM_NTASKS", 1), "SLURM_NTASKS"
+        "srun",
+        _number(environment, "SLURM_PROCID", 0),
+        _number(environment, "SLURM_NTASKS", 1),
+        "SLURM_NTASKS",
     )
     if by_slurm and slurm.count > 1:
         return slurm

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sa2depth.config.cluster import is_distributed, note_of_independence, started
+from sa2depth.config.output import patient_output
 from sa2depth.config.overrides import refused, several_values
 from sa2depth.config.sweeps import Sweep
 from sa2depth.errors import UserError, nearest
@@ -47,7 +49,7 @@ def launch(config_name: str, job: Callable[[DictConfig], Any], arguments: Sequen
     Returns:
         Exit status: 0, or 2 for an error that the user can fix, which is printed. Others are raised. A sweep runs all
         its jobs, names those that failed, and ends with 2 if every one of them is an error that the user can fix, else
-        with 1.
+        with 1. 130 after Ctrl-C.
     """
     os.environ.setdefault(_FULL_ERROR, "1")
     argv = sys.argv
@@ -55,10 +57,15 @@ def launch(config_name: str, job: Callable[[DictConfig], Any], arguments: Sequen
     sweep = Sweep(job, lambda error: _explained(error, job, config_name, given))
     status = 2
     try:
-        with _in_its_place(config_name, given) as places:
+        with patient_output(), _in_its_place(config_name, given) as places:
             sys.argv = [argv[0], *given, *places]
-            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(sweep.task())()
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(
+                sweep.task()
+            )()
         status = 0
+    except KeyboardInterrupt:
+        _complain("interrupted", label="")
+        return 128 + signal.SIGINT
     except Exception as error:
         message = _explained(error, job, config_name, given)
         if message is None:
@@ -85,8 +92,9 @@ def _explained(
         case OSError() if _making_a_folder(job, error):
             return _no_folder(error, given)
         case OSError() if error.errno in _NO_ROOM:
-            where = error.filename or "the run's folder"
-            return f"cannot write {where}: {error.strerror}; free some space, or choose another disk with paths.runs_dir=FOLDER"
+            return _no_room(error.filename, error.strerror)
+        case _ if "No space left on device" in str(error):  # of libraries whose errors are no OSError
+            return _no_room(None, os.strerror(errno.ENOSPC))
         case OverrideParseException():
             return refused(error, _keys(config_name, [], ""))
         case ConfigCompositionException():
@@ -112,7 +120,9 @@ def _in_its_place(program: str, arguments: Sequence[str]) -> Iterator[list[str]]
     if cfg is None or not is_distributed(cfg):
         if cfg is not None and (note := note_of_independence(cfg)):
             sys.stderr.write(f"note: {note}\n")
-        rank_zero_only.rank = 0  # Lightning reads the number when it is imported, and would print and log nothing
+        rank_zero_only.rank = (
+            0  # Lightning reads the number when it is imported, and would print and log nothing
+        )
         try:
             yield []
         finally:
@@ -143,8 +153,8 @@ def _composed(program: str, arguments: Sequence[str]) -> DictConfig | None:
         GlobalHydra.instance().clear()
 
 
-def _complain(message: str) -> None:
-    sys.stderr.write(f"error: {message}\n")
+def _complain(message: str, label: str = "error: ") -> None:
+    sys.stderr.write(f"{label}{message}\n")
 
 
 def _own_words(error: UserError) -> str:
@@ -181,6 +191,11 @@ def _no_folder(error: OSError, arguments: Sequence[str]) -> str:
     folder = f"{option}={given[option]}" if option else f"the run's folder {error.filename}"
     advice = f"choose another with {option or 'paths.runs_dir'}=FOLDER"
     return f"{folder} cannot be created ({error.strerror or error}); {advice}"
+
+
+def _no_room(file: str | None, reason: str | None) -> str:
+    where = file or "a file of the run"
+    return f"{where} cannot be written ({reason}): free some space, or choose another disk with paths.runs_dir=FOLDER"
 
 
 def _missing_choice(error: MissingConfigException) -> str:

@@ -27,7 +27,9 @@ def refused(error: OverrideParseException, options: list[str]) -> str:
         return f"{given} is no option: write OPTION=VALUE; {nearest(name, options)}"
     reason = next((line for line in said if line and not line.startswith(("Error parsing", "See http"))), "")
     advice = _advice(found["option"], found["value"])
-    return f"{given}: Hydra's grammar refuses this value of {found['option'].lstrip('+')} ({reason}); {advice}"
+    return (
+        f"{given}: Hydra's grammar refuses this value of {found['option'].lstrip('+')} ({reason}); {advice}"
+    )
 
 
 def several_values(message: str, overrides: list[str]) -> str | None:

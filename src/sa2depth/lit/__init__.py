@@ -1,6 +1,7 @@
 """Training and evaluation with Lightning: the module, its optimiser, schedules, callbacks and loggers."""
 
 from sa2depth.lit.callbacks import EpochLog, Throughput
+from sa2depth.lit.checkpoint_files import WholeCheckpoints
 from sa2depth.lit.continuing import Continuation
 from sa2depth.lit.csv_log import CsvLog
 from sa2depth.lit.layer_sync import SyncBatchNorms
@@ -16,6 +17,7 @@ __all__ = [
     "EpochLog",
     "SyncBatchNorms",
     "Throughput",
+    "WholeCheckpoints",
     "adamw",
     "close_loggers",
     "polynomial",

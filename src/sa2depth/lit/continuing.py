@@ -1,7 +1,7 @@
 """A run that goes on from another one's checkpoint keeps that one's best checkpoints and their scores.
 
-Lightning remembers absolute paths, and forgets the scores where the folder has another name: the next validation is then
-the best one, whatever it is, and the best checkpoint of before is looked for where the run once lay.
+Lightning remembers absolute paths, and forgets the scores where the folder has another name: the next validation is
+then the best one, whatever it is, and the best checkpoint of before is looked for where the run once lay.
 """
 
 import logging
@@ -24,8 +24,8 @@ class Continuation(L.Callback):
     """Brings the best checkpoints of the run so far into the folder in which it goes on.
 
     Args:
-        resumed: the checkpoint that the run goes on from; the others lie beside it, wherever the folder is now, or where
-            they were written.
+        resumed: the checkpoint that the run goes on from; the others lie beside it, wherever the folder is now, or
+            where they were written.
     """
 
     def __init__(self, resumed: Path) -> None:

@@ -1,4 +1,4 @@
-"""``metrics.csv`` of a run: what was logged, kept over an interruption, a full disk and a second start in its folder."""
+"""``metrics.csv`` of a run, kept over an interruption, a full disk and a second start in its folder."""
 
 import csv
 import logging
@@ -18,7 +18,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class CsvLog(CSVLogger):
-    """Lightning's CSV logger, which by itself deletes the file of an earlier run, and ends the run when the disk is full.
+    """Lightning's CSV logger, which by itself deletes the file of an earlier run, and ends the run on a full disk.
 
     Arguments are those of ``CSVLogger``. A fresh run keeps an earlier file of its folder under a name with a number.
     """
@@ -129,4 +129,6 @@ def _is_before(row: Mapping[str, Any], step: int) -> bool:
     except (KeyError, TypeError, ValueError):
         return False
     # scores of test images are logged after the last step
-    return own < step or (own == step and any(value for name, value in row.items() if name.startswith("test/")))
+    return own < step or (
+        own == step and any(value for name, value in row.items() if name.startswith("test/"))
+    )

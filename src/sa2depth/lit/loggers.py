@@ -69,7 +69,7 @@ def wandb_logger(
 
 
 def _reachable(save_dir: str) -> str:
-    """``online`` where somebody is logged in and the server takes the key, else ``offline``; says why unless nobody is."""
+    """``online`` where the server takes the key; else ``offline``, and why, unless there is no key."""
     import wandb
 
     try:
@@ -78,7 +78,7 @@ def _reachable(save_dir: str) -> str:
     except Exception as error:
         said = str(error)
         refused = any(f"error {code}" in said for code in (401, 403))
-        host = environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+        host = wandb.setup().settings.base_url
         reason = f"{host} refuses the key" if refused else f"{host} does not answer as it should"
         _LOG.warning("%s (%s): this run is logged offline; %s", reason, _line(said), _later(save_dir))
         return "offline"
@@ -150,7 +150,9 @@ def _lasting_logger() -> "type[WandbLogger]":
             except Exception as error:
                 self._given_up = True
                 _LOG.warning(
-                    "Weights & Biases failed (%s): nothing more is logged there; %s", _line(error), _later(self.save_dir)
+                    "Weights & Biases failed (%s): nothing more is logged there; %s",
+                    _line(error),
+                    _later(self.save_dir),
                 )
 
     return LastingWandbLogger
@@ -158,7 +160,10 @@ def _lasting_logger() -> "type[WandbLogger]":
 
 def _open(init: dict[str, Any], save_dir: str | None, run: Callable[[], Any]) -> None:
     """Open a W&B run in the wanted mode, else in the next one that needs less."""
-    for mode, consequence in (("offline", "this run is logged offline"), ("disabled", "nothing is logged there")):
+    for mode, consequence in (
+        ("offline", "this run is logged offline"),
+        ("disabled", "nothing is logged there"),
+    ):
         try:
             run()
             return

@@ -7,17 +7,17 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import lightning as L
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from omegaconf import DictConfig, OmegaConf
 
 from sa2depth.config import check_config
 from sa2depth.config.cluster import check_processes, environment_plugins, process_count
 from sa2depth.data import DepthDataModule
 from sa2depth.errors import ConfigError
-from sa2depth.lit import SyncBatchNorms
+from sa2depth.lit import SyncBatchNorms, WholeCheckpoints
 from sa2depth.metrics import Protocol
 from sa2depth.models import SA2Depth, build_model
 from sa2depth.ops import use_backend
@@ -119,9 +119,12 @@ def build_trainer(cfg: DictConfig, with_logs: bool = True) -> L.Trainer:
     OmegaConf.set_struct(node, False)
     options: dict[str, Any] = {}
     given = instantiate(node.pop("plugins", None))
-    plugins = environment_plugins(cfg, given) + ([SyncBatchNorms()] if node.get("sync_batchnorm") else [])
-    if plugins:
-        options["plugins"] = plugins
+    plugins = environment_plugins(cfg, given)
+    if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+        plugins.append(WholeCheckpoints())
+    if node.get("sync_batchnorm"):
+        plugins.append(SyncBatchNorms())
+    options["plugins"] = plugins
     if with_logs:
         for kind in ("callbacks", "logger"):
             options[kind] = [instantiate(each) for each in (cfg.get(kind) or {}).values() if each is not None]

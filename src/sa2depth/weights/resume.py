@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sa2depth.errors import CheckpointError, ConfigError
+from sa2depth.quoting import override
 from sa2depth.weights.checkpoint import identify
 from sa2depth.weights.files import UnreadableError, WeightFile, holds_weights_alone, read_file
 
@@ -147,11 +148,12 @@ def _refused(path: Path, what: str) -> CheckpointError:
 
 
 def _better(path: Path) -> str:
-    """A checkpoint of the run that this file or folder belongs to, or what it would be called."""
+    """A checkpoint of the run that this file or folder belongs to, as it is typed, or what it would be called."""
     folder = path if path.is_dir() else path.parent
     for name in ("checkpoints/last.ckpt", "last.ckpt", "checkpoints/best.ckpt", "best.ckpt"):
         if (folder / name).is_file() and folder / name != path:
-            return str(folder / name)
+            typed = override("resume", folder / name)
+            return str(folder / name) if typed == f"resume={folder / name}" else f"it as {typed}"
     return "a run's checkpoints/last.ckpt"
 
 
