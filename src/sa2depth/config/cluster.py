@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from omegaconf import DictConfig, ListConfig
 
@@ -28,13 +30,13 @@ class Started(NamedTuple):
     Attributes:
         by: The launcher.
         rank: Number of this process, from 0.
-        count: Number of all its processes; 1 where it does not say.
-        source: Environment variable that holds the count.
+        processes: Number of all its processes; 1 where it does not say.
+        source: Environment variable that holds it.
     """
 
     by: str
     rank: int
-    count: int
+    processes: int
     source: str
 
 
@@ -50,7 +52,7 @@ def started(environment: Mapping[str, str] = os.environ) -> Started | None:
         _number(environment, "SLURM_NTASKS", 1),
         "SLURM_NTASKS",
     )
-    if by_slurm and slurm.count > 1:
+    if by_slurm and slurm.processes > 1:
         return slurm
     if "LOCAL_RANK" in environment:
         rank = _number(environment, "RANK", _number(environment, "LOCAL_RANK", 0))
@@ -113,20 +115,16 @@ def environment_plugins(cfg: DictConfig, given: Any) -> list[Any]:
     found = started()
     if found is None or _choose_their_own(cfg, plugins):
         return plugins
-    alone = not is_distributed(cfg) and found.count > 1
+    alone = not is_distributed(cfg) and found.processes > 1
     # of a job of SLURM with one task: the process that starts the others, and those
-    starts_itself = found.by == "srun" and found.count == 1 and process_count(cfg) > 1
+    starts_itself = found.by == "srun" and found.processes == 1 and process_count(cfg) > 1
     was_started = found.by == LIGHTNING and "SLURM_NTASKS" in os.environ
     if alone or starts_itself or was_started:
-        from lightning.fabric.plugins.environments import LightningEnvironment
-
         plugins.append(LightningEnvironment())
     return plugins
 
 
 def _choose_their_own(cfg: DictConfig, plugins: list[Any]) -> bool:
-    from lightning.fabric.plugins.environments import ClusterEnvironment
-
     strategy = cfg.trainer.get("strategy")
     named = isinstance(strategy, DictConfig) and strategy.get("cluster_environment") is not None
     return named or any(isinstance(plugin, ClusterEnvironment) for plugin in plugins)
@@ -144,21 +142,21 @@ def check_processes(cfg: DictConfig) -> None:
     found, wanted = started(), process_count(cfg)
     if found is None or found.by == LIGHTNING or not is_distributed(cfg):
         return
-    if found.count == wanted:
+    if found.processes == wanted:
         if found.by == "srun" and "SLURM_NTASKS_PER_NODE" not in os.environ and wanted > 1:
             raise ConfigError(
-                f"srun has started {found.count} processes, but not as --ntasks-per-node={device_count(cfg)}, "
+                f"srun has started {found.processes} processes, but not as --ntasks-per-node={device_count(cfg)}, "
                 "by which Lightning knows how many share a machine: give that to sbatch or srun in place of --ntasks"
             )
         return
-    if found.by == "srun" and found.count == 1 and _nodes(cfg) == 1:
+    if found.by == "srun" and found.processes == 1 and _nodes(cfg) == 1:
         return
     devices, nodes = cfg.trainer.get("devices", 1), _nodes(cfg)
     there = f", and there {'is' if device_count(cfg) == 1 else 'are'} {device_count(cfg)} here"
     seen = there if devices in (-1, "-1", "auto") else ""
     raise ConfigError(
         f"trainer.devices={as_typed(devices)} and trainer.num_nodes={nodes} ask for {wanted} "
-        f"process{'' if wanted == 1 else 'es'}{seen}, but {found.by} has started {found.count} "
+        f"process{'' if wanted == 1 else 'es'}{seen}, but {found.by} has started {found.processes} "
         f"({found.source}): make them equal, or give one device and no strategy (trainer=cpu, trainer=gpu) for "
         "runs that have nothing to do with one another"
     )
@@ -167,11 +165,11 @@ def check_processes(cfg: DictConfig) -> None:
 def note_of_independence(cfg: DictConfig) -> str | None:
     """One line for a run that is on its own among several processes: people may have meant one training by all."""
     found = started()
-    if found is None or found.count < 2 or is_distributed(cfg):
+    if found is None or found.processes < 2 or is_distributed(cfg):
         return None
     who = "another process" if found.by == LIGHTNING else found.by
     return (
-        f"process {found.rank} of the {found.count} that {who} has started runs on its own (one device); "
+        f"process {found.rank} of the {found.processes} that {who} has started runs on its own (one device); "
         "trainer=ddp makes one training of all"
     )
 

@@ -113,20 +113,19 @@ def _in_its_place(program: str, arguments: Sequence[str]) -> Iterator[list[str]]
     folder on. A process whose run asks for one device is no part of such a run, whatever number it inherited.
     """
     found, inherited = started(), getattr(rank_zero_only, "rank", 0)
-    if found is None or found.count < 2:
+    if found is None or found.processes < 2:
         yield []
         return
     cfg = _composed(program, arguments)
     if cfg is None or not is_distributed(cfg):
         if cfg is not None and (note := note_of_independence(cfg)):
             sys.stderr.write(f"note: {note}\n")
-        rank_zero_only.rank = (
-            0  # Lightning reads the number when it is imported, and would print and log nothing
-        )
+        # Lightning has read the number when it was imported, and would print and log nothing
+        setattr(rank_zero_only, "rank", 0)  # noqa: B010
         try:
             yield []
         finally:
-            rank_zero_only.rank = inherited
+            setattr(rank_zero_only, "rank", inherited)  # noqa: B010
         return
     if found.rank == 0:
         yield []

@@ -17,7 +17,7 @@ def patient_output() -> Iterator[None]:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # LANG=C, or a Latin-1 terminal
     if before is not None:  # None: it was closed by `>&-`
-        sys.stdout = PatientStream(before)  # type: ignore[assignment]
+        sys.stdout = PatientStream(before)
     logging.raiseExceptions = False
     try:
         yield
@@ -59,5 +59,5 @@ class PatientStream:
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
         with suppress(OSError):
-            said = f"note: standard output takes nothing more ({error.strerror}): the run goes on, its log is in its folder"
-            sys.stderr.write(f"{said}\n")
+            said = f"standard output takes nothing more ({error.strerror}): the run goes on, its log is in its folder"
+            sys.stderr.write(f"note: {said}\n")

@@ -21,7 +21,7 @@ class WholeCheckpoints(TorchCheckpointIO):
     """Lightning's reading and writing of checkpoints; the old file stays until the new one is complete."""
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
         """Write a checkpoint.
 

@@ -24,9 +24,9 @@ class CsvLog(CSVLogger):
     """
 
     @property
-    def experiment(self) -> "CsvWriter":  # type: ignore[override]
+    def experiment(self) -> "CsvWriter":
         """The writer; on other processes than the first, one that does nothing."""
-        if self._experiment is None and rank_zero_only.rank == 0:
+        if self._experiment is None and getattr(rank_zero_only, "rank", 0) == 0:
             self._fs.makedirs(self.root_dir, exist_ok=True)
             self._experiment = CsvWriter(self.log_dir)
         return cast("CsvWriter", super().experiment)
@@ -105,7 +105,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     if path.is_file():
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
-                row.pop(None, None)  # type: ignore[call-overload]  # more cells than names: a damaged line
+                row.pop(None, None)  # more cells than names: a damaged line
                 yield row
 
 

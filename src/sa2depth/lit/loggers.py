@@ -99,7 +99,7 @@ def _environment(**values: str) -> Iterator[None]:
 
 
 def _later(save_dir: str | None) -> str:
-    folder = Path(environ.get("WANDB_DIR") or save_dir or ".") / "wandb"
+    folder = Path(save_dir or ".") / "wandb"
     return f"'wandb sync {argument(folder)}/*run-*' uploads it later"
 
 
@@ -118,7 +118,7 @@ def _lasting_logger() -> "type[WandbLogger]":
         @property
         def experiment(self) -> Any:
             """The W&B run."""
-            if self._experiment is None and rank_zero_only.rank == 0:
+            if self._experiment is None and getattr(rank_zero_only, "rank", 0) == 0:
                 _open(self._wandb_init, self.save_dir, lambda: super(LastingWandbLogger, self).experiment)
             return super().experiment
 

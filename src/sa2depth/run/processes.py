@@ -1,7 +1,6 @@
 """How the processes of a run end: together, and with a status that says why."""
 
 import atexit
-import logging
 import os
 import signal
 import sys
@@ -20,7 +19,15 @@ from torch.distributed import DistError
 from sa2depth.config.cluster import LIGHTNING, requeued_by_slurm, started
 from sa2depth.errors import UserError
 from sa2depth.quoting import override
-from sa2depth.run.watch import Watch, dismiss_lightnings, end_with_parent, first_failure, how, status_of
+from sa2depth.run.watch import (
+    Watch,
+    dismiss_lightnings,
+    end_with_parent,
+    first_failure,
+    flush_everything,
+    how,
+    status_of,
+)
 
 _PATIENCE_S = 10.0
 
@@ -117,9 +124,7 @@ def _end_without_waiting(error: BaseException, *, first: bool) -> None:
 
 def _end_now() -> None:
     if _failed_with is not None:
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush_everything()
         os._exit(_failed_with)
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
@@ -124,14 +125,21 @@ class Watch:
     def _end(self, children: Sequence[Child], rank: int, status: int) -> None:
         for child in children:
             child.kill()
-        logging.shutdown()
-        sys.stdout.flush()
+        flush_everything()
         if self._own is not None:
             traceback.print_exception(self._own)
         advice = "" if status < 0 else ": see what it wrote above"
         sys.stderr.write(f"error: {how(rank, status)}{advice}\n")
-        sys.stderr.flush()
+        flush_everything()
         self._leave(status_of(status))
+
+
+def flush_everything() -> None:
+    """Before a process ends without Python's own clean-up."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # None where it was closed from the start
+            stream.flush()
 
 
 def dismiss_lightnings() -> None:
