@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from sa2depth.config import launch
-from sa2depth.lit import DepthModule
+from sa2depth.lit import Continuation, CsvLog, DepthModule
 from sa2depth.metrics import load_protocol
 from sa2depth.models import SA2Depth
 from sa2depth.models.checkpointing import checkpoint_layers
@@ -32,7 +32,7 @@ from sa2depth.run.plan import count_parameters, describe_device, describe_ways, 
 from sa2depth.run.processes import ending_together
 from sa2depth.run.results import finish
 from sa2depth.run.summary import protocol_rows
-from sa2depth.weights import load_encoder, read_training_state
+from sa2depth.weights import TrainingState, load_encoder, read_training_state
 
 
 def train(cfg: DictConfig) -> float:
@@ -72,6 +72,7 @@ def _train(cfg: DictConfig) -> float:
     trainer = build_trainer(cfg)
     if resumed is not None:
         resumed.check_unfinished(trainer.max_epochs, trainer.max_steps)
+        _continue(trainer, resumed)
     folder = Path(cfg.paths.output_dir)
     print_plan(
         f"sa2depth.train: {cfg.name}",
@@ -112,6 +113,15 @@ def _load_pretrained(model: SA2Depth, source: str | None) -> str:
         return f"{type(model.encoder).__name__}, from scratch"
     report = load_encoder(model, source)
     return f"{type(model.encoder).__name__}, {report}"
+
+
+def _continue(trainer: L.Trainer, resumed: TrainingState) -> None:
+    """Let the callbacks and loggers of a run go on where another one has ended."""
+    trainer.callbacks.insert(0, Continuation(resumed.path))  # type: ignore[attr-defined]
+    earlier = resumed.path.expanduser().parent.parent / "metrics.csv"
+    for logger in trainer.loggers:
+        if isinstance(logger, CsvLog):
+            logger.go_on_from(earlier, resumed.logged_steps)
 
 
 def _best(trainer: L.Trainer) -> str | None:

@@ -14,6 +14,7 @@ from sa2depth.lit import close_loggers
 from sa2depth.report import Evaluation, Examples, plot_curves, write_by_depth, write_metrics, write_table
 from sa2depth.run.baseline import median_baseline
 from sa2depth.run.pictures import FOLDER, write_grid, write_pictures
+from sa2depth.run.processes import each_on_its_own
 from sa2depth.run.summary import print_files, print_summary
 from sa2depth.weights import save_model
 
@@ -57,6 +58,7 @@ def finish(
     grid = write_grid(folder / "grid.png", evaluation, examples, is_writer)
     if is_available() and is_initialized():
         barrier()  # the pictures of all processes are there before the first one names them
+        each_on_its_own()
     if is_writer:
         baselines = (
             {} if baseline is None else {"median_depth_map": median_baseline(*baseline, evaluation.protocol)}
