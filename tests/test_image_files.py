@@ -145,7 +145,7 @@ def test_a_damaged_file_of_any_format_is_read_or_refused_by_name(tmp_path, photo
     read = refused = 0
     for name, data in samples(photo).items():
         path = tmp_path / name
-        for number in range(30):
+        for number in range(12):
             path.write_bytes(damaged(data, rng))
             for reader in READERS:
                 try:
@@ -155,8 +155,8 @@ def test_a_damaged_file_of_any_format_is_read_or_refused_by_name(tmp_path, photo
                     refused += 1
                     named = str(path) in str(error)
                     assert named, (name, number, reader)
-    assert read > 200
-    assert refused > 200
+    assert read > 100
+    assert refused > 100
 
 
 @pytest.mark.parametrize(

@@ -100,13 +100,10 @@ def _only_images(where: str, paths: Iterable[Path], say: Say) -> list[Path]:
             results.append(path.name)
         else:
             images.append(path)
-    for names, why in (
-        (others, "are no images by their names"),
-        (results, "were written by sa2depth predict"),
-    ):
+    for names, why in ((others, "no images by name"), (results, "results of sa2depth predict")):
         if names:
-            more = ", ..." if len(names) > _NAMES_SHOWN else ""
-            say(f"{where}: left out {len(names):,} files that {why}: {', '.join(names[:_NAMES_SHOWN])}{more}")
+            more = f" and {len(names) - _NAMES_SHOWN:,} more" if len(names) > _NAMES_SHOWN else ""
+            say(f"{where}: left out as {why}: {', '.join(names[:_NAMES_SHOWN])}{more}")
     return images
 
 

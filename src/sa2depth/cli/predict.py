@@ -67,7 +67,7 @@ def predict(
     from rich.console import Console
 
     console = Console(stderr=True)
-    _show_warnings(console)
+    _show_warnings()
     files = find_images(images, lambda text: typer.echo(f"note: {text}", err=True))
     wanted = [name.strip() for name in formats.split(",") if name.strip()]
     working_size = parse_size(size)
@@ -120,8 +120,10 @@ def _run(
         for file, name in zip(files, names, strict=True):
             progress.update(task, description=escape(name))
             try:
-                prediction = _predicted(predictor, file, name)
-                written += _written(prediction, output, name, formats, depth_range, colormap, written)
+                # not kept while the next one is made: a photograph of 216 megapixels has results of 1.7 GB
+                written += _written(
+                    _predicted(predictor, file, name), output, name, formats, depth_range, colormap, written
+                )
             except (DataError, ShapeError) as error:  # the image's fault; other mistakes end the run
                 if strict:
                     raise
@@ -173,8 +175,8 @@ def _written(
         if error.errno == errno.ENAMETOOLONG:
             raise DataError(f"{name}: this name is too long for its results: rename the image") from error
         raise _OutputError(
-            f"{output}: cannot be written ({_reason(output, error)}); {before} files were written before, and none is "
-            "half there"
+            f"{output}: cannot be written ({_reason(output, error)}); the {before} files of the images before "
+            "are whole"
         ) from error
 
 
@@ -215,16 +217,22 @@ def _tell_names(files: list[Path], names: list[str]) -> None:
         typer.echo(f"note: and {len(changed) - _NAMES_SHOWN:,} more in the same way", err=True)
 
 
-def _show_warnings(console: "Console") -> None:
+def _show_warnings() -> None:
     """Send the package's warnings to stderr, one line each."""
     from PIL import Image
-    from rich.logging import RichHandler
 
     # the limit is --max-megapixels
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     # of damaged tags, without the name of the file; what matters of them is said by sa2depth.image_files
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
-
     log = logging.getLogger("sa2depth")
-    if not any(isinstance(handler, RichHandler) for handler in log.handlers):
-        log.addHandler(RichHandler(console=console, show_time=False, show_path=False, level=logging.WARNING))
+    if not any(isinstance(handler, _Lines) for handler in log.handlers):
+        log.addHandler(_Lines(logging.WARNING))
+
+
+class _Lines(logging.Handler):
+    """Writes a line a message, however long: names of files stay whole where the output is searched."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.secho("warning: ", fg=typer.colors.YELLOW, err=True, nl=False)
+        typer.echo(record.getMessage(), err=True)
