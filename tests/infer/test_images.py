@@ -86,11 +86,11 @@ def test_exif_orientation_is_applied(pixels, orientation, tmp_path):
 
 
 def test_files_that_are_no_pictures(tmp_path):
-    with pytest.raises(DataError, match="no such image file"):
+    with pytest.raises(DataError, match=r"absent\.png: there is no such photograph"):
         to_tensor(tmp_path / "absent.png")
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"\xff\xd8\xff\xe0 and then nothing")
-    with pytest.raises(DataError, match=r"broken\.jpg: not a picture"):
+    with pytest.raises(DataError, match=r"broken\.jpg: expected a readable photograph"):
         to_tensor(broken)
 
 

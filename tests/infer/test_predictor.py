@@ -107,7 +107,7 @@ def test_paths_name_the_prediction(model, photo, tmp_path):
     assert predictor(path).id == predictor(Image.open(path)).id == "living room"
     assert predictor(path, id="scene-1").id == "scene-1"
     assert predictor(photo).id == "image"
-    with pytest.raises(DataError, match="no such image"):
+    with pytest.raises(DataError, match="there is no such photograph"):
         predictor(tmp_path / "absent.png")
 
 

@@ -2,56 +2,144 @@
 
 import glob
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from sa2depth.errors import ConfigError, DataError
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
+SUFFIXES = frozenset(
+    {
+        *(
+            ".avif",
+            ".bmp",
+            ".gif",
+            ".jpe",
+            ".jpeg",
+            ".jpg",
+            ".jfif",
+            ".mpo",
+            ".pgm",
+            ".png",
+            ".ppm",
+            ".tif",
+            ".tiff",
+        ),
+        *(
+            ".webp",
+            ".heic",
+            ".heif",
+        ),  # the last two cannot be read: they are refused by name, not passed over
+    }
+)
 """What counts as an image inside a folder; a file named outright is tried whatever its name."""
 
 MAX_SIDE = 99_999
 """Pixels; no network runs on more."""
 
+_NAMES_SHOWN = 5
 
-def find_images(arguments: Sequence[str]) -> list[Path]:
+Say = Callable[[str], None]
+
+
+def find_images(arguments: Sequence[str], say: Say = lambda text: None) -> list[Path]:
     """Files that the arguments mean, each once, in the order given; folders and patterns sorted by name.
 
     Args:
         arguments: Paths of files, of folders (their images are taken, not those of sub-folders), or patterns
             with ``*``, ``?``, ``[...]``, ``**`` that the shell has not resolved.
+        say: Told, in one line a folder or pattern, which files are left out.
 
     Returns:
-        Paths. A file that does not exist is kept: its error is named where it is read, beside those of broken
-        ones.
+        Paths. A file that does not exist is kept, and so is a link that leads nowhere: its error is named where it is
+        read, beside those of broken ones.
 
     Raises:
-        DataError: A folder or a pattern holds no image.
+        DataError: A folder or a pattern holds no image, or a folder cannot be read.
     """
     found: list[Path] = []
     for argument in arguments:
         path = Path(argument).expanduser()
         if path.is_dir():
-            inside = [item for item in path.iterdir() if _is_image(item)]
-            if not inside:
-                raise DataError(f"{path}: no images in this folder (known: {', '.join(sorted(SUFFIXES))})")
-            found += sorted(inside)
+            found += _images_in(path, say)
         elif not path.exists() and glob.has_magic(argument):
             matches = [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207  # may be absolute
-            inside = sorted(item for item in matches if _is_image(item))
-            if not inside:
+            if not (inside := _only_images(argument, matches, say)):
                 raise DataError(f"{argument}: no image fits this pattern")
             found += inside
         else:
             found.append(path)
     once: dict[Path, Path] = {}
     for path in found:
-        once.setdefault(path.resolve(), path)
+        # not the target of a link: a link has a name of its own, and so has its result
+        once.setdefault(path.parent.resolve() / path.name, path)
     return list(once.values())
 
 
-def _is_image(path: Path) -> bool:
-    return path.is_file() and path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+def _images_in(folder: Path, say: Say) -> list[Path]:
+    try:
+        inside = list(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder}: this folder cannot be read ({error.strerror or error})") from error
+    images = _only_images(str(folder), inside, say)
+    if not images:
+        below = sum(item.is_dir() for item in inside)
+        hint = f"; it has {below} folders, whose images '{folder}/**/*' finds" if below else ""
+        raise DataError(f"{folder}: no images in this folder{hint} (known: {', '.join(sorted(SUFFIXES))})")
+    return images
+
+
+def _only_images(where: str, paths: Iterable[Path], say: Say) -> list[Path]:
+    """Sorted images among what was found; other files are named, folders and hidden files are not."""
+    images, others, results = [], [], []
+    for path in sorted(paths):
+        if path.name.startswith(".") or path.is_dir():
+            continue
+        if path.suffix.lower() not in SUFFIXES:
+            others.append(path.name)
+        elif is_result(path):
+            results.append(path.name)
+        else:
+            images.append(path)
+    for names, why in ((others, "no images by name"), (results, "results of sa2depth predict")):
+        if names:
+            more = f" and {len(names) - _NAMES_SHOWN:,} more" if len(names) > _NAMES_SHOWN else ""
+            say(f"{where}: left out as {why}: {', '.join(names[:_NAMES_SHOWN])}{more}")
+    return images
+
+
+def _only_images(where: str, paths: Iterable[Path], say: Say) -> list[Path]:
+    """Sorted images among what was found; other files are named, folders and hidden files are not."""
+    images, others, results = [], [], []
+    for path in sorted(paths):
+        if path.name.startswith(".") or path.is_dir():
+            continue
+        if path.suffix.lower() not in SUFFIXES:
+            others.append(path.name)
+        elif is_result(path):
+            results.append(path.name)
+        else:
+            images.append(path)
+    for names, why in (
+        (others, "are no images by their names"),
+        (results, "were written by sa2depth predict"),
+    ):
+        if names:
+            more = ", ..." if len(names) > _NAMES_SHOWN else ""
+            say(
+                f"{where}: {len(names):,} files {why} and are left out: {', '.join(names[:_NAMES_SHOWN])}{more}"
+            )
+    return images
+
+
+def is_result(path: Path) -> bool:
+    """Whether a file is a picture that ``sa2depth predict`` wrote, perhaps into the folder of its photographs."""
+    if not path.name.endswith(("_depth.png", "_depth_mm.png")):
+        return False
+    try:
+        with path.open("rb") as file:
+            return b"Software\x00sa2depth " in file.read(256)
+    except OSError:
+        return False
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

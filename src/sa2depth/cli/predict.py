@@ -1,6 +1,11 @@
 """`sa2depth predict`: images in, depth files out."""
 
+import contextlib
+import errno
 import logging
+import os
+import shutil
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,12 +14,14 @@ import typer
 from sa2depth.cli.friendly import complain
 from sa2depth.cli.inputs import find_images, parse_size
 from sa2depth.cli.options import Checkpoint, Device, LegacyDepth, Precision
-from sa2depth.errors import DataError, ShapeError
+from sa2depth.errors import DataError, ShapeError, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sa2depth.infer import Predictor
+    from sa2depth.infer import Prediction, Predictor
+
+_NAMES_SHOWN = 5
 
 
 def predict(
@@ -36,6 +43,14 @@ def predict(
         int | None,
         typer.Option(metavar="PIXELS", min=1, help="Shrink larger images to this for the network."),
     ] = None,
+    max_megapixels: Annotated[
+        float | None,
+        typer.Option(
+            metavar="N",
+            help="Never decode larger files as a whole: read them reduced with --max-side or --size, else refuse "
+            "them. 179 unless SA2DEPTH_MAX_MEGAPIXELS says otherwise.",
+        ),
+    ] = None,
     formats: Annotated[str, typer.Option(help="Any of color, mm, npy.")] = "color,mm,npy",
     colormap: Annotated[str, typer.Option(metavar="NAME", help="turbo, magma, viridis ...")] = "turbo",
     depth_range: Annotated[
@@ -52,8 +67,8 @@ def predict(
     from rich.console import Console
 
     console = Console(stderr=True)
-    _show_warnings(console)
-    files = find_images(images)
+    _show_warnings()
+    files = find_images(images, lambda text: typer.echo(f"note: {text}", err=True))
     wanted = [name.strip() for name in formats.split(",") if name.strip()]
     working_size = parse_size(size)
 
@@ -63,6 +78,7 @@ def predict(
     from sa2depth.weights import load_model
 
     check_formats(wanted)
+    _check_folder(output)
     model = load_model(checkpoint, min_depth=min_depth, max_depth=max_depth)
     predictor = Predictor(
         model,
@@ -71,6 +87,7 @@ def predict(
         flip=flip,
         max_side=max_side,
         size=working_size,
+        max_megapixels=max_megapixels,
     )
     settle(predictor.device.type)
     written, failed = _run(predictor, files, output, wanted, depth_range, colormap, strict, console)
@@ -91,20 +108,24 @@ def _run(
     console: "Console",
 ) -> tuple[int, int]:
     """Predict and write all images; returns the counts of files written and of images that failed."""
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from sa2depth.infer import unique_names, write
+    from sa2depth.infer import unique_names
 
     written = failed = 0
+    names = unique_names(files)
+    _tell_names(files, names)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("predicting", total=len(files))
-        for file, name in zip(files, unique_names(files), strict=True):
-            progress.update(task, description=name)
+        for file, name in zip(files, names, strict=True):
+            progress.update(task, description=escape(name))
             try:
-                written += len(write(predictor(file, id=name), output, name, formats, depth_range, colormap))
-            except OSError as error:
-                raise DataError(f"{output}: cannot be written ({error.strerror or error})") from error
+                # not kept while the next one is made: a photograph of 216 megapixels has results of 1.7 GB
+                written += _written(
+                    _predicted(predictor, file, name), output, name, formats, depth_range, colormap, written
+                )
             except (DataError, ShapeError) as error:  # the image's fault; other mistakes end the run
                 if strict:
                     raise
@@ -114,10 +135,106 @@ def _run(
     return written, failed
 
 
-def _show_warnings(console: "Console") -> None:
-    """Send the package's warnings to stderr, one line each."""
-    from rich.logging import RichHandler
+def _predicted(predictor: "Predictor", file: Path, name: str) -> "Prediction":
+    """The prediction of one file.
 
+    Raises:
+        DataError, ShapeError: the file's fault, with its name; one that needs more memory than there is included.
+    """
+    try:
+        return predictor(file, id=name)
+    except ShapeError as error:
+        raise ShapeError(f"{file}: {error}") from error
+    except (MemoryError, RuntimeError) as error:  # PyTorch's errors of memory are RuntimeErrors
+        if not (isinstance(error, MemoryError) or "memory" in str(error)):
+            raise
+        raise DataError(
+            f"{file}: the network needs more memory for this image than there is. Give --max-side 1024, or less "
+            f"({str(error).partition(chr(10))[0] or type(error).__name__})"
+        ) from error
+
+
+def _written(
+    prediction: "Prediction",
+    output: Path,
+    name: str,
+    formats: list[str],
+    depth_range: tuple[float, float] | None,
+    colormap: str,
+    before: int,
+) -> int:
+    """Write a prediction; returns the number of files.
+
+    Raises:
+        DataError: the name is too long for a file.
+        _OutputError: the folder takes no more files: nothing that comes after could be written either.
+    """
+    from sa2depth.infer import write
+
+    try:
+        return len(write(prediction, output, name, formats, depth_range, colormap))
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise DataError(f"{name}: this name is too long for its results: rename the image") from error
+        raise _OutputError(
+            f"{output}: cannot be written ({_reason(output, error)}); the {before} files of the images before "
+            "are whole"
+        ) from error
+
+
+class _OutputError(UserError):
+    """The folder of the results takes no more files."""
+
+
+def _reason(folder: Path, error: OSError) -> str:
+    """The system's reason; where NumPy left it out it is mostly a full disk."""
+    if error.strerror:
+        return error.strerror
+    with contextlib.suppress(OSError):
+        if shutil.disk_usage(folder).free < 1 << 20:
+            return f"no space left on the disk: {error}"
+    return str(error)
+
+
+def _check_folder(output: Path) -> None:
+    """Refuse a folder for the results that cannot be one, before a model is loaded."""
+    try:
+        there = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    except OSError as error:
+        raise _OutputError(f"{output}: cannot be written ({error.strerror or error})") from error
+    if not there.is_dir():
+        raise _OutputError(f"{output}: cannot be written, {there} is a file; choose a folder with --output")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise _OutputError(
+            f"{output}: cannot be written, you may not change {there}; choose another with --output"
+        )
+
+
+def _tell_names(files: list[Path], names: list[str]) -> None:
+    """Say which results belong to which of several images of one name."""
+    changed = [(file, name) for file, name in zip(files, names, strict=True) if file.stem != name]
+    for file, name in changed[:_NAMES_SHOWN]:
+        typer.echo(f"note: the results of {file} are named {name}: another image has its name", err=True)
+    if len(changed) > _NAMES_SHOWN:
+        typer.echo(f"note: and {len(changed) - _NAMES_SHOWN:,} more in the same way", err=True)
+
+
+def _show_warnings() -> None:
+    """Send the package's warnings to stderr, one line each."""
+    from PIL import Image
+
+    # the limit is --max-megapixels
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    # of damaged tags, without the name of the file; what matters of them is said by sa2depth.image_files
+    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
     log = logging.getLogger("sa2depth")
-    if not any(isinstance(handler, RichHandler) for handler in log.handlers):
-        log.addHandler(RichHandler(console=console, show_time=False, show_path=False, level=logging.WARNING))
+    if not any(isinstance(handler, _Lines) for handler in log.handlers):
+        log.addHandler(_Lines(logging.WARNING))
+
+
+class _Lines(logging.Handler):
+    """Writes a line a message, however long: names of files stay whole where the output is searched."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.secho("warning: ", fg=typer.colors.YELLOW, err=True, nl=False)
+        typer.echo(record.getMessage(), err=True)

@@ -90,11 +90,13 @@ class Finding:
         problems: what is wrong with it.
         digest: 16 bytes that stand for the content of the photograph's file; None if it cannot be read.
         depth: where its depths lie; None without measured depth.
+        notes: what is odd about it, but no fault, each as ``(what, file)``: the check counts them by what.
     """
 
     problems: tuple[Problem, ...] = ()
     digest: bytes | None = None
     depth: Spread | None = None
+    notes: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,12 @@ def look_at_frame(frame: Frame, expected: Expected, missing: Set[Path] = frozens
             report("wrong_format" if _opens(file) else "unreadable", file, str(error))
             return None
 
-    image = attempt(frame.image, lambda: read_rgb(frame.image))
+    notes: list[tuple[str, str]] = []
+
+    def note(text: str) -> None:
+        notes.append((text.removeprefix(f"{frame.image}: "), str(frame.image)))
+
+    image = attempt(frame.image, lambda: read_rgb(frame.image, note))
     if image is not None:
         _judge_image(image, frame.image, expected, report)
     if frame.mask is not None:
@@ -154,7 +161,7 @@ def look_at_frame(frame: Frame, expected: Expected, missing: Set[Path] = frozens
                     _sizes(f"the size of its image {frame.image.name}", image.shape, depth.shape),
                 )
             spread = _judge_depth(depth, depth_file, frame.decode, size, expected, report)
-    return Finding(tuple(problems), _digest(frame.image), spread)
+    return Finding(tuple(problems), _digest(frame.image), spread, tuple(notes))
 
 
 def look_at_sample(sample: RawSample, expected: Expected) -> Finding:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from sa2depth.errors import ConfigError, DataError
+from sa2depth.errors import ConfigError, DataError, UserError
 
 DepthMap = npt.NDArray[np.float32]
 
@@ -127,11 +127,16 @@ class ArrayDepth:
                     )
                     raise DataError(f"{path}: expected {wanted}, found {', '.join(names) or 'none'}")
                 return np.asarray(loaded[key])
+        except UserError:
+            raise
         except OSError as error:
             raise DataError(f"{path}: cannot read this depth map ({error.strerror or error})") from error
-        except (ValueError, EOFError, KeyError) as error:
+        except (
+            Exception
+        ) as error:  # BadZipFile, zlib.error, MemoryError ...: a damaged file may raise anything
             raise DataError(
-                f"{path}: expected a NumPy file, found something else or a damaged one ({error}). Fetch it again."
+                f"{path}: expected a NumPy file, found something else or a damaged one "
+                f"({str(error) or type(error).__name__}). Fetch it again."
             ) from error
 
 
@@ -172,8 +177,9 @@ def read_png16(path: Path, unit: str = "depth") -> npt.NDArray[np.uint16]:
     """
     try:
         data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot read this depth map ({error.strerror})") from error
+    except (OSError, MemoryError) as error:
+        why = getattr(error, "strerror", None) or "there is not enough memory for it"
+        raise DataError(f"{path}: cannot read this depth map ({why})") from error
     wanted = f"{path}: expected a 16-bit single-channel PNG ({unit})"
     if not data.startswith(_PNG_SIGNATURE):
         raise DataError(f"{wanted}, found another format. Depth must never pass through JPEG.")

@@ -3,34 +3,36 @@
 Depth files have readers of their own: `sa2depth.data.depth_files`.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 
 from sa2depth.errors import DataError
+from sa2depth.image_files import Note, opened, to_rgb, upright
 
 
-def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
+def read_rgb(path: Path, note: Note | None = None) -> npt.NDArray[np.uint8]:
     """Read a photograph as ``(H, W, 3) uint8`` RGB, upright.
 
     Grey, palette, CMYK and RGBA images are converted (transparency is dropped), of 16-bit colour the upper 8 bits
     are kept, the EXIF orientation is applied.
 
+    Args:
+        path: the file.
+        note: told what is odd about the file, see `sa2depth.image_files.upright`; None: the log is, once a file.
+
     Raises:
-        DataError: the file is absent, broken, no image, or a single channel of more than 8 bits.
+        DataError: the file is absent, broken, no image, too large, or a single channel of more than 8 bits.
     """
-    with _opened(path, "photograph") as image:
+    with opened(path, "photograph") as image:
         if image.mode.startswith(("I", "F")):
             raise DataError(
                 f"{path}: expected an 8-bit photograph, found {_size(image)} of mode {image.mode}. "
                 "Is this a depth map?"
             )
-        image.info.pop("transparency", None)  # of a palette: Pillow would warn of it for every file
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        return np.array(to_rgb(upright(image, str(path), note)[0]))
 
 
 def read_mask(path: Path) -> npt.NDArray[np.bool_]:
@@ -42,26 +44,11 @@ def read_mask(path: Path) -> npt.NDArray[np.bool_]:
     Raises:
         DataError: the file is absent, broken or no image.
     """
-    with _opened(path, "mask") as image:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode in ("1", "L", "P") or upright.mode.startswith("I"):
-            return np.not_equal(np.array(upright), 0)
-        return np.asarray(np.array(upright.convert("RGB")).any(axis=2), np.bool_)
-
-
-@contextmanager
-def _opened(path: Path, what: str) -> Iterator[Image.Image]:
-    """An image file, with errors for people while it is read."""
-    try:
-        with Image.open(path) as image:
-            yield image
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such {what}") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{path}: expected a readable {what} (JPEG, PNG ...), found a broken file or another format "
-            f"({error}). Fetch this file again."
-        ) from error
+    with opened(path, "mask") as image:
+        turned, _ = upright(image, str(path))
+        if turned.mode in ("1", "L", "P") or turned.mode.startswith("I"):
+            return np.not_equal(np.array(turned), 0)
+        return np.asarray(np.array(to_rgb(turned)).any(axis=2), np.bool_)
 
 
 def _size(image: Image.Image) -> str:

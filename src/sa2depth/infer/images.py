@@ -4,23 +4,40 @@ Paths, Pillow images, NumPy arrays and tensors; upright by their EXIF tag; grey,
 and 16-bit pictures become RGB in [0, 1].
 """
 
+import math
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from einops import rearrange
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from sa2depth.errors import DataError, ShapeError
+from sa2depth.errors import ShapeError
+from sa2depth.image_files import REDUCED, megapixel_limit, opened, reduced, to_rgb, too_large, upright
 
 ImageLike = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | Tensor
 
 # Resampling with overshoot leaves floats a little outside [0, 1]; pixels up to 255 are a mistake to tell.
 _TOLERANCE = 0.01
+_RAISE = "raise the limit with --max-megapixels (max_megapixels= in Python) or"
+_SMALLER = "Ask for a smaller size (--max-side 2000; max_side= or size=), with which it is read reduced"
+_ASK_FOR_LESS = f"{_SMALLER}, or {_RAISE}"
+_EVEN_REDUCED = f"That is the limit for what is read reduced. Store it smaller, or {_RAISE}"
+
+
+class Picture(NamedTuple):
+    """A picture for the network: ``(1, 3, H', W')`` float32, and ``(H, W)``, the size of the image it was made from.
+
+    The sizes differ where a very large file was read reduced.
+    """
+
+    pixels: Tensor
+    size: tuple[int, int]
 
 
 def to_tensor(image: ImageLike) -> Tensor:
@@ -35,45 +52,84 @@ def to_tensor(image: ImageLike) -> Tensor:
         The picture on the CPU, or on the tensor's own device.
 
     Raises:
-        DataError: The file is absent or no readable picture.
+        DataError: The file is absent, no readable picture, or too large (`sa2depth.image_files.megapixel_limit`).
         ShapeError: The shape, type or range is none of the above.
     """
+    return to_picture(image).pixels
+
+
+def to_picture(
+    image: ImageLike,
+    wanted: Callable[[int, int], tuple[int, int]] | None = None,
+    max_megapixels: float | None = None,
+) -> Picture:
+    """The same, with the image's own size; files above the limit are read reduced where a smaller size is wanted.
+
+    Args:
+        image: See `to_tensor`.
+        wanted: ``(height, width)`` of an image to those that the network is to see; None: the image's own.
+        max_megapixels: Files above it are not read as a whole; None: see `sa2depth.image_files.megapixel_limit`.
+
+    Returns:
+        The picture; one that was read reduced has at least twice the wanted sides.
+
+    Raises:
+        DataError: See `to_tensor`.
+        ShapeError: See `to_tensor`.
+        ConfigError: The limit is no positive number.
+    """
     if isinstance(image, Tensor):
-        return _from_tensor(image)
-    if isinstance(image, np.ndarray):
-        return _from_array(image)
-    if isinstance(image, Image.Image):
-        return _from_array(_pixels(image))
-    if isinstance(image, str | os.PathLike):
-        return _from_array(_read(Path(image).expanduser()))
-    raise ShapeError(
-        f"an image is a path, a PIL image, a NumPy array or a tensor, not {type(image).__name__}"
-    )
+        pixels = _from_tensor(image)
+    elif isinstance(image, np.ndarray):
+        pixels = _from_array(image)
+    elif isinstance(image, Image.Image):
+        name = str(getattr(image, "filename", "") or "image")
+        pixels = _from_array(_values(upright(image, name)[0]))
+    elif isinstance(image, str | os.PathLike):
+        return _read(Path(image).expanduser(), wanted, megapixel_limit(max_megapixels))
+    else:
+        raise ShapeError(
+            f"an image is a path, a PIL image, a NumPy array or a tensor, not {type(image).__name__}"
+        )
+    return Picture(pixels, (int(pixels.shape[-2]), int(pixels.shape[-1])))
 
 
-def _read(path: Path) -> npt.NDArray[Any]:
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such image file")
-    try:
-        with Image.open(path) as image:
-            return _pixels(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{path}: not a picture that can be read ({error}); fetch or export it again"
-        ) from error
+def _read(path: Path, wanted: Callable[[int, int], tuple[int, int]] | None, limit: float) -> Picture:
+    with opened(path, "photograph", math.inf) as image:
+        width, height = image.size
+        if width * height > limit * 1e6:
+            factor = 1 if wanted is None else _spare(height, width, wanted)
+            if factor < 2:
+                raise too_large(path, image.size, limit, _ASK_FOR_LESS)
+            if width * height > REDUCED * limit * 1e6:
+                raise too_large(path, image.size, REDUCED * limit, _EVEN_REDUCED)
+            turned, swapped = upright(reduced(image, factor), str(path))
+        else:
+            turned, swapped = upright(image, str(path))
+        size = (width, height) if swapped else (height, width)
+        return Picture(_from_array(_values(turned)), size)
 
 
-def _pixels(image: Image.Image) -> npt.NDArray[Any]:
-    """Upright pixels: ``(H, W, 3) uint8``, or ``(H, W) uint16`` for 16-bit grey."""
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode == "F":
+def _spare(height: int, width: int, wanted: Callable[[int, int], tuple[int, int]]) -> int:
+    """By which whole factor an image may be reduced and keep twice the sides that are wanted, however it is turned."""
+    factors = []
+    for sides in ((height, width), (width, height)):
+        factors += [have // (2 * want) for have, want in zip(sides, wanted(*sides), strict=True)]
+    return max(1, min(factors))
+
+
+def _values(upright_image: Image.Image) -> npt.NDArray[Any]:
+    """Pixels of a Pillow image: ``(H, W, 3) uint8``, or ``(H, W) uint16`` for 16-bit grey."""
+    if upright_image.mode == "F":
         raise ShapeError("a picture of floats has no known range: scale it to [0, 1] and pass it as an array")
-    if upright.mode.startswith("I"):
-        grey = np.array(upright)
+    if upright_image.mode.startswith("I"):
+        grey = np.array(upright_image)
         if grey.min(initial=0) < 0 or grey.max(initial=0) > 65535:
-            raise ShapeError(f"a grey picture of mode {upright.mode} must hold 16-bit values, 0 to 65535")
+            raise ShapeError(
+                f"a grey picture of mode {upright_image.mode} must hold 16-bit values, 0 to 65535"
+            )
         return grey.astype(np.uint16)
-    return np.array(upright.convert("RGB"))
+    return np.array(to_rgb(upright_image))
 
 
 def _from_array(array: npt.NDArray[Any]) -> Tensor:
@@ -85,8 +141,12 @@ def _from_array(array: npt.NDArray[Any]) -> Tensor:
         )
     array = array[:, :, :3]
     if array.dtype in (np.uint8, np.uint16):
-        values = array.astype(np.float32) / np.iinfo(array.dtype).max
-    elif np.issubdtype(array.dtype, np.floating):
+        # in place and without a look at the range: a photograph of 100 megapixels takes 1.2 GB as it is
+        values = np.ascontiguousarray(array, np.float32)
+        values /= np.float32(np.iinfo(array.dtype).max)
+        picture = rearrange(torch.from_numpy(values), "h w c -> 1 c h w")
+        return picture if picture.shape[1] == 3 else picture.expand(-1, 3, -1, -1).contiguous()
+    if np.issubdtype(array.dtype, np.floating):
         values = array.astype(np.float32)
     else:
         raise ShapeError(f"an image array holds uint8, uint16 or floats in [0, 1], not {array.dtype}")

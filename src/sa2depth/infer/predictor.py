@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sa2depth.errors import ConfigError, ShapeError
+from sa2depth.image_files import megapixel_limit
 from sa2depth.infer.graphs import Graphed
-from sa2depth.infer.images import ImageLike, to_tensor
+from sa2depth.infer.images import ImageLike, to_picture
 from sa2depth.infer.prediction import Prediction
 from sa2depth.infer.sizes import pad_to_multiple, resize_image, resize_map, working_size
 from sa2depth.metrics import flip_average
@@ -44,10 +45,13 @@ class Predictor:
         compile: Fuse layers with ``torch.compile`` on CUDA: a minute at the first image of each size, then faster.
         graph: Replay CUDA graphs, one for each size of image that comes again, up to four: without it a small image
             takes as long as Python needs to launch its kernels. On CUDA only.
+        max_megapixels: Files with more are never decoded as a whole: with ``size`` or ``max_side`` they are read
+            reduced (the results keep the file's size), without they are refused. None: what the environment variable
+            ``SA2DEPTH_MAX_MEGAPIXELS`` says, else 179.
 
     Raises:
         ConfigError: No model, an unknown device or precision, weights in another than float32 (or, for ``"fp32"``,
-            float64), or both ``size`` and ``max_side``.
+            float64), both ``size`` and ``max_side``, or a limit that is no positive number.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class Predictor:
         size: tuple[int, int] | None = None,
         compile: bool = False,
         graph: bool = True,
+        max_megapixels: float | None = None,
     ) -> None:
         given: object = model
         if not isinstance(given, nn.Module):
@@ -86,6 +91,7 @@ class Predictor:
         self.flip = flip
         self.max_side = max_side
         self.size = size
+        self.max_megapixels = megapixel_limit(max_megapixels)
         self._multiple = int(getattr(model, "stride_multiple", 32))
         self._network: Callable[[Tensor], Tensor] = self._maps
         if graph and self.device.type == "cuda":
@@ -107,13 +113,14 @@ class Predictor:
             Depth in metres and confidence at the input's size.
 
         Raises:
-            DataError: The file is absent or no picture.
+            DataError: The file is absent, no picture, or too large.
             ShapeError: The image or the camera matrix has another shape, type or range.
         """
         camera = None if intrinsics is None else _camera(intrinsics)
-        picture = to_tensor(image).to(self.device)
-        height, width = int(picture.shape[-2]), int(picture.shape[-1])
-        resized = resize_image(picture, working_size(height, width, self.size, self.max_side))
+        picture, (height, width) = to_picture(image, self._working_size, self.max_megapixels)
+        # not kept beside what it becomes: it may be large
+        resized = resize_image(picture.to(self.device), self._working_size(height, width))
+        del picture
         with torch.inference_mode():
             depth, confidence = self._predict(resized)
             if self.flip:
@@ -135,6 +142,9 @@ class Predictor:
                 prediction.id, prediction.broken_pixels, prediction.depth.size,
             )  # fmt: skip
         return prediction
+
+    def _working_size(self, height: int, width: int) -> tuple[int, int]:
+        return working_size(height, width, self.size, self.max_side)
 
     def _predict(self, picture: Tensor) -> tuple[Tensor, Tensor]:
         """Depth (m) and confidence, each ``(1, 1, H, W)`` float32, of ``(1, 3, H, W)`` of any size."""

@@ -5,8 +5,10 @@ in the PNG's text fields), ``NAME_depth.npy`` float32 metres. Each file appears 
 """
 
 import logging
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from sa2depth.atomic import atomic_path
 from sa2depth.errors import ConfigError
+from sa2depth.image_files import opened
 from sa2depth.infer.prediction import Prediction
 from sa2depth.version import __version__
 
@@ -48,7 +51,9 @@ def write_color(
     near, far = depth_range or (prediction.min_depth, prediction.max_depth)
     if not near < far:
         raise ConfigError(f"the colour range must go from near to far, not from {near:g} to {far:g} m")
-    pixels = colorize(prediction.depth, near, far, colormap)
+    pixels = np.empty((*prediction.depth.shape, 3), np.uint8)
+    for rows in bands(prediction.depth.shape):
+        pixels[rows] = colorize(prediction.depth[rows], near, far, colormap)
     notes = {"Depth-Unit": "metre", "Depth-Range": f"{near:g} {far:g}"}
     _write_png(Image.fromarray(np.ascontiguousarray(pixels)), path, notes)
 
@@ -65,16 +70,20 @@ def write_millimetres(prediction: Prediction, path: Path) -> None:
     """
     # OFFICIAL: the released writer truncates, which is half a step too near on average, and leaves NaN
     # undefined.
-    finite = np.isfinite(prediction.depth)
-    depth_mm = np.rint(np.where(finite, prediction.depth, 0.0).astype(np.float64) * 1000)
-    too_far, broken = int(np.count_nonzero(depth_mm > MILLIMETRES_MAX)), int(np.count_nonzero(~finite))
+    pixels = np.empty(prediction.depth.shape, np.uint16)
+    too_far = broken = 0
+    for rows in bands(prediction.depth.shape):
+        finite = np.isfinite(prediction.depth[rows])
+        depth_mm = np.rint(np.where(finite, prediction.depth[rows], 0.0).astype(np.float64) * 1000)
+        too_far += int(np.count_nonzero(depth_mm > MILLIMETRES_MAX))
+        broken += int(np.count_nonzero(~finite))
+        pixels[rows] = np.clip(depth_mm, 0, MILLIMETRES_MAX).astype(np.uint16)
     if too_far:
         logger.warning(
             "%s: %d pixels beyond 65.535 m are clipped; the .npy holds them in full", path, too_far
         )
     if broken:
         logger.warning("%s: %d pixels are NaN or infinite and are written as 0, no depth", path, broken)
-    pixels = np.clip(depth_mm, 0, MILLIMETRES_MAX).astype(np.uint16)
     notes = {
         "Depth-Unit": "millimetre",
         "Depth-Scale": "0.001",
@@ -164,18 +173,29 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
         Names in the same order.
     """
     stems = [path.stem.casefold() for path in paths]
+    count = Counter(stems)
     taken: set[str] = set()
     names = []
     for path, stem in zip(paths, stems, strict=True):
-        base = (
-            path.stem if stems.count(stem) == 1 or not path.parent.name else f"{path.parent.name}_{path.stem}"
-        )
+        alone = count[stem] == 1 or not path.parent.name
+        base = path.stem if alone else f"{path.parent.name}_{path.stem}"
         name, number = base, 2
         while name.casefold() in taken:
             name, number = f"{base}_{number}", number + 1
         taken.add(name.casefold())
         names.append(name)
     return names
+
+
+def bands(shape: tuple[int, ...], pixels: int = 1 << 22) -> Iterator[slice]:
+    """Rows of a map that are worked on at a time: float64 copies of a whole one may not fit into the memory.
+
+    Args:
+        shape: ``(H, W)``.
+        pixels: at most so many at a time, one row at least.
+    """
+    step = max(1, pixels // max(1, shape[1]))
+    return (slice(top, top + step) for top in range(0, shape[0], step))
 
 
 def _write_png(image: Image.Image, path: Path, notes: dict[str, str]) -> None:
@@ -187,6 +207,10 @@ def _write_png(image: Image.Image, path: Path, notes: dict[str, str]) -> None:
 
 
 def read_millimetres(path: str | os.PathLike[str]) -> npt.NDArray[np.float32]:
-    """Read a file of `write_millimetres` back: ``(H, W)`` float32 metres, 0 = no depth."""
-    with Image.open(path) as image:
+    """Read a file of `write_millimetres` back: ``(H, W)`` float32 metres, 0 = no depth.
+
+    Raises:
+        DataError: it is absent or broken.
+    """
+    with opened(Path(path), "depth map", math.inf) as image:
         return np.array(image).astype(np.float32) / np.float32(1000)

@@ -36,7 +36,7 @@ def data_uri(path: Path, most_bytes: int) -> str:
             image.load()
             if kind is None or len(raw) > most_bytes:
                 raw, kind = _smaller(image.convert("RGB"), most_bytes), "image/webp"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow may raise anything on a damaged file
         raise DataError(f"{path} is not a readable picture ({error})") from error
     return f"data:{kind};base64,{base64.b64encode(raw).decode()}"
 

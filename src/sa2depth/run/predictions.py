@@ -166,9 +166,12 @@ class PredictionReader:
             return np.where(depth > 0, depth, np.float32(np.nan))
         try:
             array = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except OSError as error:
+            raise DataError(f"{path}: this prediction cannot be read ({error.strerror or error})") from error
+        except Exception as error:  # BadZipFile, MemoryError ...: a damaged file may raise anything
             raise DataError(
-                f"{path}: expected a NumPy array of metres, found a file that is none ({error})"
+                f"{path}: expected a NumPy array of metres, found a file that is none "
+                f"({str(error) or type(error).__name__})"
             ) from error
         array = np.squeeze(array) if isinstance(array, np.ndarray) and array.ndim > 2 else array
         if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind != "f":
