@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from sa2depth.errors import DataError
 
@@ -31,6 +31,24 @@ def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
             )
         image.info.pop("transparency", None)  # of a palette: Pillow would warn of it for every file
         return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def photograph_size(path: Path) -> tuple[int, int]:
+    """``(H, W)`` of a photograph as `read_rgb` hands it out, from the head of the file where that says it.
+
+    Raises:
+        DataError: as `read_rgb`, where the whole file has to be read.
+    """
+    try:
+        with Image.open(path) as image:
+            known = image.format in ("JPEG", "MPO", "PNG")  # others may turn while decoded
+            turned = known and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+            width, height = image.size
+    except Exception:  # whatever Pillow raises, the reader of the whole file says it in words
+        known = turned = False
+    if not known:
+        height, width = read_rgb(path).shape[:2]
+    return (width, height) if turned else (height, width)
 
 
 def read_mask(path: Path) -> npt.NDArray[np.bool_]:
