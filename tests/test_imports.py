@@ -10,7 +10,10 @@ import sa2depth
 ROOT = Path(sa2depth.__file__).parent
 
 # __main__ is the command itself
-BELOW_ALL = {"errors", "resources", "version", "atomic", "masks", "holes", "threads", "quoting", "image_files", "file_kinds"}
+BELOW_ALL = {
+    *{"errors", "resources", "version", "atomic", "masks", "holes"},
+    *{"threads", "stages", "quoting", "image_files", "file_kinds"},
+}
 # What each room may import besides its own and what is below all.
 ALLOWED = {
     "ops": set(),

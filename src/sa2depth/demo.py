@@ -10,17 +10,20 @@ from importlib.resources import as_file, files
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-from rich.console import Console
+from sa2depth.stages import loading
 
-from sa2depth.config import launch
-from sa2depth.data.images import read_rgb
-from sa2depth.infer import Predictor, write
-from sa2depth.quoting import argument, hydra_quoted
-from sa2depth.report import colorize
-from sa2depth.train import train
-from sa2depth.weights import load_model
+with loading("PyTorch and Lightning", command=__name__ == "__main__"):
+    import numpy as np
+    from PIL import Image
+    from rich.console import Console
+
+    from sa2depth.config import launch
+    from sa2depth.data.images import read_rgb
+    from sa2depth.infer import Predictor, write
+    from sa2depth.quoting import argument, hydra_quoted
+    from sa2depth.report import colorize
+    from sa2depth.train import train
+    from sa2depth.weights import load_model
 
 
 def main() -> None:

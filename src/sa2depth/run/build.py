@@ -23,6 +23,7 @@ from sa2depth.models import SA2Depth, build_model
 from sa2depth.ops import use_backend
 from sa2depth.ops.precision import float32_products
 from sa2depth.run.processes import EndAtSigterm
+from sa2depth.run.stage_times import ValidationStage
 
 PATHS = ("data_dir", "runs_dir", "output_dir")
 SHARED_KEYS: dict[str, Any] = dict.fromkeys(
@@ -130,7 +131,7 @@ def build_trainer(cfg: DictConfig, with_logs: bool = True) -> L.Trainer:
             options[kind] = [instantiate(each) for each in (cfg.get(kind) or {}).values() if each is not None]
     else:
         options = {**options, "callbacks": [], "logger": False, "enable_checkpointing": False}
-    options["callbacks"] += [FreeCores(), EndAtSigterm()]
+    options["callbacks"] += [FreeCores(), EndAtSigterm(), ValidationStage()]
     return cast(L.Trainer, instantiate(node, **options))
 
 
