@@ -46,6 +46,16 @@ def test_prints_the_plan(tiny_run):
         assert words in done.stdout
 
 
+def test_it_says_how_long_the_command_still_takes(tiny_run):
+    _, done = tiny_run
+    lines = [line for line in done.stdout.splitlines() if " left (training " in line]
+    assert [line.partition("- ")[2].partition(": about")[0] for line in lines if "step" not in line] == [
+        "epoch 1 of 2",
+        "epoch 2 of 2",
+    ]
+    assert "test, tables and pictures: about" in done.stdout
+
+
 def test_metrics_are_the_mean_of_the_table(tiny_run):
     folder, _ = tiny_run
     scores = json.loads((folder / "metrics.json").read_text())

@@ -251,7 +251,7 @@ def _validations(trainer: L.Trainer, batch_idx: int | None, epochs: float) -> fl
     first = trainer.current_epoch + (1 if batch_idx is None else 0)
     last = trainer.current_epoch + math.floor(epochs)
     runs = sum((epoch + 1) % every == 0 for epoch in range(first, last + 1))
-    return runs * max(1, int(per_epoch // step)) if math.isfinite(step) and step else runs
+    return runs * max(1, int(per_epoch // step)) if isinstance(step, int) and step else runs
 
 
 def _batch_size(trainer: L.Trainer) -> int:
