@@ -10,6 +10,7 @@ from sa2depth.cli.friendly import complain
 from sa2depth.cli.inputs import find_images, parse_size
 from sa2depth.cli.options import Checkpoint, Device, LegacyDepth, Precision
 from sa2depth.errors import DataError, ShapeError
+from sa2depth.stages import stage
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,9 +58,10 @@ def predict(
     wanted = [name.strip() for name in formats.split(",") if name.strip()]
     working_size = parse_size(size)
 
-    from sa2depth.infer import Predictor
-    from sa2depth.infer.writers import check_formats
-    from sa2depth.weights import load_model
+    with stage("loading PyTorch"):
+        from sa2depth.infer import Predictor
+        from sa2depth.infer.writers import check_formats
+        from sa2depth.weights import load_model
 
     check_formats(wanted)
     model = load_model(checkpoint, min_depth=min_depth, max_depth=max_depth)
@@ -95,7 +97,10 @@ def _run(
 
     written = failed = 0
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with (
+        stage("predicting", len(files), shown=not console.is_terminal) as lines,
+        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
+    ):
         task = progress.add_task("predicting", total=len(files))
         for file, name in zip(files, unique_names(files), strict=True):
             progress.update(task, description=name)
@@ -109,6 +114,7 @@ def _run(
                 failed += 1
                 complain(str(error))
             progress.advance(task)
+            lines.advance()
     return written, failed
 
 
