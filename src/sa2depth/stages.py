@@ -187,7 +187,8 @@ def seconds_so_far() -> dict[str, float]:
 def tell(seconds: Mapping[str, float]) -> str:
     """Seconds by stage in one line, those below a tenth of a second left out."""
     parts = [f"{name} {value:.1f} s" for name, value in seconds.items() if name != "total" and value >= 0.1]
-    return f"{', '.join(parts)}; total {seconds['total']:.1f} s"
+    total = f"total {seconds['total']:.1f} s"
+    return f"{', '.join(parts)}; {total}" if parts else total
 
 
 def _process_start() -> float:

@@ -305,6 +305,17 @@ def test_kitti_predictions_of_the_image_or_of_its_frame(kitti, evaluate_here, tm
     assert document["input_sizes"] == document["protocol"]["flip"] == "not applicable"
 
 
+# ---------------------------------------------------------------- stages
+
+
+def test_the_seconds_of_an_evaluation(made, predictions, evaluate_here, tmp_path, capsys):
+    sizes = [(32, 48)] * 3
+    document = evaluate_here(*made(*sizes), predictions(Made(sizes), [0.1] * 3))
+    expected = ["set-up", "scoring", "pictures", "tables", "rest", "total"]
+    assert sorted(document["stages_s"]) == sorted(expected)
+    assert f"total {document['stages_s']['total']:.1f} s" in capsys.readouterr().out
+
+
 # ---------------------------------------------------------------- baseline
 
 

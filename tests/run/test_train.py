@@ -70,6 +70,22 @@ def test_metrics_are_the_mean_of_the_table(tiny_run):
     assert set(scores["baselines"]["median_depth_map"]) >= set(scores["metrics"])
 
 
+def test_says_how_long_each_stage_took(tiny_run):
+    folder, done = tiny_run
+    scores = json.loads((folder / "metrics.json").read_text())
+    seconds = scores["stages_s"]
+    stages = {"start", "set-up", "fit", "validation", "test", "pictures", "baseline", "tables"}
+    assert set(seconds) == {*stages, "rest", "total"}
+    assert math.fsum(value for name, value in seconds.items() if name != "total") == pytest.approx(
+        seconds["total"], abs=0.06
+    )  # each is rounded
+    assert scores["fit_s"] == pytest.approx(seconds["fit"] + seconds["validation"], abs=0.2)
+    assert seconds["start"] > 0.5  # PyTorch alone takes longer
+    line = next(line for line in done.stdout.splitlines() if line.startswith("time "))
+    assert f"start {seconds['start']:.1f} s, " in line
+    assert f"; total {seconds['total']:.1f} s" in line
+
+
 def test_the_shared_model_is_the_best_checkpoint_and_predicts_what_was_scored(tiny_run):
     folder, _ = tiny_run
     model, best = load_model(folder / "model.safetensors"), load_model(folder / "checkpoints/best.ckpt")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from sa2depth.bench.evaluation import evaluation_times
 from sa2depth.bench.networks import (
     MODELS,
     PARTS,
@@ -27,7 +28,8 @@ from sa2depth.ops import use_backend
 from sa2depth.ops.backends import NAMES
 from sa2depth.ops.precision import float32_products
 
-WHAT = ("operators", "parts", "inference", "training")
+NETWORK = ("operators", "parts", "inference", "training")
+WHAT = (*NETWORK, "evaluation")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 OUT_OF_MEMORY = "out of memory"
@@ -79,7 +81,7 @@ class Settings:
         device: where.
         models: of ``nano``, ``t``, ``s``, ``l``.
         what: of ``operators`` (forward, and forward with backward), ``parts`` (encoder, decoder, heads), ``inference``,
-            ``training``.
+            ``training``, and ``evaluation``: what an evaluation does beside the network, on the CPU.
         size: height and width of the images, multiples of 32.
         batch: images.
         precisions: of ``fp32`` (matrix products in float32; convolutions as PyTorch has them), ``tf32``, ``bf16``,
@@ -94,7 +96,7 @@ class Settings:
 
     device: torch.device
     models: Sequence[str] = ("t",)
-    what: Sequence[str] = WHAT
+    what: Sequence[str] = NETWORK
     size: tuple[int, int] = (480, 640)
     batch: int = 1
     precisions: Sequence[str] = ("fp32",)
@@ -163,6 +165,8 @@ Call = Callable[[], object]
 
 def run(settings: Settings) -> Iterator[Row]:
     """Measure; rows come as they are done, those of one subject together."""
+    if "evaluation" in settings.what:
+        yield from _evaluation(settings)
     for model in settings.models:
         for precision in settings.precisions:
             if "operators" in settings.what and model != "nano":
@@ -173,6 +177,13 @@ def run(settings: Settings) -> Iterator[Row]:
                 yield from _compare(settings, model, "inference", precision, _inference)
             if "training" in settings.what:
                 yield from _compare(settings, model, TRAINING_STEP, precision, _training)
+
+
+def _evaluation(settings: Settings) -> Iterator[Row]:
+    first: dict[str, float] = {}
+    for timed in evaluation_times(settings.size):
+        speedup = first.setdefault(timed.subject, timed.seconds) / timed.seconds
+        yield Row("-", timed.subject, "fp64", timed.way, 1000 * timed.seconds, calls=1, speedup=speedup)
 
 
 def _operators(settings: Settings, model: str, precision: str) -> Iterator[Row]:

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 def bench(
     models: Annotated[str, typer.Option(help="Any of nano, t, s, l.")] = "t",
     what: Annotated[
-        str, typer.Option(help="Any of operators, parts, inference, training.")
+        str,
+        typer.Option(
+            help="Any of operators, parts, inference, training, evaluation (baseline and pictures)."
+        ),
     ] = "operators,parts,inference,training",
     size: Annotated[str, typer.Option(metavar="HxW", help="Of the images, multiples of 32.")] = "480x640",
     batch: Annotated[int, typer.Option(min=1, help="Images.")] = 1,

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from sa2depth.errors import ConfigError
+from sa2depth.stages import stage
 
 
 def convert(
@@ -29,15 +30,17 @@ def convert(
     if target.exists() and not force:
         raise ConfigError(f"{target} exists: choose another name, or replace it with --force")
 
-    from sa2depth.weights.checkpoint import build, read_checkpoint, save_model
+    with stage("loading PyTorch"):
+        from sa2depth.weights.checkpoint import build, read_checkpoint, save_model
 
-    checkpoint = read_checkpoint(source)
-    model = build(checkpoint, min_depth=min_depth, max_depth=max_depth)
-    save_model(
-        model,
-        target,
-        extra={**checkpoint.extra, "converted_from": source.name, "source_kind": checkpoint.kind},
-    )
+    with stage("converting"):
+        checkpoint = read_checkpoint(source)
+        model = build(checkpoint, min_depth=min_depth, max_depth=max_depth)
+        save_model(
+            model,
+            target,
+            extra={**checkpoint.extra, "converted_from": source.name, "source_kind": checkpoint.kind},
+        )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     spec: dict[str, Any] = getattr(model, "spec")  # noqa: B009 - nn.Module has no static type for it
     print(f"read          {source} ({checkpoint.kind})")

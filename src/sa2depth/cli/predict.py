@@ -15,6 +15,7 @@ from sa2depth.cli.friendly import complain
 from sa2depth.cli.inputs import find_images, parse_size
 from sa2depth.cli.options import Checkpoint, Device, LegacyDepth, Precision
 from sa2depth.errors import DataError, ShapeError, UserError
+from sa2depth.stages import stage
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,10 +73,11 @@ def predict(
     wanted = [name.strip() for name in formats.split(",") if name.strip()]
     working_size = parse_size(size)
 
-    from sa2depth.infer import Predictor
-    from sa2depth.infer.writers import check_formats
-    from sa2depth.threads import settle
-    from sa2depth.weights import load_model
+    with stage("loading PyTorch"):
+        from sa2depth.infer import Predictor
+        from sa2depth.infer.writers import check_formats
+        from sa2depth.threads import settle
+        from sa2depth.weights import load_model
 
     check_formats(wanted)
     _check_folder(output)
@@ -117,7 +119,10 @@ def _run(
     names = unique_names(files)
     _tell_names(files, names)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with (
+        stage("predicting", len(files), shown=not console.is_terminal) as lines,
+        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
+    ):
         task = progress.add_task("predicting", total=len(files))
         for file, name in zip(files, names, strict=True):
             progress.update(task, description=escape(name))
@@ -132,6 +137,7 @@ def _run(
                 failed += 1
                 complain(str(error))
             progress.advance(task)
+            lines.advance()
     return written, failed
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from sa2depth.errors import ConfigError
+from sa2depth.stages import stage
 
 
 def report(
@@ -37,17 +38,20 @@ def report(
             f"--output {output} is a folder: name a file in it, such as {output / 'report.html'}"
         )
 
-    from sa2depth.report.page import write_page
-    from sa2depth.report.run_files import read_run
+    with stage("loading PyTorch"):
+        from sa2depth.report.page import write_page
+        from sa2depth.report.run_files import read_run
 
     # all are read before the first page is written: a misspelt name is said at once
-    files = [read_run(run) for run in runs]
-    others = [read_run(other) for other in compare or ()]
+    with stage("reading runs"):
+        files = [read_run(run) for run in runs]
+        others = [read_run(other) for other in compare or ()]
     if len(files) == 1 and any(other.folder == files[0].folder for other in others):
         raise ConfigError(f"--compare {files[0].folder} is the run itself: name another")
     for run in files:
         # among several runs, one may be the reference of the others
-        path = write_page(run, output, [other for other in others if other.folder != run.folder])
+        with stage("writing the page"):
+            path = write_page(run, output, [other for other in others if other.folder != run.folder])
         print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
         for gap in run.gaps:
             print(f"  {gap}")

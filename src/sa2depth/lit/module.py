@@ -242,6 +242,7 @@ class DepthModule(L.LightningModule):
         if reason:
             self._say("layers are not compiled: %s", reason)
         else:
+            self._say("layers are compiled at the first steps, %s", "once: about 200 s without progress")
             compile_layers(self.model)
 
     def on_validation_epoch_start(self) -> None:

@@ -18,6 +18,7 @@ import torch
 from sa2depth.atomic import atomic_path
 from sa2depth.ops.kernels import cache_dir, versions
 from sa2depth.resources import csrc_dir
+from sa2depth.stages import stage
 
 if TYPE_CHECKING:
     from sa2depth.ops.selftest import Check
@@ -65,7 +66,10 @@ def _verdict(operator: str, backend: str, kind: str, index: int | None) -> str:
         verdict = _read(_note(operator, backend, device))
         if verdict is None:
             # In a thread of its own no mode of the caller is on: inference, autocast, export, vmap, fake tensors ...
-            with ThreadPoolExecutor(1) as thread:
+            with (
+                stage(f"testing {operator} ({backend}) once on this machine"),
+                ThreadPoolExecutor(1) as thread,
+            ):
                 result = thread.submit(check, operator, backend, device)
             if backend == "triton" and (error := result.exception()):
                 # It brings compilers and drivers of its own: what they lack here is no fault of the kernels.

@@ -38,10 +38,15 @@ def median_baseline(train: Source, test: Source, protocol: Protocol) -> dict[str
         What `sa2depth.metrics.aggregate` gives, and ``maps``, the number of training maps; ``{"not_run": reason}``
         where these have no common size, so that there is no median of a pixel.
     """
+    return fit_and_score(train, test, protocol, kept=True)
+
+
+def fit_and_score(train: Source, test: Source, protocol: Protocol, *, kept: bool = False) -> dict[str, Any]:
+    """`median_baseline`; the fitted map is looked for and kept on disk only if asked for."""
     indices = spread(len(train), MAPS)
     with stage("baseline", len(indices) + len(test)) as progress, few_threads(1):
         try:
-            predictor = _fitted(train, indices, protocol, progress)
+            predictor = _fitted(train, indices, protocol, progress, kept)
         except ShapeError as error:
             return {"not_run": str(error)}
         rows = []
@@ -52,9 +57,11 @@ def median_baseline(train: Source, test: Source, protocol: Protocol) -> dict[str
     return {**aggregate(rows, protocol), "maps": len(indices)}
 
 
-def _fitted(train: Source, indices: Sequence[int], protocol: Protocol, progress: Progress) -> MedianDepthMap:
+def _fitted(
+    train: Source, indices: Sequence[int], protocol: Protocol, progress: Progress, kept: bool
+) -> MedianDepthMap:
     limits = protocol.min_depth, protocol.max_depth
-    place = place_of(train, indices, protocol)
+    place = place_of(train, indices, protocol) if kept else None
     known = None if place is None else read_map(place)
     if known is not None:
         progress.advance(len(indices))

@@ -47,7 +47,7 @@ def read_map(path: Path) -> NDArray[np.float32] | None:
     """``(H,W)`` metres that `keep_map` has written; None where there are none, or not whole."""
     try:
         contents = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         _log.warning(

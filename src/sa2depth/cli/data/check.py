@@ -9,6 +9,7 @@ import typer
 
 from sa2depth.cli.data.choose import build_sources, compose_data
 from sa2depth.errors import ConfigError
+from sa2depth.stages import stage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -92,11 +93,18 @@ def _run(
     from sa2depth.data.check import image_count
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("opening", total=image_count(sources, quick))
-        return check_sources(
-            sources, workers, quick, lambda count: progress.advance(task, count), unlisted=unlisted
-        )
+    total = image_count(sources, quick)
+    with (
+        stage("opening images", total, shown=not console.is_terminal) as lines,
+        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
+    ):
+        task = progress.add_task("opening", total=total)
+
+        def advance(count: int) -> None:
+            progress.advance(task, count)
+            lines.advance(count)
+
+        return check_sources(sources, workers, quick, advance, unlisted=unlisted)
 
 
 def _print_split(console: "Console", part: "SplitReport") -> None:

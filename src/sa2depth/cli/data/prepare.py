@@ -9,6 +9,7 @@ import typer
 
 from sa2depth.cli.friendly import complain
 from sa2depth.errors import ConfigError, DataError
+from sa2depth.stages import stage
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -125,16 +126,21 @@ def _carry_out(plan: "Plan", workers: int | None, verify: bool, console: "Consol
 
     steps = work(plan, verify=verify)
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with (
+        stage(
+            "preparing, in bytes", sum(_weight(step) for step in steps), shown=not console.is_terminal
+        ) as lines,
+        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
+    ):
         # A link counts as one byte: where there is nothing else, the bar moves all the same.
         task = progress.add_task("preparing", total=sum(_weight(step) for step in steps))
+
+        def tick(step: "Step") -> None:
+            progress.update(task, advance=_weight(step))
+            lines.advance(_weight(step))
+
         try:
-            return execute(
-                plan,
-                workers=workers,
-                verify=verify,
-                tick=lambda step: progress.update(task, advance=_weight(step)),
-            )
+            return execute(plan, workers=workers, verify=verify, tick=tick)
         except KeyboardInterrupt:
             complain("stopped; every file that is there is whole. The same command continues")
             raise typer.Exit(130) from None

@@ -9,6 +9,7 @@ import typer
 from sa2depth.cli.friendly import complain
 from sa2depth.cli.options import Checkpoint, Device, LegacyDepth, Precision
 from sa2depth.errors import ConfigError
+from sa2depth.stages import stage
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,14 +80,16 @@ def validate_submission(
 def _predictions(
     predictor: "Predictor", frames: "Sequence[Frame]", progress: "Progress"
 ) -> "Iterator[tuple[int, DepthMap]]":
-    for number, frame in enumerate(progress.track(frames, description="predicting")):
-        yield number, predictor(frame.image, id=frame.id).depth
+    with stage("predicting", len(frames), shown=not progress.console.is_terminal) as lines:
+        for number, frame in enumerate(progress.track(frames, description="predicting")):
+            yield number, predictor(frame.image, id=frame.id).depth
+            lines.advance()
 
 
 def _validated(archive: Path, console: "Console") -> "SubmissionReport":
     from sa2depth.data import submission
 
-    with _progress(console) as progress:
+    with stage("checking", shown=not console.is_terminal), _progress(console) as progress:
         task = progress.add_task("checking", total=submission.COUNT)
         return submission.validate_submission(archive, lambda done: progress.update(task, completed=done))
 
