@@ -284,7 +284,7 @@ def _check_part(
             odd.setdefault(what, []).append(file)
         advance(1)
     report.depth = seen.summary()
-    report.notes += [f"{len(files):,} times, first {files[0]}: {what}" for what, files in odd.items()]
+    report.notes += [f"{what}: {len(files):,} times, first {files[0]}" for what, files in odd.items()]
     # Limits say which depths are wanted, not which ones there are: they tell nothing about the whole.
     decoders = {frame.decode for frame in chosen if frame.depth is not None}
     units = {None if isinstance(decode, Limited) else units_of(decode) for decode in decoders}
