@@ -280,8 +280,8 @@ def _check_part(
         if finding.digest is not None:
             digests[str(frame.image)] = finding.digest
         seen.add(finding.depth)
-        for what, file in finding.notes:
-            odd.setdefault(what, []).append(file)
+        for what, where in finding.notes:
+            odd.setdefault(what, []).append(where)
         advance(1)
     report.depth = seen.summary()
     report.notes += [f"{what}: {len(files):,} times, first {files[0]}" for what, files in odd.items()]
