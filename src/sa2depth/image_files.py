@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
@@ -161,9 +162,12 @@ def reduced(image: Image.Image, factor: int) -> Image.Image:
     rest = factor // max(1, round(width / image.size[0]))
     if rest < 2:
         return image
-    exif = {key: image.info[key] for key in ("exif", "xmp", "XML:com.adobe.xmp") if key in image.info}
+    exif: dict[str | tuple[int, int], Any] = {
+        key: image.info[key] for key in ("exif", "xmp", "XML:com.adobe.xmp") if key in image.info
+    }
     image.load()
-    exif |= {key: image.info[key] for key in ("exif",) if key in image.info}  # a PNG may have it at its end
+    if "exif" in image.info:
+        exif["exif"] = image.info["exif"]  # a PNG may have it at its end
     if image.mode in ("1", "P", "PA"):
         image = to_rgb(image)
     elif image.mode.startswith("I;"):

@@ -93,7 +93,7 @@ def save_as_jpeg(path):
 
 FAULTS = {
     "truncated photograph": ("image", cut, "unreadable", "truncated"),
-    "empty photograph": ("image", lambda p: p.write_bytes(b""), "unreadable", "broken file"),
+    "empty photograph": ("image", lambda p: p.write_bytes(b""), "unreadable", "an empty file"),
     "16-bit photograph": (
         "image",
         lambda p: Image.fromarray(np.ones((24, 32), np.uint16)).save(p, "png"),

@@ -374,3 +374,56 @@ def test_another_word_for_compile_is_an_error():
         _module(compile="yes")
     with pytest.raises(ConfigError, match="cuda_graph=maybe: choose auto, true or false"):
         _module(cuda_graph="maybe")
+
+
+def test_the_prediction_is_brought_to_a_truth_with_fewer_pixels_than_its_image():
+    module, batch = _module(), _batch(size=(32, 64))
+    across = torch.linspace(0.5, 1, 64).expand(2, 3, 32, 64)
+    batch["image"], batch["depth"] = across.clone(), torch.full((2, 1, 8, 16), 2.0)
+    scored = module.score(batch)
+    assert scored.truth.shape == scored.prediction.shape == (2, 1, 8, 16)
+    assert scored.image.shape == (2, 3, 32, 64)
+    assert scored.sizes == Sizes((32, 64), (8, 16), (32, 64))
+    # a ramp at the centres of the truth's pixels: the mean of the four columns that each covers
+    wanted = 2 * across[:, :1].unfold(3, 4, 4).mean(-1)[:, :, ::4]
+    torch.testing.assert_close(scored.prediction, wanted)
+    module.test_metrics.update(scored.prediction, scored.truth, batch["index"], batch["id"])
+    row = module.test_metrics.table()[0]
+    assert row["pixels"] == 8 * 16
+    assert row["abs_rel"] == pytest.approx(
+        evaluate_image(wanted[0], batch["depth"][0], _protocol())["abs_rel"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"frame": (32, 32)},
+            r"frame=32x32\), which a depth map of 8x16 beside an image of 32x64 does not have",
+        ),
+        ({"crop": "nyu_pixels"}, "crop=nyu_pixels"),
+        ({"input": "bottom_centre", "input_size": (32, 64)}, "input=bottom_centre"),
+    ],
+)
+def test_protocols_that_count_pixels_of_the_image_refuse_a_smaller_truth(options, words):
+    batch = _batch(size=(32, 64)) | {"depth": torch.ones(2, 1, 8, 16)}
+    with pytest.raises(ShapeError, match=f"protocol 'test' counts in pixels of the image .*{words}"):
+        _module(protocol=_protocol(**options)).score(batch)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (64, 128), (16, 8)])
+def test_a_truth_that_shows_another_view_is_refused(size):
+    batch = _batch(size=(32, 64)) | {"depth": torch.ones(2, 1, *size)}
+    with pytest.raises(ShapeError, match="fewer pixels of the same aspect"):
+        _module().score(batch)
+
+
+def test_a_crop_in_shares_is_counted_in_the_truths_own_pixels():
+    protocol = _protocol(crop="garg")
+    batch = _batch(size=(320, 640)) | {"depth": torch.full((2, 1, 80, 160), 2.0)}
+    module = _module(protocol=protocol)
+    scored = module.score(batch)
+    module.test_metrics.update(scored.prediction, scored.truth, batch["index"], batch["id"])
+    top, bottom, left, right = protocol.crop_box(80, 160)
+    assert module.test_metrics.table()[0]["pixels"] == (bottom - top) * (right - left)

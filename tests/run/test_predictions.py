@@ -282,3 +282,34 @@ def test_a_broken_or_a_wrong_file_ends_the_evaluation_with_its_name(predicted, e
 def test_checkpoint_and_predictions_exclude_each_other(evaluate_here, options, words):
     with pytest.raises(ConfigError, match=words):
         evaluate_here(*options, *DATA)
+
+
+# ---------------------------------------------------------------- a truth with fewer pixels than its image
+
+
+def test_a_prediction_has_the_size_of_the_image_or_of_a_smaller_truth(tmp_path):
+    whole = np.arange(8 * 16, dtype=np.float32).reshape(8, 16) + 1
+    np.save(tmp_path / "image.npy", whole)
+    np.save(tmp_path / "truth.npy", whole[::4, ::4])
+    np.save(tmp_path / "other.npy", whole[::2, ::2])
+    read = PredictionReader()
+    brought = read(tmp_path / "image.npy", (8, 16), protocol(), (2, 4))
+    assert brought.resized
+    # bilinear at the centres of the truth's pixels: the mean of the four pixels around them
+    wanted = whole.reshape(2, 4, 4, 4)[:, 1:3, :, 1:3].mean((1, 3))
+    np.testing.assert_allclose(brought.depth[0, 0].numpy(), wanted, rtol=1e-6)
+    kept = read(tmp_path / "truth.npy", (8, 16), protocol(), (2, 4))
+    assert not kept.resized
+    assert np.array_equal(kept.depth[0, 0].numpy(), whole[::4, ::4])
+    with pytest.raises(DataError, match=r"other\.npy: .*image, 8x16, or of its depth map, 2x4, found 4x8"):
+        read(tmp_path / "other.npy", (8, 16), protocol(), (2, 4))
+    assert PredictionReader(resize="native")(
+        tmp_path / "other.npy", (8, 16), protocol(), (2, 4)
+    ).depth.shape == (1, 1, 2, 4)
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04 no archive", b"\x93NUMPY\x01\0\x10\0{'descr'", b""])
+def test_a_damaged_prediction_is_named(tmp_path, content):
+    (tmp_path / "bad.npy").write_bytes(content)
+    with pytest.raises(DataError, match=r"bad\.npy: expected a NumPy array of metres"):
+        PredictionReader()(tmp_path / "bad.npy", (8, 16), protocol())

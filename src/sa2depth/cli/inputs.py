@@ -107,30 +107,6 @@ def _only_images(where: str, paths: Iterable[Path], say: Say) -> list[Path]:
     return images
 
 
-def _only_images(where: str, paths: Iterable[Path], say: Say) -> list[Path]:
-    """Sorted images among what was found; other files are named, folders and hidden files are not."""
-    images, others, results = [], [], []
-    for path in sorted(paths):
-        if path.name.startswith(".") or path.is_dir():
-            continue
-        if path.suffix.lower() not in SUFFIXES:
-            others.append(path.name)
-        elif is_result(path):
-            results.append(path.name)
-        else:
-            images.append(path)
-    for names, why in (
-        (others, "are no images by their names"),
-        (results, "were written by sa2depth predict"),
-    ):
-        if names:
-            more = ", ..." if len(names) > _NAMES_SHOWN else ""
-            say(
-                f"{where}: {len(names):,} files {why} and are left out: {', '.join(names[:_NAMES_SHOWN])}{more}"
-            )
-    return images
-
-
 def is_result(path: Path) -> bool:
     """Whether a file is a picture that ``sa2depth predict`` wrote, perhaps into the folder of its photographs."""
     if not path.name.endswith(("_depth.png", "_depth_mm.png")):

@@ -280,11 +280,11 @@ def _check_part(
         if finding.digest is not None:
             digests[str(frame.image)] = finding.digest
         seen.add(finding.depth)
-        for what, file in finding.notes:
-            odd.setdefault(what, []).append(file)
+        for what, where in finding.notes:
+            odd.setdefault(what, []).append(where)
         advance(1)
     report.depth = seen.summary()
-    report.notes += [f"{len(files):,} times, first {files[0]}: {what}" for what, files in odd.items()]
+    report.notes += [f"{what}: {len(files):,} times, first {files[0]}" for what, files in odd.items()]
     # Limits say which depths are wanted, not which ones there are: they tell nothing about the whole.
     decoders = {frame.decode for frame in chosen if frame.depth is not None}
     units = {None if isinstance(decode, Limited) else units_of(decode) for decode in decoders}

@@ -24,7 +24,8 @@ from sa2depth.data.depth_units import Spread, fitting_units
 from sa2depth.data.images import read_mask, read_rgb
 from sa2depth.data.index.frame import Frame
 from sa2depth.data.sample import RawSample
-from sa2depth.data.sources import read_camera
+from sa2depth.data.sources import read_camera, size_problem
+from sa2depth.depth_size import same_view
 from sa2depth.errors import DataError
 
 Kind = Literal[
@@ -140,7 +141,7 @@ def look_at_frame(frame: Frame, expected: Expected, missing: Set[Path] = frozens
     if frame.mask is not None:
         mask_file = frame.mask
         mask = attempt(mask_file, lambda: read_mask(mask_file))
-        if mask is not None and image is not None and mask.shape != image.shape[:2]:
+        if mask is not None and image is not None and not _mask_fits(frame, mask.shape, image.shape[:2]):
             report(
                 "wrong_size", mask_file, _sizes(f"the size of {frame.image.name}", image.shape, mask.shape)
             )
@@ -154,12 +155,10 @@ def look_at_frame(frame: Frame, expected: Expected, missing: Set[Path] = frozens
         decode = frame.decode.decoder if isinstance(frame.decode, Limited) else frame.decode
         depth = attempt(depth_file, lambda: decode(depth_file, size))
         if depth is not None and depth.size:  # a laser scan has no pixels without its photograph
-            if image is not None and depth.shape != image.shape[:2]:
-                report(
-                    "wrong_size",
-                    depth_file,
-                    _sizes(f"the size of its image {frame.image.name}", image.shape, depth.shape),
-                )
+            if image is not None and (problem := size_problem(frame, depth.shape, image.shape[:2])):
+                report("wrong_size", depth_file, problem)
+            elif image is not None and depth.shape != image.shape[:2]:
+                notes.append((_smaller(depth.shape, image.shape), str(depth_file)))
             spread = _judge_depth(depth, depth_file, frame.decode, size, expected, report)
     return Finding(tuple(problems), _digest(frame.image), spread, tuple(notes))
 
@@ -246,6 +245,18 @@ def _judge_depth(
 
 def _describe(spread: Spread) -> str:
     return f"{spread.low:.3g} to {spread.high:.3g} m, median {spread.median:.3g} m"
+
+
+def _smaller(depth: tuple[int, ...], image: tuple[int, ...]) -> str:
+    return (
+        f"depth of {depth[0]}x{depth[1]} beside a photograph of {image[0]}x{image[1]} (scored at its own size, "
+        "enlarged for training)"
+    )
+
+
+def _mask_fits(frame: Frame, mask: tuple[int, ...], image: tuple[int, int]) -> bool:
+    """Whether a mask has the size of its image, or may have that of a smaller depth map (reading compares the two)."""
+    return mask == image or (frame.smaller_depth and same_view((mask[0], mask[1]), image))
 
 
 def _sizes(what: str, wanted: tuple[int, ...], found: tuple[int, ...]) -> str:

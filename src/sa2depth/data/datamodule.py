@@ -143,7 +143,7 @@ class DepthDataModule(LightningDataModule):
                 f"{len(source)} training images do not fill one batch of data.batch_size={self.batch_size}: "
                 "take a smaller batch"
             )
-        dataset = DepthDataset(source, self.augment, self.seed)
+        dataset = DepthDataset(source, self.augment, self.seed, full_depth=True)
         return self._loader(dataset, sampler, self.batch_size // world, drop_last=True)
 
     def val_dataloader(self) -> Any:

@@ -3,7 +3,7 @@
 Everything between files (or a renderer) and tensors speaks in these; nothing here needs torch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -18,7 +18,8 @@ class RawSample:
         image: ``(H, W, 3)`` RGB, ``uint8`` in 0..255 as read; ``float32`` in [0, 1] after photometric
             augmentation.
         depth: ``(H, W) float32`` metres along the optical axis, 0 where nothing was measured; None without
-            ground truth.
+            ground truth. It may have fewer pixels than the image (`sa2depth.depth_size`); after `full_depth` it has
+            as many.
         intrinsics: ``(3, 3) float64`` camera matrix in pixels, the centre of the top-left pixel being (0, 0).
         id: name of the image, unique among all sources of a data set.
     """
@@ -54,6 +55,25 @@ class DepthSource(Source, Protocol):
 def read_depth(source: Source, index: int) -> npt.NDArray[np.float32] | None:
     """The depth of one sample, without its photograph where the source can do that (`DepthSource`)."""
     return source.depth(index) if isinstance(source, DepthSource) else source[index].depth
+
+
+def full_depth(sample: RawSample) -> RawSample:
+    """A sample whose depth has the size of its image: each pixel takes the nearest one of the map.
+
+    No depth is invented: an interpolated one would lie between foreground and background, where nothing is.
+    """
+    size = sample.image.shape[:2]
+    if sample.depth is None or sample.depth.shape == size:
+        return sample
+    return replace(sample, depth=nearest_resized(sample.depth, (size[0], size[1])))
+
+
+def nearest_resized(values: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:
+    """``(h, w)`` values at another ``(H, W)``: each takes the value of the pixel in which its centre lies."""
+    rows, columns = (
+        (2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip(size, values.shape, strict=True)
+    )
+    return values[rows[:, None], columns[None, :]]
 
 
 def camera_matrix(fx: float, fy: float, cx: float, cy: float) -> npt.NDArray[np.float64]:

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from sa2depth.data.depth_files import DepthMap
 from sa2depth.data.images import photograph_size, read_mask, read_rgb
 from sa2depth.data.index.frame import Frame
 from sa2depth.data.index.listing import Listing
 from sa2depth.data.index.selection import Part, handful, hold_out
-from sa2depth.data.sample import RawSample, camera_matrix
+from sa2depth.data.sample import RawSample, camera_matrix, nearest_resized
+from sa2depth.depth_size import why_not
 from sa2depth.errors import DataError
 
 Prepare = Callable[[RawSample], RawSample]
@@ -81,7 +83,7 @@ class FileSource:
         frame = self.frames[index]
         if self._changes_samples:
             return self[index].depth
-        return None if frame.depth is None else _read_depth(frame, photograph_size(frame.image))
+        return None if frame.depth is None else read_frame_depth(frame, photograph_size(frame.image))
 
     def fingerprint(self, indices: Iterable[int]) -> str | None:
         """Changes when the depth of some samples may have changed: names, sizes and times of all their files.
@@ -179,24 +181,49 @@ def read_frame(frame: Frame) -> RawSample:
         A sample at the photograph's own size; the camera matrix holds NaN where the camera is unknown.
 
     Raises:
-        DataError: a file is absent or broken, or the sizes differ; with the file's name.
+        DataError: a file is absent or broken, or the sizes do not fit; with the file's name.
     """
     image = read_rgb(frame.image)
-    size = (image.shape[0], image.shape[1])
-    return RawSample(image, _read_depth(frame, size), _camera(frame), frame.id)
+    depth = read_frame_depth(frame, (image.shape[0], image.shape[1]))
+    return RawSample(image, depth, _camera(frame), frame.id)
 
 
-def _read_depth(frame: Frame, size: tuple[int, int]) -> npt.NDArray[np.float32] | None:
-    """Depth of a frame whose photograph is of ``size`` ``(H, W)``."""
+def read_frame_depth(frame: Frame, size: tuple[int, int]) -> DepthMap | None:
+    """Depth of a frame as its files have it, masked; None where it has none.
+
+    Args:
+        frame: which.
+        size: ``(H, W)`` of its photograph, upright.
+
+    Returns:
+        ``(H, W)`` metres, or fewer pixels where the frame allows it; 0 = not measured.
+
+    Raises:
+        DataError: a file is absent or broken, or its size does not fit; with its name.
+    """
     if frame.depth is None:
         return None
     depth = frame.decode(frame.depth, size)
-    _same_size(frame.depth, depth.shape, frame.image, size)
-    if frame.mask is not None:
-        mask = read_mask(frame.mask)
-        _same_size(frame.mask, mask.shape, frame.image, size)
-        depth = np.where(mask, depth, np.float32(0))
-    return depth
+    if problem := size_problem(frame, depth.shape, size):
+        raise DataError(f"{frame.depth}: {problem}")
+    if frame.mask is None:
+        return depth
+    mask = read_mask(frame.mask)
+    if mask.shape not in (size, depth.shape):
+        wanted = f"{size[0]}x{size[1]}, found {mask.shape[0]}x{mask.shape[1]}"
+        raise DataError(f"{frame.mask}: expected the size of its image {frame.image.name}, {wanted}")
+    return np.where(nearest_resized(mask, depth.shape), depth, np.float32(0))
+
+
+def size_problem(frame: Frame, found: tuple[int, ...], size: tuple[int, int]) -> str | None:
+    """What is wrong with the size of a frame's depth map beside its photograph of ``size``; None: nothing."""
+    if frame.smaller_depth:
+        return why_not((found[0], found[1]), size, frame.image.name)
+    if found == size:
+        return None
+    return (
+        f"expected the size of its image {frame.image.name}, {size[0]}x{size[1]}, found {found[0]}x{found[1]}"
+    )
 
 
 def read_camera(path: Path) -> npt.NDArray[np.float64]:
@@ -228,13 +255,6 @@ def _camera(frame: Frame) -> npt.NDArray[np.float64]:
     unknown = np.full((3, 3), np.nan)
     unknown[2] = 0.0, 0.0, 1.0
     return unknown
-
-
-def _same_size(path: Path, found: tuple[int, ...], image: Path, size: tuple[int, int]) -> None:
-    if found != size:
-        raise DataError(
-            f"{path}: expected the size of its image {image.name}, {size[0]}x{size[1]}, found {found[0]}x{found[1]}"
-        )
 
 
 def _common_folder(frames: Sequence[Frame]) -> Path:

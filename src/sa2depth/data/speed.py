@@ -11,16 +11,13 @@ from functools import partial
 from typing import Any, TypeVar
 
 import cv2
-import numpy as np
 import torch
 
 from sa2depth.data.datamodule import DepthDataModule
 from sa2depth.data.dataset import Batch, DepthDataset, collate, to_item
-from sa2depth.data.images import read_mask
-from sa2depth.data.index.frame import Frame
-from sa2depth.data.sample import RawSample
+from sa2depth.data.sample import RawSample, full_depth
 from sa2depth.data.samplers import stream
-from sa2depth.data.sources import FileSource, read_frame
+from sa2depth.data.sources import FileSource, read_frame, read_frame_depth
 
 STAGES = ("decode image", "decode depth", "make sample", "prepare", "augment", "tensor", "collate")
 """What happens to an image, in this order. Files are decoded, synthetic samples are made."""
@@ -139,6 +136,8 @@ def _time_batch(dataset: DepthDataset, indices: Sequence[int], total: dict[str, 
     items = []
     for index in indices:
         sample = _read(dataset, index, timed)
+        if sample.depth is not None and sample.depth.shape != sample.image.shape[:2]:
+            sample = timed("augment", partial(full_depth, sample))
         if dataset.augment is not None:
             rng = stream(dataset.seed, 1, 0, index)
             sample = timed("augment", partial(dataset.augment, sample, rng))
@@ -155,16 +154,9 @@ def _read(dataset: DepthDataset, index: int, timed: Callable[[str, Callable[[], 
     frame = source.frames[index]
     sample: RawSample = timed("decode image", lambda: read_frame(replace(frame, depth=None, mask=None)))
     if frame.depth is not None:
-        depth = timed("decode depth", lambda: _read_depth(frame, sample.image.shape[:2]))
+        depth = timed("decode depth", lambda: read_frame_depth(frame, sample.image.shape[:2]))
         sample = replace(sample, depth=depth)
     if source.prepare is not None:
         prepare = source.prepare
         sample = timed("prepare", lambda: prepare(sample))
     return sample
-
-
-def _read_depth(frame: Frame, size: tuple[int, int]) -> Any:
-    """The depth of a frame as `read_frame` has it, ``(H, W)`` metres."""
-    assert frame.depth is not None
-    depth = frame.decode(frame.depth, size)
-    return depth if frame.mask is None else np.where(read_mask(frame.mask), depth, np.float32(0))

@@ -20,7 +20,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from sa2depth.errors import ConfigError, DataError, ShapeError, UserError
 from sa2depth.masks import valid_mask
-from sa2depth.metrics import DepthMetrics, Protocol, cut_frame, predict_frame
+from sa2depth.metrics import DepthMetrics, Protocol, cut_frame, cut_truth, predict_frame
+from sa2depth.metrics.sizes import resize_map
 from sa2depth.models.compiled import compile_layers, compiled, why_not_compiled
 from sa2depth.models.graphed import GraphedTraining
 from sa2depth.report import Evaluation, Examples, Sizes, offer_all
@@ -33,7 +34,10 @@ Batch = Mapping[str, Any]
 
 
 class Scored(NamedTuple):
-    """A batch as it is scored: ``image (B, 3, h, w)``, ``truth`` and ``prediction (B, 1, h, w)`` in metres."""
+    """A batch as it is scored: ``image (B, 3, H, W)``, ``truth`` and ``prediction (B, 1, h, w)`` in metres.
+
+    The sizes are equal where the truth has as many pixels as its image.
+    """
 
     image: Tensor
     truth: Tensor
@@ -114,10 +118,11 @@ class DepthModule(L.LightningModule):
     def score(self, batch: Batch) -> Scored:
         """Predict a batch as the protocol says, at the size of the frames that it cuts out of the images.
 
-        The truth is cut, never resampled; the prediction is brought back to the frame's size.
+        The truth is cut, never resampled; the prediction is brought back to the frame's size, and to that of a truth
+        with fewer pixels than its image.
 
         Args:
-            batch: ``image (B, 3, H, W)``, ``depth (B, 1, H, W)`` metres, ``id``.
+            batch: ``image (B, 3, H, W)``, ``depth (B, 1, H, W)`` metres (or of fewer pixels), ``id``.
 
         Raises:
             DataError: an image has no ground truth.
@@ -128,10 +133,13 @@ class DepthModule(L.LightningModule):
                 f"{', '.join(batch['id'])}: no ground truth to score against. Choose a split that has it; "
                 "`sa2depth predict` needs none"
             )
-        image, truth = (cut_frame(batch[key], self.protocol) for key in ("image", "depth"))
+        image = cut_frame(batch["image"], self.protocol)
+        native = (batch["image"].shape[-2], batch["image"].shape[-1])
+        truth = cut_truth(batch["depth"], native, self.protocol)
         prediction, network = self._predict(batch["image"])
-        native, frame = ((t.shape[-2], t.shape[-1]) for t in (batch["image"], image))
-        return Scored(image, truth, prediction, Sizes(native, frame, network))
+        compared = (truth.shape[-2], truth.shape[-1])
+        # equal sizes but for truth with fewer pixels than its image, as phones have it
+        return Scored(image, truth, resize_map(prediction, compared), Sizes(native, compared, network))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch."""

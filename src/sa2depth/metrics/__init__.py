@@ -5,7 +5,7 @@ from sa2depth.metrics.collection import DepthMetrics, aggregate
 from sa2depth.metrics.flip import flip_average
 from sa2depth.metrics.formulas import KNOWN_METRICS, METRICS, OFFICIAL_METRICS
 from sa2depth.metrics.image import evaluate_image
-from sa2depth.metrics.input_size import cut_frame, predict_frame, prepare_input
+from sa2depth.metrics.input_size import cut_frame, cut_truth, predict_frame, prepare_input
 from sa2depth.metrics.protocol import Protocol
 from sa2depth.metrics.protocol_files import load_protocol
 
@@ -18,6 +18,7 @@ __all__ = [
     "Protocol",
     "aggregate",
     "cut_frame",
+    "cut_truth",
     "evaluate_image",
     "flip_average",
     "load_protocol",

@@ -36,6 +36,27 @@ def cut_frame(values: Tensor, protocol: Protocol) -> Tensor:
     return values[..., top:bottom, left:right]
 
 
+def cut_truth(truth: Tensor, image: tuple[int, int], protocol: Protocol) -> Tensor:
+    """What is scored of a truth: the protocol's frame of it, or all of one with fewer pixels than its image.
+
+    Args:
+        truth: ``(..., h, w)``.
+        image: ``(H, W)`` of the image.
+        protocol: Says which frame.
+
+    Returns:
+        A view; the prediction is brought to its size with ``resize_map``.
+
+    Raises:
+        ShapeError: The sizes do not fit each other, or the protocol counts in pixels of the image.
+    """
+    size = (truth.shape[-2], truth.shape[-1])
+    if size == image:
+        return cut_frame(truth, protocol)
+    protocol.check_smaller_truth(image, size)
+    return truth
+
+
 def prepare_input(image: Tensor, protocol: Protocol, multiple: int = 32) -> tuple[Tensor, Undo]:
     """Bring images to what the network takes, under the protocol's input policy.
 

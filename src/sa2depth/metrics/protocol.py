@@ -4,8 +4,10 @@ The shipped protocols are ``conf/protocol/*.yaml``; their numbers follow the rel
 for ``kitti_official``, the benchmark's development kit.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sa2depth.depth_size import same_view
 from sa2depth.errors import DataError, ShapeError
 from sa2depth.metrics.formulas import METRICS
 from sa2depth.metrics.protocol_fields import KINDS, check_fields
@@ -28,7 +30,8 @@ class Protocol:
     """An evaluation protocol. Frozen: a score belongs to exactly one.
 
     An image and its truth are cut to ``frame``; the network sees that frame as ``input`` says; its prediction
-    comes back to the frame; of it ``crop`` is scored. Truth is cut, never resampled.
+    comes back to the frame; of it ``crop`` is scored. Truth is cut, never resampled: one with fewer pixels than its
+    image keeps them, the prediction is brought to its size, and ``crop`` is counted there.
 
     Attributes:
         name: Unique name, written into every result.
@@ -128,6 +131,33 @@ class Protocol:
         top, bottom, left, right = self.frame_box(height, width)
         box = self._crop_box(bottom - top, right - left)
         return top + box[0], top + box[1], left + box[2], left + box[3]
+
+    def check_smaller_truth(self, image: tuple[int, int], truth: tuple[int, int]) -> None:
+        """Refuse a truth of another size than its image that cannot be scored without saying what is compared.
+
+        Args:
+            image: ``(H, W)`` in pixels.
+            truth: ``(h, w)`` in pixels.
+
+        Raises:
+            ShapeError: It does not show the view of the image (`sa2depth.depth_size`), or the protocol cuts pixels
+                that are counted in the image: which of a smaller map's they are is not defined.
+        """
+        sizes = f"a depth map of {_by(truth)} beside an image of {_by(image)}"
+        if not same_view(truth, image):
+            raise ShapeError(
+                f"{sizes}: expected the same size, or fewer pixels of the same aspect (within 1 %)"
+            )
+        cuts = {
+            f"frame={_by(self.frame or ())}": self.frame is not None,
+            f"crop={self.crop}": self.crop == "nyu_pixels",
+            f"input={self.input}": self.input == "bottom_centre",
+        }
+        if counted := [name for name, yes in cuts.items() if yes]:
+            raise ShapeError(
+                f"protocol '{self.name}' counts in pixels of the image ({', '.join(counted)}), which {sizes} does not "
+                "have: use one without, as protocol=custom, or depth maps of the size of their images"
+            )
 
     def check_images(self, found: int, without_truth: int = 0) -> None:
         """Refuse to call a partial evaluation by this protocol's name.
@@ -237,5 +267,5 @@ def _words(box: Box) -> str:
     return f"rows {box[0]}-{box[1] - 1}, columns {box[2]}-{box[3] - 1}"
 
 
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
+def _by(size: Sequence[int]) -> str:
+    return "x".join(str(side) for side in size)

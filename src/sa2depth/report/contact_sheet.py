@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from sa2depth.atomic import atomic_path
+from sa2depth.depth_size import same_view
 from sa2depth.errors import ShapeError
 from sa2depth.metrics.holes import fill_from_nearest
 from sa2depth.report.figures import colorize
@@ -64,7 +65,7 @@ def contact_sheet(
         The path.
 
     Raises:
-        ShapeError: no row, or image and depth of a row differ in size.
+        ShapeError: no row, or the sizes of image and depth of a row do not fit (`sa2depth.depth_size`).
     """
     if not rows:
         raise ShapeError("a contact sheet needs at least one image")
@@ -199,5 +200,5 @@ def _scale_end(rows: Sequence[SheetRow]) -> float:
 def _require_pair(name: str, image: NDArray[Any] | None, depth: NDArray[Any] | None) -> None:
     if image is not None and (image.ndim != 3 or image.shape[2] != 3):
         raise ShapeError(f"{name}: expected an RGB image (H, W, 3), found shape {image.shape}")
-    if image is not None and depth is not None and depth.shape != image.shape[:2]:
+    if image is not None and depth is not None and not same_view(depth.shape, image.shape[:2]):
         raise ShapeError(f"{name}: image {image.shape[:2]} and depth {depth.shape} differ in size")

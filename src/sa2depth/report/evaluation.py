@@ -13,7 +13,8 @@ class Sizes(NamedTuple):
 
     Attributes:
         native: of the file.
-        frame: of what the protocol cuts out of it; ground truth and prediction are compared at this size.
+        frame: of what the protocol cuts out of it, or of a truth with fewer pixels; ground truth and prediction are
+            compared at this size.
         network: of what the network saw; None where no network ran.
     """
 

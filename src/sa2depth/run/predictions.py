@@ -128,13 +128,16 @@ class PredictionReader:
         if not (isinstance(self.resize, bool) or self.resize in ("native", "frame")):
             raise ConfigError(f"prediction_resize={self.resize}: choose false, true, native or frame")
 
-    def __call__(self, path: Path, native: tuple[int, int], protocol: Protocol) -> "Prediction":
-        """Read one prediction and bring it to the frame of the protocol.
+    def __call__(
+        self, path: Path, native: tuple[int, int], protocol: Protocol, truth: tuple[int, int] | None = None
+    ) -> "Prediction":
+        """Read one prediction and bring it to the frame of the protocol, or to a truth with fewer pixels.
 
         Args:
             path: the file.
             native: ``(H, W)`` of the image.
             protocol: says which frame is cut out of it.
+            truth: ``(h, w)`` of its truth; None: that of the image.
 
         Raises:
             DataError: the file is broken, of another kind or of another size; with its name.
@@ -144,6 +147,9 @@ class PredictionReader:
         top, bottom, left, right = protocol.frame_box(*native)
         frame = (bottom - top, right - left)
         depth = torch.from_numpy(values)[None, None]
+        if truth not in (None, native):
+            protocol.check_smaller_truth(native, truth)
+            return self._of_smaller(path, depth, native, truth)
         if found == native:
             return Prediction(cut_frame(depth, protocol), False)
         if found == frame:
@@ -157,6 +163,20 @@ class PredictionReader:
         if self.resize == "frame":
             return Prediction(resize_map(depth, frame), True)
         return Prediction(cut_frame(resize_map(depth, native), protocol), True)
+
+    def _of_smaller(
+        self, path: Path, depth: torch.Tensor, native: tuple[int, int], truth: tuple[int, int]
+    ) -> "Prediction":
+        """A prediction at the size of a truth with fewer pixels than its image; no frame is cut."""
+        found = (depth.shape[-2], depth.shape[-1])
+        if found not in (native, truth):
+            if self.resize is False:
+                raise DataError(
+                    f"{path}: expected a prediction of the size of its image, {_words(native)}, or of its depth map, "
+                    f"{_words(truth)}, found {_words(found)}. Bring it there yourself, or give prediction_resize=native"
+                )
+            depth = resize_map(depth, native)
+        return Prediction(resize_map(depth, truth), found != truth)
 
     def _read(self, path: Path) -> NDArray[np.float32]:
         if path.suffix == ".png":

@@ -9,7 +9,7 @@ import torch
 
 from sa2depth.data.sample import RawSample, Source
 from sa2depth.errors import DataError
-from sa2depth.metrics import DepthMetrics, Protocol, cut_frame
+from sa2depth.metrics import DepthMetrics, Protocol, cut_frame, cut_truth
 from sa2depth.report import Evaluation, Examples, Sizes, offer_all
 from sa2depth.run.parallel import ahead, workers
 from sa2depth.run.predictions import Prediction, PredictionReader, find_files, listing
@@ -83,7 +83,8 @@ class PredictionFiles:
     def _read(self, index: int) -> tuple[RawSample, Prediction]:
         sample = self.source[index]
         height, width = sample.image.shape[:2]
-        return sample, self.reader(self.files[index], (height, width), self.protocol)
+        truth = None if sample.depth is None else (sample.depth.shape[0], sample.depth.shape[1])
+        return sample, self.reader(self.files[index], (height, width), self.protocol, truth)
 
     def _score(
         self, index: int, sample: RawSample, prediction: Prediction, metrics: DepthMetrics, examples: Examples
@@ -92,11 +93,11 @@ class PredictionFiles:
             raise DataError(f"{sample.id}: no ground truth to score against")
         whole = torch.from_numpy(sample.image).permute(2, 0, 1)[None].float() / 255
         image = cut_frame(whole, self.protocol)
-        truth = cut_frame(torch.from_numpy(sample.depth)[None, None], self.protocol)
+        native = (whole.shape[-2], whole.shape[-1])
+        truth = cut_truth(torch.from_numpy(sample.depth)[None, None], native, self.protocol)
         metrics.update(prediction.depth, truth, torch.tensor([index]), [sample.id])
         offer_all(examples, metrics, (image, truth, prediction.depth), [index], [sample.id])
-        native, frame = ((t.shape[-2], t.shape[-1]) for t in (whole, image))
-        return Sizes(native, frame, None)
+        return Sizes(native, (truth.shape[-2], truth.shape[-1]), None)
 
 
 def source_ids(source: Source) -> Sequence[str]:

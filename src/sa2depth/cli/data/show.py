@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sa2depth.cli.data.choose import build_module, compose_data, require_source
-from sa2depth.errors import ConfigError
+from sa2depth.cli.friendly import complain
+from sa2depth.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from sa2depth.data.dataset import DepthDataset
@@ -54,7 +55,7 @@ def show(
 
     change = None if augment is None else build_module(cfg).augment
     augmented = DepthDataset(source, change, seed)
-    rows = [_row(augmented, index) for index in indices]
+    rows, failed = _rows(augmented, indices)
     heading = f"{dataset}, {chosen_split}: {len(rows)} of {len(source):,} images"
     heading += "" if augment is None else f"; augmentation {augment}, seed {seed}"
     contact_sheet(rows, output, heading, max_depth)
@@ -63,6 +64,9 @@ def show(
             f"{missing:,} of {len(source):,} images lack files: 'sa2depth data check' names them", err=True
         )
     print(f"{len(rows)} of {len(source):,} images of {chosen_split} in {output}")
+    if failed:
+        complain(f"{failed} of {len(indices)} images cannot be shown; they are named above")
+        raise typer.Exit(1)
 
 
 def _choose(source: "Source", count: int, seed: int) -> tuple[list[int], int]:
@@ -80,6 +84,24 @@ def _choose(source: "Source", count: int, seed: int) -> tuple[list[int], int]:
             source.listing.require()
     drawn = stream(seed, 2).permutation(len(usable))[:count]
     return sorted(usable[number] for number in drawn), len(source) - len(usable)
+
+
+def _rows(dataset: "DepthDataset", indices: list[int]) -> tuple[list["SheetRow"], int]:
+    """The images that can be read, and how many cannot: each of those is named.
+
+    Raises:
+        DataError: none can be read; the last one's.
+    """
+    rows, failed = [], 0
+    for index in indices:
+        try:
+            rows.append(_row(dataset, index))
+        except DataError as error:
+            failed += 1
+            if failed == len(indices):
+                raise
+            complain(str(error))
+    return rows, failed
 
 
 def _row(dataset: "DepthDataset", index: int) -> "SheetRow":

@@ -139,6 +139,7 @@ def from_folders(images: Path | str, depths: Path | str, defaults: Defaults) -> 
             decode=_decoder(
                 right[stem], defaults.scale, defaults.min_depth, defaults.max_depth, defaults.key
             ),
+            smaller_depth=True,
         )
         for stem in sorted(left)
     ]
@@ -187,6 +188,7 @@ def _frame(row: Row, folder: Path, defaults: Defaults, below: dict[str, str]) ->
         id=row.text("id") or _name(written, below),
         place=_first_folder(below[written]) if place is None else place,
         mask=None if mask is None else folder / mask,
+        smaller_depth=True,
     )
     if frame.depth is None:
         return frame

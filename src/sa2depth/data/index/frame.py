@@ -23,6 +23,7 @@ class Frame:
         decode: reads ``depth`` as metres.
         mask: 8-bit image, 0 where depth must not be used; None: use all of it.
         intrinsics_file: text file with the nine numbers of the camera matrix.
+        smaller_depth: whether ``depth`` may have fewer pixels than ``image``, see `sa2depth.depth_size`.
     """
 
     image: Path
@@ -33,6 +34,7 @@ class Frame:
     decode: DepthDecoder = MILLIMETRE_PNG
     mask: Path | None = None
     intrinsics_file: Path | None = None
+    smaller_depth: bool = False
 
     @property
     def files(self) -> list[Path]:
