@@ -11,15 +11,8 @@ ROOT = Path(sa2depth.__file__).parent
 
 # __main__ is the command itself
 BELOW_ALL = {
-    "errors",
-    "resources",
-    "version",
-    "atomic",
-    "masks",
-    "holes",
-    "image_files",
-    "file_kinds",
-    "depth_size",
+    *{"errors", "resources", "version", "atomic", "masks", "holes"},
+    *{"threads", "stages", "quoting", "image_files", "file_kinds", "depth_size"},
 }
 # What each room may import besides its own and what is below all.
 ALLOWED = {

@@ -68,4 +68,9 @@ struct Kernels {
 using Task = void (*)(void* context, int64_t index, int thread);
 void run_parallel(Task task, void* context, int64_t count, int threads);
 
+// GOMP_parallel and omp_get_thread_num of an OpenMP runtime, whose pool run_parallel then uses.
+using Fork = void (*)(void (*function)(void*), void* data, unsigned threads, unsigned flags);
+using ThreadNumber = int (*)();
+void use_pool(Fork fork, ThreadNumber number);
+
 }  // namespace sa2

@@ -41,6 +41,9 @@ const sa2::Kernels* kernels_of(int path) { return path == kPortable ? &sa2::port
 // Hash of the sources that it was built from.
 SA2_EXPORT const char* sa2depth_cpu_version() { return SA2_SOURCES; }
 
+// Before the first call: the pool of threads to compute with. Without it every call starts threads of its own.
+SA2_EXPORT void sa2depth_cpu_use_pool(sa2::Fork fork, sa2::ThreadNumber number) { sa2::use_pool(fork, number); }
+
 // Bit p: this machine can run path p (0 portable, 1 AVX2 and FMA, 2 AVX-512).
 SA2_EXPORT int sa2depth_cpu_paths() {
     int paths = 0;

@@ -6,7 +6,10 @@ first use, so that ``import sa2depth`` stays light.
 
 from typing import TYPE_CHECKING, Any
 
+from sa2depth import threads
 from sa2depth.version import __version__
+
+threads.wait_briefly()  # every program imports this package first, before PyTorch loads OpenMP
 
 if TYPE_CHECKING:
     from sa2depth.factory import create_model

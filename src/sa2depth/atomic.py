@@ -41,3 +41,21 @@ def atomic_path(destination: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def keep_numbered(path: Path) -> Path | None:
+    """Give a file or folder a name with the next free number, ``metrics_1.csv``.
+
+    Returns:
+        Its new path; None where there is nothing.
+
+    Raises:
+        OSError: Its folder cannot be written.
+    """
+    if not path.exists():
+        return None
+    number = 1
+    while (kept := path.with_name(f"{path.stem}_{number}{path.suffix}")).exists():
+        number += 1
+    path.rename(kept)
+    return kept

@@ -10,23 +10,29 @@ from importlib.resources import as_file, files
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-from rich.console import Console
+from sa2depth.stages import loading
 
-from sa2depth.config import launch
-from sa2depth.data.images import read_rgb
-from sa2depth.infer import Predictor, write
-from sa2depth.report import colorize
-from sa2depth.train import train
-from sa2depth.weights import load_model
+with loading("PyTorch and Lightning", command=__name__ == "__main__"):
+    import numpy as np
+    from PIL import Image
+    from rich.console import Console
+
+    from sa2depth.config import launch
+    from sa2depth.data.images import read_rgb
+    from sa2depth.infer import Predictor, write
+    from sa2depth.quoting import argument, hydra_quoted
+    from sa2depth.report import colorize
+    from sa2depth.train import train
+    from sa2depth.weights import load_model
 
 
 def main() -> None:
     """Entry point of ``python -m sa2depth.demo``; arguments are further overrides of the training."""
     folder = Path("runs/demo") / datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S-%f")
     # an absolute folder needs no quoting rules of Hydra's, but its name may hold characters that do
-    status = launch("train", train, ["experiment=demo", f"hydra.run.dir='{folder}'", *sys.argv[1:]])
+    status = launch(
+        "train", train, ["experiment=demo", f"hydra.run.dir={hydra_quoted(str(folder))}", *sys.argv[1:]]
+    )
     if status == 0:
         picture = predict_photo(folder)
         _summarise(folder, picture)
@@ -78,7 +84,7 @@ def _summarise(folder: Path, picture: Path | None) -> None:
     else:
         console.print(f"         {picture}   a real photo and its depth")
     console.print(
-        f"next     sa2depth predict YOUR.jpg -o out --checkpoint {folder / 'model.safetensors'} "
+        f"next     sa2depth predict YOUR.jpg -o out --checkpoint {argument(folder / 'model.safetensors')} "
         f"--size {'x'.join(map(str, _training_size(folder)))}"
     )
 

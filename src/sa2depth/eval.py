@@ -8,20 +8,31 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from omegaconf import DictConfig
+from sa2depth.stages import Progress, loading, run_stages, stage
 
-from sa2depth.config import launch
-from sa2depth.errors import ConfigError, DataError
-from sa2depth.lit import DepthModule
-from sa2depth.metrics import load_protocol
-from sa2depth.run.build import EVAL_KEYS, build_data, build_trainer, chosen_arithmetic, prepare, without_truth
-from sa2depth.run.plan import count_parameters, describe_device, device_facts, print_plan
-from sa2depth.run.predictions import PredictionReader
-from sa2depth.run.processes import ending_together
-from sa2depth.run.results import finish
-from sa2depth.run.scoring import PredictionFiles
-from sa2depth.run.summary import protocol_rows
-from sa2depth.weights import load_model
+with loading("PyTorch and Lightning", command=__name__ == "__main__"):
+    from omegaconf import DictConfig
+
+    from sa2depth.config import launch
+    from sa2depth.errors import ConfigError, DataError
+    from sa2depth.lit import DepthModule
+    from sa2depth.metrics import load_protocol
+    from sa2depth.run.build import (
+        EVAL_KEYS,
+        build_data,
+        build_trainer,
+        chosen_arithmetic,
+        prepare,
+        without_truth,
+    )
+    from sa2depth.run.plan import count_parameters, describe_device, device_facts, print_plan
+    from sa2depth.run.predictions import PredictionReader
+    from sa2depth.run.processes import ending_together
+    from sa2depth.run.results import finish
+    from sa2depth.run.scoring import PredictionFiles
+    from sa2depth.run.stage_times import is_first
+    from sa2depth.run.summary import protocol_rows
+    from sa2depth.weights import load_model
 
 
 def evaluate(cfg: DictConfig) -> float:
@@ -33,17 +44,22 @@ def evaluate(cfg: DictConfig) -> float:
     Raises:
         UserError: for a configuration, a data set, a checkpoint or predictions that cannot work.
     """
-    prepare(cfg, EVAL_KEYS)
+    with run_stages(shown=is_first()), stage("set-up") as set_up:
+        prepare(cfg, EVAL_KEYS)
+        _require_one(cfg)
+        with chosen_arithmetic(cfg):
+            return evaluate_network(cfg, set_up) if cfg.predictions is None else evaluate_files(cfg, set_up)
+
+
+def _require_one(cfg: DictConfig) -> None:
     if (cfg.checkpoint is None) == (cfg.predictions is None):
         given = "neither" if cfg.checkpoint is None else "both"
         raise ConfigError(
             f"give either checkpoint=FILE (a network to run) or predictions=DIR (depth in files), found {given}"
         )
-    with chosen_arithmetic(cfg):
-        return evaluate_network(cfg) if cfg.predictions is None else evaluate_files(cfg)
 
 
-def evaluate_network(cfg: DictConfig) -> float:
+def evaluate_network(cfg: DictConfig, set_up: Progress) -> float:
     """Run a checkpoint on the test images and score its depth; see `evaluate`."""
     for option in ("prediction_scale", "prediction_resize"):
         if cfg[option] is not None and cfg[option] is not False:
@@ -54,6 +70,7 @@ def evaluate_network(cfg: DictConfig) -> float:
     module = DepthModule(model, protocol=protocol)
     trainer = build_trainer(cfg, with_logs=False)
     folder = Path(cfg.paths.output_dir)
+    set_up.end()
     print_plan(
         f"sa2depth.eval: {cfg.checkpoint}",
         {
@@ -66,13 +83,14 @@ def evaluate_network(cfg: DictConfig) -> float:
         },
     )
     with ending_together(trainer):
-        trainer.test(module, datamodule=data, verbose=False)
+        with stage("test", shown=False):
+            trainer.test(module, datamodule=data, verbose=False)
         evaluation = replace(module.evaluation, without_truth=without_truth(data))
         circumstances = {**device_facts(trainer), "checkpoint": str(cfg.checkpoint)}
         return finish(folder, evaluation, module.examples, circumstances, trainer=trainer)["abs_rel"]
 
 
-def evaluate_files(cfg: DictConfig) -> float:
+def evaluate_files(cfg: DictConfig, set_up: Progress) -> float:
     """Score predictions that lie in files; the trainer's options do not apply. See `evaluate`."""
     protocol = load_protocol(cfg.protocol)
     data = build_data(cfg, protocol, "test")
@@ -82,6 +100,7 @@ def evaluate_files(cfg: DictConfig) -> float:
     reader = PredictionReader(cfg.prediction_scale, cfg.prediction_resize)
     files = PredictionFiles(Path(cfg.predictions), source, reader, protocol)
     folder = Path(cfg.paths.output_dir)
+    set_up.end()
     print_plan(
         f"sa2depth.eval: predictions in {cfg.predictions}",
         {

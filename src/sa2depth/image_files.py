@@ -46,6 +46,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
+_SIDEWAYS = frozenset(_TURNS[orientation] for orientation in (5, 6, 7, 8))
+
 
 def megapixel_limit(given: float | None = None) -> float:
     """The size, in megapixels, above which no image is decoded as a whole.
@@ -131,12 +133,12 @@ def upright(image: Image.Image, name: str, note: Note | None = None) -> tuple[Im
     if method is None:
         return image, image.size != stored
     result = image.transpose(method)
-    return result, method in (
-        Image.Transpose.TRANSPOSE,
-        Image.Transpose.TRANSVERSE,
-        Image.Transpose.ROTATE_90,
-        Image.Transpose.ROTATE_270,
-    )
+    return result, method in _SIDEWAYS
+
+
+def changes_sides(image: Image.Image, name: str) -> bool:
+    """Whether `upright` would exchange height and width of an opened image, which need not be decoded for it."""
+    return _TURNS.get(_orientation(image, name, None)) in _SIDEWAYS
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -10,29 +10,33 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import lightning as L
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from sa2depth.stages import Progress, loading, run_stages, stage
 
-from sa2depth.config import launch
-from sa2depth.lit import DepthModule
-from sa2depth.metrics import load_protocol
-from sa2depth.models import SA2Depth
-from sa2depth.models.checkpointing import checkpoint_layers
-from sa2depth.run.build import (
-    TRAIN_KEYS,
-    build_data,
-    build_network,
-    build_trainer,
-    chosen_arithmetic,
-    prepare,
-    without_truth,
-)
-from sa2depth.run.plan import count_parameters, describe_device, describe_ways, device_facts, print_plan
-from sa2depth.run.processes import ending_together
-from sa2depth.run.results import finish
-from sa2depth.run.summary import protocol_rows
-from sa2depth.weights import load_encoder, read_training_state
+with loading("PyTorch and Lightning", command=__name__ == "__main__"):
+    import lightning as L
+    from hydra.utils import instantiate
+    from omegaconf import DictConfig, OmegaConf
+
+    from sa2depth.config import launch
+    from sa2depth.lit import Continuation, CsvLog, DepthModule
+    from sa2depth.metrics import load_protocol
+    from sa2depth.models import SA2Depth
+    from sa2depth.models.checkpointing import checkpoint_layers
+    from sa2depth.run.build import (
+        TRAIN_KEYS,
+        build_data,
+        build_network,
+        build_trainer,
+        chosen_arithmetic,
+        prepare,
+        without_truth,
+    )
+    from sa2depth.run.plan import count_parameters, describe_device, describe_ways, device_facts, print_plan
+    from sa2depth.run.processes import ending_together
+    from sa2depth.run.results import finish
+    from sa2depth.run.stage_times import is_first
+    from sa2depth.run.summary import protocol_rows
+    from sa2depth.weights import TrainingState, load_encoder, read_training_state
 
 
 def train(cfg: DictConfig) -> float:
@@ -44,12 +48,13 @@ def train(cfg: DictConfig) -> float:
     Raises:
         UserError: for a configuration, a data set or weights that cannot work; raised before training starts.
     """
-    prepare(cfg, TRAIN_KEYS)
-    with chosen_arithmetic(cfg):
-        return _train(cfg)
+    with run_stages(shown=is_first()), stage("set-up") as set_up:
+        prepare(cfg, TRAIN_KEYS)
+        with chosen_arithmetic(cfg):
+            return _train(cfg, set_up)
 
 
-def _train(cfg: DictConfig) -> float:
+def _train(cfg: DictConfig, set_up: Progress) -> float:
     resumed = None if cfg.resume is None else read_training_state(str(cfg.resume))
     model = build_network(cfg)
     if resumed is not None:
@@ -72,7 +77,9 @@ def _train(cfg: DictConfig) -> float:
     trainer = build_trainer(cfg)
     if resumed is not None:
         resumed.check_unfinished(trainer.max_epochs, trainer.max_steps)
+        _continue(trainer, resumed)
     folder = Path(cfg.paths.output_dir)
+    set_up.end()
     print_plan(
         f"sa2depth.train: {cfg.name}",
         {
@@ -89,10 +96,12 @@ def _train(cfg: DictConfig) -> float:
     with ending_together(trainer):
         _log_hyperparameters(trainer, cfg)
         start = time.perf_counter()
-        trainer.fit(module, datamodule=data, ckpt_path=cfg.resume)
+        with stage("fit", shown=False):
+            trainer.fit(module, datamodule=data, ckpt_path=cfg.resume)
         fit_s, steps = time.perf_counter() - start, trainer.global_step
         best = _best(trainer)
-        trainer.test(module, datamodule=data, ckpt_path=best, verbose=False)
+        with stage("test", shown=False):
+            trainer.test(module, datamodule=data, ckpt_path=best, verbose=False)
         train_source, test_source = data.source("train"), data.source("test")
         scores = finish(
             folder,
@@ -112,6 +121,15 @@ def _load_pretrained(model: SA2Depth, source: str | None) -> str:
         return f"{type(model.encoder).__name__}, from scratch"
     report = load_encoder(model, source)
     return f"{type(model.encoder).__name__}, {report}"
+
+
+def _continue(trainer: L.Trainer, resumed: TrainingState) -> None:
+    """Let the callbacks and loggers of a run go on where another one has ended."""
+    trainer.callbacks.insert(0, Continuation(resumed.path))  # type: ignore[attr-defined]
+    earlier = resumed.path.expanduser().parent.parent / "metrics.csv"
+    for logger in trainer.loggers:
+        if isinstance(logger, CsvLog):
+            logger.go_on_from(earlier, resumed.logged_steps)
 
 
 def _best(trainer: L.Trainer) -> str | None:

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,22 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from sa2depth.config import launch
+from sa2depth.errors import DataError
 
 TARGETS = {
     "text": "builtins.int",
     "kind": "builtins.len",
     "missing": "sa2depth.lit.schedules.polynomial_factor",
+}
+
+LAUNCHERS = {
+    "torchrun": {"TORCHELASTIC_RUN_ID": "id", "RANK": "rank", "LOCAL_RANK": "rank", "WORLD_SIZE": "count"},
+    "parent": {"LOCAL_RANK": "rank", "RANK": "rank", "WORLD_SIZE": "count"},
+    "srun": {
+        **{"SLURM_JOB_ID": "id", "SLURM_PROCID": "rank", "SLURM_LOCALID": "rank", "SLURM_NTASKS": "count"},
+        "SLURM_NTASKS_PER_NODE": "count",
+    },
+    "jsrun": {"JSM_NAMESPACE_RANK": "rank", "JSM_NAMESPACE_SIZE": "count"},
 }
 
 
@@ -127,21 +139,150 @@ class Broken:
         self.weight = 1 + None
 
 
+def launched_by(monkeypatch, launcher, rank, count):
+    for name in LAUNCHERS[launcher]:
+        monkeypatch.setenv(
+            name, {"rank": str(rank), "count": str(count)}.get(LAUNCHERS[launcher][name], "77")
+        )
+    monkeypatch.setattr(rank_zero_only, "rank", rank)  # as Lightning reads it when it is imported
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 @pytest.mark.parametrize(("rank", "folder"), [(0, None), (1, None), (3, "mine")])
-def test_only_the_first_process_of_a_launcher_makes_a_run_folder(door, tmp_path, monkeypatch, rank, folder):
-    monkeypatch.setattr(rank_zero_only, "rank", rank)
+def test_only_the_first_process_of_a_run_makes_a_run_folder(
+    door, tmp_path, monkeypatch, launcher, rank, folder
+):
+    launched_by(monkeypatch, launcher, rank, 4)
     seen = []
 
     def job(cfg: DictConfig) -> None:
-        seen.extend((Path(cfg.paths.output_dir), HydraConfig.get().job.name))
+        seen.extend((Path(cfg.paths.output_dir), HydraConfig.get().job.name, rank_zero_only.rank))
         assert Path(cfg.paths.output_dir).is_dir()
 
-    status, said = door(job, *([f"hydra.run.dir={tmp_path / folder}"] if folder else []))
+    several = ["trainer=ddp_sim", "trainer.devices=4"]
+    status, said = door(job, *several, *([f"hydra.run.dir={tmp_path / folder}"] if folder else []))
     assert (status, said) == (0, "")
-    place, name = seen
+    place, name, number = seen
+    assert number == rank
     assert (tmp_path / "runs").exists() is (rank == 0)
     assert rank == 0 or name == f"train_process_{rank}"
     if folder:
         assert sorted(path.name for path in (tmp_path / folder).iterdir()) == ["train_process_3.log"]
     else:
         assert place.exists() is (rank == 0)
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_run_of_one_process_is_its_own_first_process(door, tmp_path, monkeypatch, launcher):
+    launched_by(monkeypatch, launcher, 1, 2)
+    seen = []
+
+    def job(cfg: DictConfig) -> None:
+        seen.append(rank_zero_only.rank)
+        (Path(cfg.paths.output_dir) / "kept").touch()
+
+    status, said = door(job, "trainer=cpu")
+    assert status == 0
+    assert said.startswith("note: process 1 of the 2 that ")
+    assert "runs on its own" in said
+    assert seen == [0]
+    assert (
+        len(list(tmp_path.glob("runs/train/*/kept"))) == len(list(tmp_path.glob("runs/train/*/.hydra"))) == 1
+    )
+    assert rank_zero_only.rank == 1  # as before
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("resume=a=b.ckpt", """'resume="a=b.ckpt"'"""),
+        ("resume=fü#(1).ckpt", """'resume="fü#(1).ckpt"'"""),
+        ("resume=it's.ckpt", """'resume="it'"'"'s.ckpt"'"""),
+        ("++resume=~/last.ckpt", """'++resume="~/last.ckpt"'"""),
+        ("+data.train.ids=[train/a=b,c]", """'+data.train.ids=["train/a=b",c]'"""),
+        ("resume=a,b", """'resume="a,b"'"""),
+    ],
+)
+def test_a_value_that_hydras_grammar_refuses_is_shown_as_it_must_be_typed(door, tmp_path, given, said):
+    status, message = door(nothing, given)
+    assert status == 2
+    assert message.count("\n") == 1
+    assert message.startswith(f"error: {given}")
+    assert message.rstrip().endswith(said)
+    assert given.partition("=")[0].lstrip("+") in message
+    values = []
+    assert door(lambda cfg: values.append(cfg), *shlex.split(said)) == (0, "")
+
+
+def test_an_argument_that_is_no_option_at_all(door):
+    status, message = door(nothing, "resume last.ckpt")
+    assert (status, message.count("\n")) == (2, 1)
+    assert "error: resume last.ckpt is no option: write OPTION=VALUE" in message
+
+
+def test_a_resumed_runs_folder_keeps_the_configuration_of_the_first_part(door, tmp_path):
+    for seed in (1, 2, 3):
+        assert door(nothing, "hydra.run.dir=out", f"seed={seed}") == (0, "")
+    kept = {p.parent.name: p.read_text() for p in tmp_path.glob("out/.hydra*/overrides.yaml")}
+    assert kept == {".hydra_1": "- seed=1\n", ".hydra_2": "- seed=2\n", ".hydra": "- seed=3\n"}
+
+
+def failing(cfg: DictConfig) -> float:
+    """A job that fails for some seeds."""
+    if cfg.seed == 1:
+        raise DataError("image 17\ncannot be read")
+    if cfg.seed == 3:
+        raise ZeroDivisionError("a mistake")
+    if cfg.seed == 5:
+        raise KeyboardInterrupt
+    return 0.5
+
+
+def test_every_failing_job_of_a_sweep_is_named_at_once_and_at_the_end(door, tmp_path):
+    status, said = door(failing, "-m", "seed=1,2,3,4", "hydra.sweep.dir=sweep")
+    assert status == 1
+    lines = said.splitlines()
+    assert "error: job 0 failed (seed=1): image 17 cannot be read" in lines
+    assert "error: job 2 failed (seed=3): ZeroDivisionError: a mistake" in lines
+    assert said.count("Traceback") == 1  # of the mistake alone
+    assert lines[-7] == "error: 2 of 4 jobs failed:"
+    assert [line.strip() for line in lines[-6:]] == [
+        *("0  seed=1", "image 17 cannot be read", f"{tmp_path}/sweep/0"),
+        *("2  seed=3", "ZeroDivisionError: a mistake", f"{tmp_path}/sweep/2"),
+    ]
+
+
+def test_a_sweep_of_which_only_the_users_errors_fail_ends_as_those_do(door):
+    status, said = door(failing, "-m", "seed=1,2", "hydra.sweep.dir=sweep")
+    assert (status, said.count("Traceback")) == (2, 0)
+    assert door(failing, "-m", "seed=2,4", "hydra.sweep.dir=sweep") == (0, "")
+
+
+def test_ctrl_c_stops_a_sweep_and_the_failures_so_far_are_listed(door, tmp_path):
+    status, said = door(failing, "-m", "seed=1,5,2", "hydra.sweep.dir=sweep")
+    assert status == 130
+    assert "Traceback" not in said
+    assert said.endswith(
+        f"error: 1 of 2 jobs failed:\n  0  seed=1\n     image 17 cannot be read\n     {tmp_path}/sweep/0\n"
+    )
+    assert not (tmp_path / "sweep/2").exists()
+
+
+@pytest.mark.parametrize("where", [[], ["hydra.sweep.dir=sweeps/${name}"]])
+def test_the_jobs_of_a_sweep_lie_in_one_folder_whatever_their_names(door, tmp_path, where):
+    assert door(nothing, "-m", "experiment=demo,nyu_labelled,kitti_t", "seed=1,2", *where) == (0, "")
+    (sweep,) = tmp_path.glob("sweeps/*" if where else "runs/multirun/*")
+    assert sorted(p.name for p in sweep.iterdir()) == ["0", "1", "2", "3", "4", "5", "multirun.yaml"]
+
+
+def test_a_full_disk_is_one_line(door):
+    def job(cfg: DictConfig) -> None:
+        Path("/dev/full").write_text("x" * 100_000)
+
+    status, said = door(job)
+    assert (status, said.count("\n")) == (2, 1)
+    assert "cannot be written (No space left on device): free some space" in said
+    status, said = door(
+        lambda cfg: (_ for _ in ()).throw(RuntimeError("I/O error: No space left on device (28)"))
+    )
+    assert (status, said.count("\n")) == (2, 1)

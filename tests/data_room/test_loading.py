@@ -200,7 +200,7 @@ def test_description_counts_and_warns_of_shared_images(module):
 
 
 def test_workers_follow_the_cores(module, monkeypatch):
-    monkeypatch.setattr("sa2depth.data.datamodule.os.sched_getaffinity", lambda _: range(6), raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(6), raising=False)
     assert module(num_workers=None).val_dataloader().num_workers == 6
     assert module(num_workers=3).val_dataloader().num_workers == 3
     monkeypatch.setattr("sa2depth.data.datamodule.process_place", lambda: (0, 4))

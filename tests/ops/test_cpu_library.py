@@ -135,6 +135,74 @@ def test_without_the_library_torch_runs_and_one_line_says_so(monkeypatch, caplog
     assert inputs.why_not("dcnv3", torch.zeros(1)) == "there was no compiler"
 
 
+POOL = """
+import os, sys
+import threadpoolctl, torch
+from sa2depth.ops import dcnv3, use_backend
+
+def runtimes():
+    return sorted(p["filepath"] for p in threadpoolctl.threadpool_info() if p["user_api"] == "openmp")
+
+def count():
+    return len(os.listdir("/proc/self/task"))
+
+torch.set_num_threads(3)
+a = torch.rand(1500, 1500)
+for _ in range(3):
+    a.sin().sum()
+before, alone = runtimes(), count()
+with use_backend("cpu"):
+    out = dcnv3(torch.rand(1, 64, 64, 16), torch.rand(1, 64, 64, 18), torch.rand(1, 64, 64, 9), groups=1)
+print(runtimes() == before, count() - alone)
+"""
+
+
+@needs_library
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_it_computes_in_pytorchs_pool_of_threads():
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    done = subprocess.run(
+        [sys.executable, "-c", POOL], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["True", "0"], "no runtime and no thread came with the library"
+    assert cpu.pool() == "PyTorch's threads"
+
+
+@needs_library
+def test_it_links_no_openmp():
+    """A runtime that it links may be another one than PyTorch's, whose wheels rename theirs: a second pool."""
+    contents = cpu.library_file().read_bytes()
+    for name in (b"libgomp", b"libomp", b"libiomp", b"GOMP_", b"__kmpc_"):
+        assert name not in contents, name
+
+
+@needs_library
+def test_each_thread_takes_what_it_can(monkeypatch):
+    loaded, _ = library._load()
+    seen = []
+    signature = ctypes.CFUNCTYPE(
+        None, ctypes.CFUNCTYPE(None, ctypes.c_void_p), ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint
+    )
+
+    @signature
+    def fork(function, data, threads, flags):
+        seen.append((threads, flags))
+        function(data)  # one thread out of three comes, and has to do all of it
+
+    number = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 0)
+    loaded.sa2depth_cpu_use_pool(fork, number)
+    try:
+        torch.set_num_threads(3)
+        with use_backend("cpu"):
+            out = dcnv3(*arguments(), groups=2)
+    finally:
+        torch.set_num_threads(1)
+        loaded.sa2depth_cpu_use_pool(*library._pool())
+    assert seen == [(3, 0)]
+    assert out.isfinite().all()
+    assert (out != 0).any(dim=(0, 2, 3)).all(), "each row was computed"
+
+
 class TestBuild:
     @pytest.fixture
     def load(self, tmp_path, monkeypatch):
@@ -157,8 +225,9 @@ class TestBuild:
         assert "other sources" in load()[1]
 
     @needs_library
-    def test_built_again_without_openmp(self, load, tmp_path, monkeypatch):
-        monkeypatch.setattr(builder, "_openmp", lambda *_: ("-pthread",))
+    def test_where_pytorch_has_no_openmp_it_has_threads_of_its_own(self, load, tmp_path, monkeypatch):
+        monkeypatch.setattr(library, "_POOL", ("no_such_function", "omp_get_thread_num"))
+        assert cpu.pool() == "threads of its own"
         builder.build(SOURCES, tmp_path)
         loaded, reason = load()
         assert not reason

@@ -168,6 +168,7 @@ CHANGES = {
         "callbacks.last.save_on_train_epoch_end": (False, "callbacks.last._save_on_train_epoch_end"),
         "callbacks.last.enable_version_counter": (True, "callbacks.last._enable_version_counter"),
         "callbacks.learning_rate.logging_interval": ("epoch", "callbacks.learning_rate.logging_interval"),
+        "callbacks.time_left.every_s": (60.0, "callbacks.time_left.every_s"),
         "callbacks.progress.leave": (True, "callbacks.progress._leave"),
         "logger.csv.save_dir": ("elsewhere", "logger.csv.log_dir"),
         "logger.csv.name": ("other", "logger.csv.log_dir"),

@@ -91,7 +91,20 @@ def test_goes_on_from_the_last_checkpoint(tiny_run, program, tiny, tmp_path):
         "hydra.run.dir=out", "baseline=false", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+    with (tmp_path / "out/metrics.csv").open() as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert steps == [0, 1, 2, 3, 4, 5]  # the curves span both runs
+    best = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)["callbacks"]
+    before = next(state for state in best.values() if state.get("monitor") == "val/abs_rel")[
+        "best_model_score"
+    ]
+    state = torch.load(tmp_path / "out/checkpoints/best.ckpt", weights_only=True)["callbacks"]
+    after = next(state for state in state.values() if state.get("monitor") == "val/abs_rel")[
+        "best_model_score"
+    ]
+    assert after <= before
     scores = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert scores["checkpoint"] == str(tmp_path / "out/checkpoints/best.ckpt")
     assert scores["steps"] == 6  # 4 of the first run, 2 of this one
     assert scores["baselines"] == {}
 

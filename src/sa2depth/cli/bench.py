@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sa2depth.cli.bench_busy import bench_busy
 from sa2depth.cli.inputs import parse_size
 from sa2depth.cli.options import Device
 
@@ -30,6 +31,18 @@ def bench(
     ] = "torch,auto",
     device: Device = "auto",
     seconds: Annotated[float, typer.Option(min=0.0, help="For each figure; three calls at least.")] = 1.0,
+    busy: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Time training and inference on the CPU while as many other programs hold a core each, and without "
+            "them, by how threads wait and how many there are.",
+        ),
+    ] = None,
+    threads: Annotated[
+        str, typer.Option(help="With --busy: numbers, all, rest (of the cores), free (by the load).")
+    ] = "all,rest,free",
+    rounds: Annotated[int, typer.Option(min=1, help="With --busy: turns of each figure.")] = 3,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there, too.")
     ] = None,
@@ -51,6 +64,16 @@ def bench(
         budget_s=seconds,
     )
     machine = _machine(settings.device)
+    if busy is not None:
+        bench_busy(
+            *(settings.models, settings.what, settings.size, batch, seconds),
+            busy=busy,
+            threads=threads,
+            rounds=rounds,
+            machine=_machine(pick_device("cpu")),
+            json_file=json_file,
+        )
+        return
     console = Console(soft_wrap=True, highlight=False)
     console.print(", ".join(f"{key} {value}" for key, value in machine.items()), style="bold")
     console.print(f"images {batch}x3x{settings.size[0]}x{settings.size[1]}, medians")

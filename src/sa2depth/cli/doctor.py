@@ -53,12 +53,17 @@ def _versions() -> list[tuple[str, str]]:
 
 
 def _device(device: "torch.device") -> list[tuple[str, str]]:
+    import os
+
     import torch
+
+    from sa2depth.threads import usable_cores
 
     built = f"torch built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch built without CUDA"
     if device.type != "cuda":
         found = f"{torch.cuda.device_count()} CUDA device(s) usable" if torch.version.cuda else "no CUDA"
-        return [("device", f"{device}, {torch.get_num_threads()} threads; {built}, {found}")]
+        cores = f"{torch.get_num_threads()} threads, {usable_cores()} of {os.cpu_count()} cores usable"
+        return [("device", f"{device}, {cores}; {built}, {found}")]
     index = device.index or 0
     major, minor = torch.cuda.get_device_capability(index)
     free, total = (amount / 2**30 for amount in torch.cuda.mem_get_info(index))
@@ -88,7 +93,10 @@ def _kernels(device: "torch.device") -> list[tuple[str, str]]:
         kept = f"cannot be used ({error.strerror}), every process compiles anew"
     rows = [
         ("back end", f"{backend()} (SA2DEPTH_OPS)"),
-        ("CPU library", library or f"built, code path {cpu.path()} of {', '.join(cpu.paths())}"),
+        (
+            "CPU library",
+            library or f"built, code path {cpu.path()} of {', '.join(cpu.paths())}, {cpu.pool()}",
+        ),
         ("kernel cache", f"{folder}: {kept} (SA2DEPTH_CACHE)"),
     ]
     if device.type == "cuda":

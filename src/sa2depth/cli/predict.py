@@ -74,6 +74,7 @@ def predict(
 
     from sa2depth.infer import Predictor
     from sa2depth.infer.writers import check_formats
+    from sa2depth.threads import settle
     from sa2depth.weights import load_model
 
     check_formats(wanted)
@@ -88,6 +89,7 @@ def predict(
         size=working_size,
         max_megapixels=max_megapixels,
     )
+    settle(predictor.device.type)
     written, failed = _run(predictor, files, output, wanted, depth_range, colormap, strict, console)
     print(f"{written} files of {len(files) - failed} images in {output}")
     if failed:

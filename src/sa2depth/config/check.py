@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sa2depth.config.values import fits, words
 from sa2depth.errors import ConfigError, as_typed, nearest
+from sa2depth.quoting import override
 
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 FREE_NAMES = {"callbacks", "logger"}
@@ -116,7 +117,10 @@ def _check_value(option: str, wanted: Any, root: DictConfig, strict: bool = True
         return
     name, value = found
     if not fits(value, wanted, strict=strict):
-        raise ConfigError(f"{name}={as_typed(value)}: expected {words(wanted)}")
+        text = ""
+        if isinstance(value, bool | int | float) and fits("text", wanted, strict=strict):
+            text = f"; as text it is typed {override(name, as_typed(value))}"
+        raise ConfigError(f"{name}={as_typed(value)}: expected {words(wanted)}{text}")
 
 
 def _follow(option: str, root: DictConfig) -> tuple[str, Any] | None:

@@ -1,6 +1,8 @@
-"""The door of the Hydra programs: composes, runs, and prints errors that a user can mend without a traceback."""
+"""The entry point of the Hydra programs: composes, runs, and prints errors that a user can fix without a traceback."""
 
+import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -10,23 +12,30 @@ from typing import Any
 
 import hydra
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
     InstantiationException,
     MissingConfigException,
+    OverrideParseException,
 )
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sa2depth.config.cluster import is_distributed, note_of_independence, started
+from sa2depth.config.output import patient_output
+from sa2depth.config.overrides import refused, several_values
+from sa2depth.config.sweeps import Sweep
 from sa2depth.errors import UserError, nearest
 from sa2depth.resources import conf_dir
 
 # Hydra swallows tracebacks and exits by itself unless told otherwise; launch() decides what people see.
 _FULL_ERROR = "HYDRA_FULL_ERROR"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def launch(config_name: str, job: Callable[[DictConfig], Any], arguments: Sequence[str] | None = None) -> int:
@@ -38,59 +47,113 @@ def launch(config_name: str, job: Callable[[DictConfig], Any], arguments: Sequen
         arguments: overrides, in place of ``sys.argv``.
 
     Returns:
-        Exit status: 0, or 2 for an error that the user can mend, which is printed. Others are raised.
+        Exit status: 0, or 2 for an error that the user can fix, which is printed. Others are raised. A sweep runs all
+        its jobs, names those that failed, and ends with 2 if every one of them is an error that the user can fix, else
+        with 1. 130 after Ctrl-C.
     """
     os.environ.setdefault(_FULL_ERROR, "1")
     argv = sys.argv
     given = argv[1:] if arguments is None else list(arguments)
+    sweep = Sweep(job, lambda error: _explained(error, job, config_name, given))
+    status = 2
     try:
-        with _out_of_the_way(config_name, given) as places:
+        with patient_output(), _in_its_place(config_name, given) as places:
             sys.argv = [argv[0], *given, *places]
-            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
-    except UserError as error:
-        _complain(_own_words(error))
-    except MissingConfigException as error:
-        _complain(_missing_choice(error))
-    except InstantiationException as error:
-        if not isinstance(error.__cause__, UserError | MisconfigurationException | ValueError | TypeError):
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(
+                sweep.task()
+            )()
+        status = 0
+    except KeyboardInterrupt:
+        _complain("interrupted", label="")
+        return 128 + signal.SIGINT
+    except Exception as error:
+        message = _explained(error, job, config_name, given)
+        if message is None:
             raise
-        _complain(_cannot_build(error))
-    except OSError as error:
-        if not _making_a_folder(job, error):
-            raise
-        _complain(_no_folder(error, given))
-    except ConfigCompositionException as error:
-        _complain(_unknown_override(error, config_name, given))
-    except (HydraException, OmegaConfBaseException) as error:
-        _complain(str(error).strip())
-    else:
-        return 0
+        _complain(message)
     finally:
         sys.argv = argv
-    return 2
+        failed = sweep.report()
+    return status or failed
+
+
+def _explained(
+    error: Exception, job: Callable[[DictConfig], Any], config_name: str, given: Sequence[str]
+) -> str | None:
+    """The message for an error that a user can fix; None for any other."""
+    match error:
+        case UserError():
+            return _own_words(error)
+        case MissingConfigException():
+            return _missing_choice(error)
+        case InstantiationException():
+            expected = UserError | MisconfigurationException | ValueError | TypeError
+            return _cannot_build(error) if isinstance(error.__cause__, expected) else None
+        case OSError() if _making_a_folder(job, error):
+            return _no_folder(error, given)
+        case OSError() if error.errno in _NO_ROOM:
+            return _no_room(error.filename, error.strerror)
+        case _ if "No space left on device" in str(error):  # of libraries whose errors are no OSError
+            return _no_room(None, os.strerror(errno.ENOSPC))
+        case OverrideParseException():
+            return refused(error, _keys(config_name, [], ""))
+        case ConfigCompositionException():
+            return several_values(str(error), list(given)) or _unknown_override(error, config_name, given)
+        case HydraException() | OmegaConfBaseException():
+            return str(error).strip()
+    return None
 
 
 @contextmanager
-def _out_of_the_way(program: str, arguments: Sequence[str]) -> Iterator[list[str]]:
-    """Overrides by which the second and later process of a cluster's launcher makes no run folder of its own.
+def _in_its_place(program: str, arguments: Sequence[str]) -> Iterator[list[str]]:
+    """Overrides by which the second and later process of one run makes no run folder of its own.
 
     ``torchrun`` and ``srun`` start all processes alike, each with its own time in the folder's name; the run's folder
     is that of the first, which `sa2depth.run.results.finish` tells to the others. Lightning's own launcher passes the
-    folder on.
+    folder on. A process whose run asks for one device is no part of such a run, whatever number it inherited.
     """
-    rank: int = getattr(rank_zero_only, "rank", 0) or 0
-    if rank == 0:
+    found, inherited = started(), getattr(rank_zero_only, "rank", 0)
+    if found is None or found.processes < 2:
+        yield []
+        return
+    cfg = _composed(program, arguments)
+    if cfg is None or not is_distributed(cfg):
+        if cfg is not None and (note := note_of_independence(cfg)):
+            sys.stderr.write(f"note: {note}\n")
+        # Lightning has read the number when it was imported, and would print and log nothing
+        setattr(rank_zero_only, "rank", 0)  # noqa: B010
+        try:
+            yield []
+        finally:
+            setattr(rank_zero_only, "rank", inherited)  # noqa: B010
+        return
+    if found.rank == 0:
         yield []
         return
     options = {a.lstrip("+").partition("=")[0] for a in arguments}
-    places = {"hydra.output_subdir": "null", "hydra.job.name": f"{program}_process_{rank}"}
+    places = {"hydra.output_subdir": "null", "hydra.job.name": f"{program}_process_{found.rank}"}
     with TemporaryDirectory(prefix="sa2depth_", ignore_cleanup_errors=True) as folder:
         places["hydra.run.dir"] = f"'{folder}'"
         yield [f"{key}={value}" for key, value in places.items() if key not in options]
 
 
-def _complain(message: str) -> None:
-    sys.stderr.write(f"error: {message}\n")
+def _composed(program: str, arguments: Sequence[str]) -> DictConfig | None:
+    """The configuration that a command line asks for; None for a sweep, and for one that cannot be composed."""
+    try:
+        flags = get_args_parser().parse_known_args(list(arguments))[0]
+        if flags.multirun:
+            return None
+        more = [f"hydra.searchpath=[{flags.config_dir}]"] if flags.config_dir else []
+        with initialize_config_dir(str(flags.config_path or conf_dir()), version_base="1.3"):
+            return compose(flags.config_name or program, overrides=[*flags.overrides, *more])
+    except (SystemExit, HydraException, OmegaConfBaseException, OSError):
+        return None
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _complain(message: str, label: str = "error: ") -> None:
+    sys.stderr.write(f"{label}{message}\n")
 
 
 def _own_words(error: UserError) -> str:
@@ -127,6 +190,11 @@ def _no_folder(error: OSError, arguments: Sequence[str]) -> str:
     folder = f"{option}={given[option]}" if option else f"the run's folder {error.filename}"
     advice = f"choose another with {option or 'paths.runs_dir'}=FOLDER"
     return f"{folder} cannot be created ({error.strerror or error}); {advice}"
+
+
+def _no_room(file: str | None, reason: str | None) -> str:
+    where = file or "a file of the run"
+    return f"{where} cannot be written ({reason}): free some space, or choose another disk with paths.runs_dir=FOLDER"
 
 
 def _missing_choice(error: MissingConfigException) -> str:

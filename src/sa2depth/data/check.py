@@ -31,6 +31,7 @@ from sa2depth.data.index.frame import Frame, missing_files
 from sa2depth.data.leaks import find_leaks, shared_images, twins
 from sa2depth.data.sample import Source
 from sa2depth.data.sources import FileSource
+from sa2depth.threads import usable_cores
 
 QUICK = 200
 """Images of a split that a quick check opens."""
@@ -197,8 +198,7 @@ def check(
         advance: called with the number of images that are done since the last call.
         unlisted: splits of which not even a list could be made, with the error: they are reported beside the others.
     """
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = max(1, min(8, usable) if workers is None else workers)
+    count = max(1, min(8, usable_cores()) if workers is None else workers)
     digests: dict[str, bytes] = {}
     # Each thread decodes an image of its own: OpenCV's threads would only fight over the cores.
     threads = cv2.getNumThreads()

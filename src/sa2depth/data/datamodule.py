@@ -1,6 +1,5 @@
 """Training, validation and test data of one experiment, as Lightning takes them."""
 
-import os
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -13,6 +12,7 @@ from sa2depth.data.dataset import Augment, Batch, DepthDataset, collate
 from sa2depth.data.sample import Source
 from sa2depth.data.samplers import EvaluationSampler, TrainingSampler, process_place
 from sa2depth.errors import ConfigError
+from sa2depth.threads import usable_cores
 
 SourceLike = Source | Callable[[], Source]
 
@@ -164,7 +164,7 @@ class DepthDataModule(LightningDataModule):
     def _loader(
         self, dataset: DepthDataset, sampler: Any, batch_size: int, *, drop_last: bool
     ) -> DataLoader[Batch]:
-        workers = _cores_each() if self.num_workers is None else self.num_workers
+        workers = self._cores_each() if self.num_workers is None else self.num_workers
         return DataLoader(
             dataset,
             batch_size=batch_size,
@@ -178,6 +178,11 @@ class DepthDataModule(LightningDataModule):
             persistent_workers=workers > 0,
         )
 
+    def _cores_each(self) -> int:
+        # those of this machine; processes on other machines take none of its cores
+        here = getattr(getattr(self.trainer, "strategy", None), "num_processes", None)
+        return min(8, usable_cores(here if isinstance(here, int) else process_place()[1]))
+
     def _on_cuda(self) -> bool:
         strategy = getattr(self.trainer, "strategy", None)
         device = getattr(strategy, "root_device", None)
@@ -187,11 +192,6 @@ class DepthDataModule(LightningDataModule):
 def _splits(stage: str | None) -> tuple[str, ...]:
     stages = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ()}
     return ("train", "val", "test") if stage is None else stages[stage]
-
-
-def _cores_each() -> int:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, usable // process_place()[1]))
 
 
 def _start_worker(_worker: int) -> None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from sa2depth.errors import DataError
-from sa2depth.image_files import Note, opened, to_rgb, upright
+from sa2depth.image_files import Note, changes_sides, opened, to_rgb, upright
 
 
 def read_rgb(path: Path, note: Note | None = None) -> npt.NDArray[np.uint8]:
@@ -33,6 +33,20 @@ def read_rgb(path: Path, note: Note | None = None) -> npt.NDArray[np.uint8]:
                 "Is this a depth map?"
             )
         return np.array(to_rgb(upright(image, str(path), note)[0]))
+
+
+def photograph_size(path: Path) -> tuple[int, int]:
+    """``(H, W)`` of a photograph as `read_rgb` hands it out, from the head of the file where that says it.
+
+    Raises:
+        DataError: as `read_rgb`; a file that is broken behind its head is found only where the whole is read.
+    """
+    with opened(path, "photograph") as image:
+        if image.format in ("JPEG", "MPO", "PNG"):  # others may turn while decoded
+            width, height = image.size
+            return (width, height) if changes_sides(image, str(path)) else (height, width)
+    height, width = read_rgb(path).shape[:2]
+    return height, width
 
 
 def read_mask(path: Path) -> npt.NDArray[np.bool_]:

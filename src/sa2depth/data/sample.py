@@ -63,6 +63,19 @@ def nearest_resized(values: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDAr
     return values[rows[:, None], columns[None, :]]
 
 
+@runtime_checkable
+class DepthSource(Source, Protocol):
+    """A source that can hand out depth alone, sooner than whole samples."""
+
+    def depth(self, index: int) -> npt.NDArray[np.float32] | None:
+        """``source[index].depth``."""
+
+
+def read_depth(source: Source, index: int) -> npt.NDArray[np.float32] | None:
+    """The depth of one sample, without its photograph where the source can do that (`DepthSource`)."""
+    return source.depth(index) if isinstance(source, DepthSource) else source[index].depth
+
+
 def camera_matrix(fx: float, fy: float, cx: float, cy: float) -> npt.NDArray[np.float64]:
     """``(3, 3)`` matrix of a pinhole camera; all four in pixels."""
     return np.array([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])

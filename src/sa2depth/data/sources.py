@@ -1,6 +1,7 @@
 """Sources that read files: frames in, samples out."""
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sa2depth.data.depth_files import DepthMap
-from sa2depth.data.images import read_mask, read_rgb
+from sa2depth.data.images import photograph_size, read_mask, read_rgb
 from sa2depth.data.index.frame import Frame
 from sa2depth.data.index.listing import Listing
 from sa2depth.data.index.selection import Part, handful, hold_out
@@ -72,6 +73,45 @@ class FileSource:
         """
         sample = read_frame(self.frames[index])
         return sample if self.prepare is None else self.prepare(sample)
+
+    def depth(self, index: int) -> npt.NDArray[np.float32] | None:
+        """Depth of one sample; of its photograph no more than the size is read, unless `prepare` needs all of it.
+
+        Raises:
+            DataError: as for the whole sample.
+        """
+        frame = self.frames[index]
+        if self._changes_samples:
+            return self[index].depth
+        return None if frame.depth is None else depth_of_frame(frame, photograph_size(frame.image))
+
+    def fingerprint(self, indices: Iterable[int]) -> str | None:
+        """Changes when the depth of some samples may have changed: names, sizes and times of all their files.
+
+        Returns:
+            A hexadecimal number; None where nobody can tell (`prepare`, decoders without a repr of their own, files
+            that cannot be looked at).
+        """
+        if self._changes_samples:
+            return None
+        digest = hashlib.sha256()
+        try:
+            for frame in (self.frames[index] for index in indices):
+                decoder = repr(frame.decode)
+                if " at 0x" in decoder:
+                    return None
+                facts = [
+                    (str(path.absolute()), (s := path.stat()).st_size, s.st_mtime_ns) for path in frame.files
+                ]
+                digest.update(repr((type(frame.decode).__qualname__, decoder, facts)).encode())
+        except OSError:
+            return None
+        return digest.hexdigest()
+
+    @property
+    def _changes_samples(self) -> bool:
+        """Whether depth may be another than that of the files."""
+        return self.prepare is not None or type(self).__getitem__ is not FileSource.__getitem__
 
     def describe(self) -> str:
         """For example ``NYU v2 labelled, test: 654 images, 16 place(s), below /data/nyu``."""
@@ -144,11 +184,11 @@ def read_frame(frame: Frame) -> RawSample:
         DataError: a file is absent or broken, or the sizes do not fit; with the file's name.
     """
     image = read_rgb(frame.image)
-    depth = read_depth(frame, (image.shape[0], image.shape[1]))
+    depth = depth_of_frame(frame, (image.shape[0], image.shape[1]))
     return RawSample(image, depth, _camera(frame), frame.id)
 
 
-def read_depth(frame: Frame, size: tuple[int, int]) -> DepthMap | None:
+def depth_of_frame(frame: Frame, size: tuple[int, int]) -> DepthMap | None:
     """Depth of a frame as its files have it, masked; None where it has none.
 
     Args:

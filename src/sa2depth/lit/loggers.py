@@ -1,6 +1,8 @@
-"""Weights & Biases, offline where nobody is logged in, and imported only when asked for."""
+"""Weights & Biases, imported only when asked for; whatever goes wrong with it costs a line and not the training."""
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from os import environ
 from pathlib import Path
@@ -9,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.loggers import Logger
 
 from sa2depth.errors import ConfigError
+from sa2depth.quoting import argument
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
 
+_LOG = logging.getLogger(__name__)
 
-def _logged_in() -> bool:
-    import wandb
+LOGIN_S, INIT_S, FINISH_S = 5, 20, 120
+"""Seconds that a run waits for the server at most: for an answer to its key, for a run, for the last upload."""
 
-    return bool(wandb.login(prompt=False))
+_MODES = {"offline": "offline", "dryrun": "offline", "disabled": "disabled"}
 
 
 def wandb_logger(
@@ -29,7 +33,7 @@ def wandb_logger(
     tags: Sequence[str] = (),
     offline: bool | None = None,
 ) -> "WandbLogger":
-    """Lightning's W&B logger; the arguments are those of ``conf/logger/wandb.yaml``.
+    """Lightning's W&B logger, which never ends a run; the arguments are those of ``conf/logger/wandb.yaml``.
 
     Args:
         project: W&B project.
@@ -37,27 +41,139 @@ def wandb_logger(
         name: name of the run.
         group: group of the run, for sweeps.
         tags: tags of the run.
-        offline: keep everything on this machine (``wandb sync`` sends it later); ``None``: only without a login.
+        offline: keep everything on this machine (``wandb sync`` sends it later); ``None``: as ``WANDB_MODE`` says, else
+            where there is no login, the server does not answer or refuses the key.
 
     Raises:
         ConfigError: if wandb is not installed.
     """
     if find_spec("wandb") is None:
         raise ConfigError("logger=wandb needs the package wandb: pip install 'sa2depth[wandb]'")
-    from lightning.pytorch.loggers import WandbLogger
+    import wandb
 
     if offline is None:
-        offline = environ.get("WANDB_MODE") == "offline" or not _logged_in()
-    return WandbLogger(
+        mode = _MODES.get(environ.get("WANDB_MODE", "").lower()) or _reachable(save_dir)
+    else:
+        mode = "offline" if offline else "online"
+    limits = {"init_timeout": INIT_S, "finish_timeout": FINISH_S}
+    return _lasting_logger()(
         project=project,
         name=name,
         save_dir=save_dir,
-        offline=offline,
         # wandb has read its environment by now: Lightning's way of going offline would come too late
-        mode="offline" if offline else "online",
+        mode=mode,
         group=group,
         tags=list(tags),
+        settings=wandb.Settings(**{k: v for k, v in limits.items() if f"WANDB_{k.upper()}" not in environ}),
     )
+
+
+def _reachable(save_dir: str) -> str:
+    """``online`` where the server takes the key; else ``offline``, and why, unless there is no key."""
+    import wandb
+
+    try:
+        with _environment(WANDB_HTTP_TIMEOUT=environ.get("WANDB_HTTP_TIMEOUT", str(LOGIN_S))):
+            return "online" if wandb.login(prompt=False, verify=True) else "offline"
+    except Exception as error:
+        said = str(error)
+        refused = any(f"error {code}" in said for code in (401, 403))
+        host = wandb.setup().settings.base_url
+        reason = f"{host} refuses the key" if refused else f"{host} does not answer as it should"
+        _LOG.warning("%s (%s): this run is logged offline; %s", reason, _line(said), _later(save_dir))
+        return "offline"
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {name: environ.get(name) for name in values}
+    environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                environ.pop(name, None)
+            else:
+                environ[name] = value
+
+
+def _later(save_dir: str | None) -> str:
+    folder = Path(save_dir or ".") / "wandb"
+    return f"'wandb sync {argument(folder)}/*run-*' uploads it later"
+
+
+def _line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+def _lasting_logger() -> "type[WandbLogger]":
+    """The class, made when wandb is asked for: its base is an optional import."""
+    from lightning.pytorch.loggers import WandbLogger
+    from lightning.pytorch.utilities import rank_zero_only
+
+    class LastingWandbLogger(WandbLogger):
+        """Goes offline where a run cannot be opened online, and stops logging where that fails, too."""
+
+        @property
+        def experiment(self) -> Any:
+            """The W&B run."""
+            if self._experiment is None and getattr(rank_zero_only, "rank", 0) == 0:
+                _open(self._wandb_init, self.save_dir, lambda: super(LastingWandbLogger, self).experiment)
+            return super().experiment
+
+        @rank_zero_only
+        def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+            """As Lightning's."""
+            self._try(lambda: super(LastingWandbLogger, self).log_metrics(metrics, step))
+
+        @rank_zero_only
+        def log_hyperparams(self, params: Any) -> None:
+            """As Lightning's."""
+            self._try(lambda: super(LastingWandbLogger, self).log_hyperparams(params))
+
+        @rank_zero_only
+        def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
+            """As Lightning's."""
+            self._try(lambda: super(LastingWandbLogger, self).log_image(key, images, step, **kwargs))
+
+        @rank_zero_only
+        def finalize(self, status: str) -> None:
+            """As Lightning's."""
+            self._try(lambda: super(LastingWandbLogger, self).finalize(status))
+
+        def _try(self, call: Callable[[], None]) -> None:
+            if getattr(self, "_given_up", False):
+                return
+            try:
+                call()
+            except Exception as error:
+                self._given_up = True
+                _LOG.warning(
+                    "Weights & Biases failed (%s): nothing more is logged there; %s",
+                    _line(error),
+                    _later(self.save_dir),
+                )
+
+    return LastingWandbLogger
+
+
+def _open(init: dict[str, Any], save_dir: str | None, run: Callable[[], Any]) -> None:
+    """Open a W&B run in the wanted mode, else in the next one that needs less."""
+    for mode, consequence in (
+        ("offline", "this run is logged offline"),
+        ("disabled", "nothing is logged there"),
+    ):
+        try:
+            run()
+            return
+        except Exception as error:
+            if init.get("mode") == "disabled":
+                raise
+            init["mode"] = mode if init.get("mode") == "online" else "disabled"
+            advice = f"; {_later(save_dir)}" if init["mode"] == "offline" else ""
+            said = consequence if init["mode"] == mode else "nothing is logged there"
+            _LOG.warning("Weights & Biases opens no run (%s): %s%s", _line(error), said, advice)
 
 
 def close_loggers(loggers: Iterable[Logger], pictures: Sequence[Path]) -> None:
@@ -68,5 +184,10 @@ def close_loggers(loggers: Iterable[Logger], pictures: Sequence[Path]) -> None:
     for logger in loggers:
         if hasattr(logger, "log_image"):
             dashboard: Any = logger
-            dashboard.log_image("pictures", [str(path) for path in pictures])
-            dashboard.experiment.finish()
+            try:
+                dashboard.log_image("pictures", [str(path) for path in pictures])
+                finish = getattr(dashboard.experiment, "finish", None)
+                if finish is not None:
+                    finish()
+            except Exception as error:
+                _LOG.warning("%s could not be closed: %s", type(logger).__name__, _line(error))

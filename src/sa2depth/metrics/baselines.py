@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,14 +18,15 @@ from sa2depth.errors import DataError, ShapeError
 from sa2depth.masks import valid_mask
 from sa2depth.metrics.holes import fill_from_nearest
 
-_BLOCK_VALUES = 1 << 24  # 64 MiB of float32 are in work at a time
+_BLOCK_VALUES = 1 << 22  # 16 MiB of float32 are in work at a time, three times
 
 
 class MedianDepthMap:
     """Per-pixel median of training depth maps.
 
     Exact: the maps lie as float32 in a temporary file while fitting (795 maps of 480x640 are 1 GB of disk;
-    each map is read once) and are sorted in blocks of rows, so that memory stays near 150 MB at any number.
+    each map is read once) and are sorted in blocks of rows, so that memory stays below 100 MB at any number. NumPy
+    does all of it, in one thread: a map is too small a piece of work for 32 of them.
 
     A pixel that no map measures (borders; three of four pixels of the rebuilt NYU labelled set) takes the
     median of the nearest pixel that some map does: fairer to the baseline than one number for all of them.
@@ -67,6 +69,26 @@ class MedianDepthMap:
             self._map = _median(file, count, *shape)
         return self
 
+    @classmethod
+    def restored(
+        cls, fitted: NDArray[np.float32], min_depth: float = 0.0, max_depth: float = math.inf
+    ) -> "MedianDepthMap":
+        """The predictor of a map that `fit` once learned under the same limits, as `predict` handed it out.
+
+        Args:
+            fitted: ``(H,W)`` metres.
+            min_depth: As of the class.
+            max_depth: As of the class.
+
+        Raises:
+            ShapeError: It is no ``(H,W)`` map of finite numbers.
+        """
+        if fitted.ndim != 2 or fitted.dtype != np.float32 or not np.isfinite(fitted).all():
+            raise ShapeError(f"no fitted median map: {fitted.dtype} of shape {fitted.shape}")
+        median = cls(min_depth, max_depth)
+        median._map = fitted
+        return median
+
     def predict(self, shape: tuple[int, int] | None = None) -> NDArray[np.float32]:
         """The same map for every image.
 
@@ -94,10 +116,10 @@ class MedianDepthMap:
             raise DataError(
                 f"sample {getattr(item, 'id', place)} has no depth: the median needs training samples"
             )
-        tensor = torch.from_numpy(np.ascontiguousarray(np.squeeze(depth), dtype=np.float32))
-        if tensor.ndim != 2:
-            raise ShapeError(f"depth map {place} must be (H, W), got {tuple(tensor.shape)}")
-        return torch.where(valid_mask(tensor, self.min_depth, self.max_depth), tensor, math.inf).numpy()
+        values = np.ascontiguousarray(np.squeeze(depth), dtype=np.float32)
+        if values.ndim != 2:
+            raise ShapeError(f"depth map {place} must be (H, W), got {values.shape}")
+        return np.where(valid_mask(values, self.min_depth, self.max_depth), values, np.float32(np.inf))
 
 
 def _items(maps: Any) -> Iterator[Any]:
@@ -112,27 +134,37 @@ def _median(file: IO[bytes], count: int, height: int, width: int) -> NDArray[np.
 
     Infinity means invalid; pixels that never are valid copy a neighbour.
     """
-    out = np.empty((height, width), np.float32)
+    out = np.full((height, width), np.inf, np.float32)
     step = max(1, _BLOCK_VALUES // (count * width))
     for top in range(0, height, step):
         rows = slice(top, min(top + step, height))
         block = _read_rows(file, count, height, width, rows)
-        block.sort(axis=-1)  # the invalid ones end up last
-        known = np.isfinite(block).sum(axis=-1)
-        lower = np.take_along_axis(block, np.maximum(known - 1, 0)[..., None] // 2, axis=-1)[..., 0]
-        upper = np.take_along_axis(block, np.minimum(known // 2, count - 1)[..., None], axis=-1)[..., 0]
-        out[rows] = np.where(known > 0, 0.5 * (lower + upper), np.inf)
+        known = np.isfinite(block).sum(axis=0, dtype=np.int32)
+        seen = known > 0
+        out[rows].reshape(-1)[seen] = _medians(block[:, seen], known[seen])
     holes = ~np.isfinite(out)
     if holes.all():
         raise DataError("MedianDepthMap.fit: no valid depth in any map; check the depth scale and the limits")
     return fill_from_nearest(out, ~holes)
 
 
+def _medians(block: NDArray[np.float32], known: NDArray[np.int32]) -> NDArray[np.float32]:
+    """``(P,)`` medians of the columns of ``(n,P)``; ``known (P,)`` values of each, at least 1, are finite."""
+    if not block.size:
+        return np.empty(0, np.float32)
+    columns = cv2.transpose(block).reshape(block.shape[1], -1)  # several times as fast as NumPy's
+    columns.sort(axis=-1)  # the invalid ones end up last
+    lower, upper = (
+        np.take_along_axis(columns, at[:, None], axis=-1)[:, 0] for at in ((known - 1) // 2, known // 2)
+    )
+    return np.asarray(0.5 * (lower + upper))
+
+
 def _read_rows(file: IO[bytes], count: int, height: int, width: int, rows: slice) -> NDArray[np.float32]:
-    """``(rows,W,n)``: a few rows of every map. Read, not mapped: mapped pages count as memory in use."""
-    size = (rows.stop - rows.start) * width * 4
-    block = np.empty((rows.stop - rows.start, width, count), np.float32)
+    """``(n,P)``: a few rows of every map. Read, not mapped: mapped pages count as memory in use."""
+    pixels = (rows.stop - rows.start) * width
+    block = np.empty((count, pixels), np.float32)
     for place in range(count):
         file.seek((place * height + rows.start) * width * 4)
-        block[..., place] = np.frombuffer(file.read(size), np.float32).reshape(-1, width)
+        block[place] = np.frombuffer(file.read(pixels * 4), np.float32)
     return block

@@ -49,6 +49,7 @@ _GROUPS = {
         "seed": "Seed",
         "steps": "Steps",
         "fit_s": "Training time (s)",
+        "stages_s": "Seconds by stage",
         "commit": "Commit",
         "sa2depth_version": "sa2depth",
     },
@@ -69,6 +70,7 @@ _SIZE = {"height", "width"}
 _BOX = {"top", "bottom", "left", "right"}
 _SIZES = {"protocol.frame", "protocol.frame_cut", "protocol.input_size"}
 _COUNTED_SIZES = {"native_sizes", "input_sizes", "frames"}
+_SECONDS = "stages_s"
 _MOST_WORDS = 30
 _MOST_SIZES = 6
 
@@ -116,7 +118,8 @@ def _leaves(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any
     """Entries of nested mappings under names with dots; boxes, sizes and their counts stay whole."""
     for key, item in value.items():
         name = f"{path}{key}"
-        if isinstance(item, dict) and set(item) not in (_SIZE, _BOX) and name not in _COUNTED_SIZES:
+        whole = {*_COUNTED_SIZES, _SECONDS}
+        if isinstance(item, dict) and set(item) not in (_SIZE, _BOX) and name not in whole:
             yield from _leaves(item, f"{name}.")
         else:
             yield name, item
@@ -134,6 +137,8 @@ def _text(key: str, value: Any) -> str:
         return "yes" if value else "no"
     if key in _COUNTED_SIZES and isinstance(value, dict):
         return _counted_sizes(value)
+    if key == _SECONDS and isinstance(value, dict):
+        return ", ".join(f"{name} {spent}" for name, spent in value.items())
     if isinstance(value, dict) and value:
         return _box_text(value) if set(value) == _BOX else f"{value['height']} × {value['width']} px"
     if isinstance(value, list):

@@ -1,22 +1,33 @@
 """The predictor that every model must beat: the per-pixel median of the training depth maps."""
 
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sa2depth.data.sample import Source
+from sa2depth.data.sample import DepthSource, Source, read_depth
 from sa2depth.errors import ShapeError
 from sa2depth.metrics import MedianDepthMap, Protocol, aggregate, cut_frame, evaluate_image
 from sa2depth.report.examples import spread
+from sa2depth.run.median_cache import keep_map, place_of, read_map
+from sa2depth.run.parallel import ahead, workers
+from sa2depth.stages import Progress, stage
+from sa2depth.threads import few_threads
 
 MAPS = 2000
 """At most so many training maps, evenly spread: 36,253 of NYU v2 would fill 44 GB of temporary disk."""
 
+_T = TypeVar("_T")
+_Row = dict[str, Any]
+
 
 def median_baseline(train: Source, test: Source, protocol: Protocol) -> dict[str, Any]:
     """Scores of the best predictor that looks at no image, under the frame and the crop of a protocol.
+
+    Photographs are not decoded where the sources can do without (`sa2depth.data.sample.DepthSource`). The fitted map
+    is kept for later runs (`sa2depth.run.median_cache`).
 
     Args:
         train: source of the training images.
@@ -28,19 +39,55 @@ def median_baseline(train: Source, test: Source, protocol: Protocol) -> dict[str
         where these have no common size, so that there is no median of a pixel.
     """
     indices = spread(len(train), MAPS)
-    maps = (_framed(train[i].depth, protocol) for i in indices)
-    try:
-        predictor = MedianDepthMap(protocol.min_depth, protocol.max_depth).fit(maps)
-    except ShapeError as error:
-        return {"not_run": str(error)}
-    rows = []
-    for index in range(len(test)):
-        sample = test[index]
-        if sample.depth is not None:
-            truth = _framed(sample.depth, protocol)
-            prediction = predictor.predict((truth.shape[0], truth.shape[1]))
-            rows.append({"id": sample.id, **evaluate_image(prediction, truth, protocol)})
+    with stage("baseline", len(indices) + len(test)) as progress, few_threads(1):
+        try:
+            predictor = _fitted(train, indices, protocol, progress)
+        except ShapeError as error:
+            return {"not_run": str(error)}
+        rows = []
+        for row in _each(test, lambda index: _score(test, index, predictor, protocol), range(len(test))):
+            progress.advance()
+            if row is not None:
+                rows.append(row)
     return {**aggregate(rows, protocol), "maps": len(indices)}
+
+
+def _fitted(train: Source, indices: Sequence[int], protocol: Protocol, progress: Progress) -> MedianDepthMap:
+    limits = protocol.min_depth, protocol.max_depth
+    place = place_of(train, indices, protocol)
+    known = None if place is None else read_map(place)
+    if known is not None:
+        progress.advance(len(indices))
+        return MedianDepthMap.restored(known, *limits)
+
+    def maps() -> Iterator[NDArray[np.float32]]:
+        for depth in _each(train, lambda index: _framed(read_depth(train, index), protocol), indices):
+            progress.advance()
+            yield depth
+
+    predictor = MedianDepthMap(*limits).fit(maps())
+    if place is not None:
+        keep_map(place, predictor.predict())
+    return predictor
+
+
+def _score(test: Source, index: int, predictor: MedianDepthMap, protocol: Protocol) -> _Row | None:
+    ids: Sequence[str] | None = getattr(test, "ids", None)
+    if isinstance(test, DepthSource) and ids is not None:
+        depth, name = test.depth(index), ids[index]
+    else:
+        sample = test[index]
+        depth, name = sample.depth, sample.id
+    if depth is None:
+        return None
+    truth = _framed(depth, protocol)
+    prediction = predictor.predict((truth.shape[0], truth.shape[1]))
+    return {"id": name, **evaluate_image(prediction, truth, protocol)}
+
+
+def _each(source: Source, work: Callable[[int], _T], indices: Sequence[int]) -> Iterator[_T]:
+    """Results in order; by several threads where a source reads files: others may not be made for that."""
+    return ahead(work, indices, workers()) if isinstance(source, DepthSource) else map(work, indices)
 
 
 def _framed(depth: NDArray[np.float32] | None, protocol: Protocol) -> NDArray[np.float32]:

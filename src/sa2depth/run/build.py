@@ -7,21 +7,23 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import lightning as L
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from omegaconf import DictConfig, OmegaConf
 
 from sa2depth.config import check_config
+from sa2depth.config.cluster import check_processes, environment_plugins, process_count
 from sa2depth.data import DepthDataModule
 from sa2depth.errors import ConfigError
-from sa2depth.lit import SyncBatchNorms
+from sa2depth.lit import FreeCores, SyncBatchNorms, WholeCheckpoints
 from sa2depth.metrics import Protocol
 from sa2depth.models import SA2Depth, build_model
 from sa2depth.ops import use_backend
 from sa2depth.ops.precision import float32_products
 from sa2depth.run.processes import EndAtSigterm
+from sa2depth.run.stage_times import ValidationStage
 
 PATHS = ("data_dir", "runs_dir", "output_dir")
 SHARED_KEYS: dict[str, Any] = dict.fromkeys(
@@ -62,11 +64,13 @@ def prepare(cfg: DictConfig, known: dict[str, Any]) -> None:
     """Check a configuration and seed every random generator.
 
     Raises:
-        ConfigError: for unknown or unanswered options, and for a multirun over several devices.
+        ConfigError: for unknown or unanswered options, for a multirun over several devices, and where a launcher has
+            started another number of processes than the trainer asks for.
     """
     quiet_lightning()
     check_config(cfg, known)
     _refuse_parallel_multirun(cfg)
+    check_processes(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
 
 
@@ -115,32 +119,25 @@ def build_trainer(cfg: DictConfig, with_logs: bool = True) -> L.Trainer:
     node: DictConfig = cfg.trainer.copy()
     OmegaConf.set_struct(node, False)
     options: dict[str, Any] = {}
+    given = instantiate(node.pop("plugins", None))
+    plugins = environment_plugins(cfg, given)
+    if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+        plugins.append(WholeCheckpoints())
     if node.get("sync_batchnorm"):
-        given = instantiate(node.pop("plugins", None) or [])
-        options["plugins"] = [*(given if isinstance(given, ListConfig) else [given]), SyncBatchNorms()]
+        plugins.append(SyncBatchNorms())
+    options["plugins"] = plugins
     if with_logs:
         for kind in ("callbacks", "logger"):
             options[kind] = [instantiate(each) for each in (cfg.get(kind) or {}).values() if each is not None]
     else:
         options = {**options, "callbacks": [], "logger": False, "enable_checkpointing": False}
-    options["callbacks"].append(EndAtSigterm())
+    options["callbacks"] += [FreeCores(), EndAtSigterm(), ValidationStage()]
     return cast(L.Trainer, instantiate(node, **options))
-
-
-def device_count(cfg: DictConfig) -> int:
-    """How many processes a trainer configuration asks for on this machine."""
-    devices = cfg.trainer.get("devices", 1)
-    if devices in (-1, "-1", "auto"):
-        on_gpu = cfg.trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda")
-        return max(torch.cuda.device_count(), 1) if on_gpu else 1
-    if isinstance(devices, str):
-        return len([d for d in devices.split(",") if d.strip()]) if "," in devices else int(devices)
-    return int(devices) if isinstance(devices, int) else len(devices)
 
 
 def _refuse_parallel_multirun(cfg: DictConfig) -> None:
     in_multirun = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    if in_multirun and (count := device_count(cfg)) * cfg.trainer.get("num_nodes", 1) > 1:
+    if in_multirun and (count := process_count(cfg)) > 1:
         raise ConfigError(
             f"--multirun with {count} devices a job is refused: each child process of a job would start the whole "
             "sweep again, and the next job would inherit this one's rank (jobs then train on a part of the data "

@@ -9,17 +9,21 @@ from torch.distributed import all_gather_object, get_world_size, is_available, i
 
 from sa2depth.report import Evaluation, Example, Examples, choose, depth_grid
 from sa2depth.report.examples import Kind
+from sa2depth.stages import Progress
 
 FOLDER = "pictures"
 
 
-def write_pictures(folder: Path, evaluation: Evaluation, examples: Examples) -> list[dict[str, Any]]:
+def write_pictures(
+    folder: Path, evaluation: Evaluation, examples: Examples, progress: Progress | None = None
+) -> list[dict[str, Any]]:
     """Draw the chosen images into ``folder/pictures``: call it on every process, each draws those that it scored.
 
     Args:
         folder: the run's folder, on a disk that the processes share.
         evaluation: the table of the whole split, the same on every process.
         examples: candidates of this process.
+        progress: of the stage, one step a picture.
 
     Returns:
         ``kind``, ``id``, ``file`` relative to the folder and ``abs_rel`` of every picture, the same on every process.
@@ -42,6 +46,8 @@ def write_pictures(folder: Path, evaluation: Evaluation, examples: Examples) -> 
                     "abs_rel": row["abs_rel"],
                 }
             )
+            if progress is not None:
+                progress.advance()
     return listed
 
 

@@ -1,7 +1,6 @@
 """How the processes of a run end: together, and with a status that says why."""
 
 import atexit
-import logging
 import os
 import signal
 import sys
@@ -13,46 +12,77 @@ from pathlib import Path
 from subprocess import Popen
 
 import lightning as L
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.distributed import DistError
 
+from sa2depth.config.cluster import LIGHTNING, requeued_by_slurm, started
 from sa2depth.errors import UserError
+from sa2depth.quoting import override
+from sa2depth.run.watch import (
+    Watch,
+    dismiss_lightnings,
+    end_with_parent,
+    first_failure,
+    flush_everything,
+    how,
+    status_of,
+)
 
-_PATIENCE_S = 2.0
+_PATIENCE_S = 10.0
 
 _failed_with: int | None = None  # the status of this process, once it is one of several and has failed
+_watch: Watch | None = None  # over the processes that this one has started
 
 
 @contextmanager
 def ending_together(trainer: L.Trainer) -> Iterator[None]:
-    """Where the process that has started the others fails, it ends them: over NCCL they would wait for it in vain.
+    """Where one of several processes fails, all end, and the first one says which it was and why.
 
-    The reverse is Lightning's work, which kills everything a few seconds after a process that it has started has ended;
-    over gloo this process hears of it earlier, by a lost connection. A process of several that fails ends without
-    NCCL's clean-up, which waits for the others.
+    The first process ends those that it has started: over NCCL they would wait for it in vain. Where another one
+    fails, the first hears of it by a lost connection, or, where it waits too deeply for that, by `Watch`. A process of
+    several that fails ends without NCCL's clean-up, which waits for the others.
 
     A run that was interrupted ends with the status that shells expect (130 after Ctrl-C, 143 after SIGTERM; by itself
     Lightning ends with 0 after the latter) and says how to go on.
 
     Raises:
-        UserError: another process failed first, and has said why.
-        SystemExit: the run was interrupted.
+        UserError: another process failed first, with an error that the user can fix, and has said why.
+        SystemExit: another process failed in any other way, or the run was interrupted.
     """
+    global _watch
+    launcher = trainer.strategy.launcher
+
+    def children() -> list[Popen[bytes]]:
+        return getattr(launcher, "procs", [])
+
+    watch = Watch(children)
+    if hasattr(launcher, "procs"):
+        _watch = watch
+        watch.start()
+        found = started()
+        if found is not None and found.by == LIGHTNING and found.rank > 0:
+            end_with_parent()
     try:
         yield
+        watch.stop()
+        failure = watch.wait() if children() else None
+        if failure is not None:
+            sys.stderr.write(
+                f"error: {how(*failure)}, after the last step was done: the results are complete\n"
+            )
+            raise SystemExit(1)
     except BaseException as error:
-        others: list[Popen[bytes]] = getattr(trainer.strategy.launcher, "procs", [])
+        watch.stop()
         # gloo's lost connections have no type of their own
         lost = isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
-        failed = _failed(others) if lost else None
-        _stop_watching()
-        for process in others:
+        failure = _failed(children()) if lost else None
+        dismiss_lightnings()
+        for process in children():
             process.kill()
         reported: BaseException = error
-        if failed is not None:
-            reported = UserError(f"another process of the training {failed}: see what it wrote above")
+        if failure is not None:
+            reported = _of_another(*failure)
         elif (status := _interrupted(error)) is not None:
             _say_how_to_go_on(trainer)
             reported = SystemExit(status)
@@ -61,13 +91,22 @@ def ending_together(trainer: L.Trainer) -> Iterator[None]:
         if reported is error:
             raise
         raise reported from None
+    finally:
+        _watch = None
 
 
-def _stop_watching() -> None:
-    """Keep Lightning from killing this process, too, some seconds after those that it has started."""
-    for thread in threading.enumerate():
-        if isinstance(thread, _ChildProcessObserver):
-            thread._child_processes = []
+def each_on_its_own() -> None:
+    """From here on no process waits for another: one that fails leaves the first to finish its work."""
+    if _watch is not None:
+        _watch.stop()
+
+
+def _of_another(rank: int, status: int) -> BaseException:
+    said = f"{how(rank, status)}{'' if status < 0 else ': see what it wrote above'}"
+    if status_of(status) == 2:
+        return UserError(said)
+    sys.stderr.write(f"error: {said}\n")
+    return SystemExit(1)
 
 
 def _end_without_waiting(error: BaseException, *, first: bool) -> None:
@@ -85,9 +124,7 @@ def _end_without_waiting(error: BaseException, *, first: bool) -> None:
 
 def _end_now() -> None:
     if _failed_with is not None:
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush_everything()
         os._exit(_failed_with)
 
 
@@ -107,19 +144,26 @@ def _say_how_to_go_on(trainer: L.Trainer) -> None:
         return
     folders = [Path(f) for c in trainer.checkpoint_callbacks if (f := getattr(c, "dirpath", None))]
     advice = ": no checkpoint was written yet" if folders else ""
+    trained = getattr(getattr(trainer, "state", None), "fn", None) == TrainerFn.TESTING
     for folder in folders:
-        if (last := folder / "last.ckpt").exists():
-            advice = f": resume={last} goes on from there"
+        for name in ("last.ckpt", "best.ckpt") if trained else ("last.ckpt",):
+            if (file := folder / name).exists():
+                advice = f": {override('resume', file)} goes on from there"
+                if trained:
+                    advice = (
+                        f" after the training: sa2depth.eval with {override('checkpoint', file)} scores it"
+                    )
     sys.stderr.write(f"interrupted{advice}\n")
 
 
-def _failed(processes: list["Popen[bytes]"]) -> str | None:
-    """How the first of some processes failed, which may be about to end."""
+def _failed(processes: list["Popen[bytes]"]) -> tuple[int, int] | None:
+    """Rank and status of the first of some processes that failed, which may be about to end."""
     deadline = time.monotonic() + _PATIENCE_S
     while processes and time.monotonic() < deadline:
-        for code in (process.poll() for process in processes):
-            if code:
-                return f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+        if failure := first_failure(processes):
+            return failure
+        if all(process.poll() == 0 for process in processes):
+            return None
         time.sleep(0.05)
     return None
 
@@ -139,10 +183,16 @@ class EndAtSigterm(L.Callback):
         """As at the start of a training."""
         _take_over(trainer)
 
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Lightning puts things in order, which may take its time."""
+        if _watch is not None:
+            _watch.notice(exception)
+
 
 def _take_over(trainer: L.Trainer) -> None:
-    environment = getattr(trainer.strategy, "cluster_environment", None)
-    queued_again = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
+    queued_again = requeued_by_slurm(getattr(trainer.strategy, "cluster_environment", None))
     may = threading.current_thread() is threading.main_thread()  # Python's rule
     if trainer.world_size > 1 and not queued_again and may:
         signal.signal(signal.SIGTERM, _end)

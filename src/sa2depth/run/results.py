@@ -1,11 +1,11 @@
 """What a run leaves: numbers, tables and pictures, named when it ends."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from torch import nn
 from torch.distributed import barrier, destroy_process_group, is_available, is_initialized
 
@@ -14,7 +14,10 @@ from sa2depth.lit import close_loggers
 from sa2depth.report import Evaluation, Examples, plot_curves, write_by_depth, write_metrics, write_table
 from sa2depth.run.baseline import median_baseline
 from sa2depth.run.pictures import FOLDER, write_grid, write_pictures
+from sa2depth.run.processes import each_on_its_own
 from sa2depth.run.summary import print_files, print_summary
+from sa2depth.stages import seconds_so_far, stage
+from sa2depth.threads import few_threads
 from sa2depth.weights import save_model
 
 
@@ -53,33 +56,52 @@ def finish(
     is_writer = trainer is None or trainer.is_global_zero
     if trainer is not None:
         folder = Path(trainer.strategy.broadcast(str(folder)))
-    pictures = write_pictures(folder, evaluation, examples)
-    grid = write_grid(folder / "grid.png", evaluation, examples, is_writer)
+    with stage("pictures", 3 * examples.count + 1) as progress, few_threads(1):
+        pictures = write_pictures(folder, evaluation, examples, progress)
+        grid = write_grid(folder / "grid.png", evaluation, examples, is_writer)
     if is_available() and is_initialized():
         barrier()  # the pictures of all processes are there before the first one names them
+        each_on_its_own()
     if is_writer:
         baselines = (
             {} if baseline is None else {"median_depth_map": median_baseline(*baseline, evaluation.protocol)}
         )
         details = {"pictures": pictures, "baselines": baselines, **circumstances, **(notes or {})}
-        files = [
-            write_metrics(evaluation, folder / "metrics.json", details),
-            write_table(evaluation, folder / "per_image.csv"),
-            write_by_depth(evaluation, folder / "by_depth.csv"),
-        ]
         loggers = [] if trainer is None else trainer.loggers
         images = [grid] if grid else []
-        for logger in loggers:
-            if isinstance(logger, CSVLogger):
-                curves = Path(logger.log_dir) / "metrics.csv"
-                files.append(curves)
-                images.append(plot_curves(curves, folder / "curves.png"))
-        if model is not None:
-            files.append(save_model(model, folder / "model.safetensors", {"scores": means}))
+        with stage("tables"):
+            files = _write_tables(folder, evaluation, details, loggers, images)
+            if model is not None:
+                files.append(save_model(model, folder / "model.safetensors", {"scores": means}))
+        seconds = seconds_so_far()
+        if seconds:  # once more, with those of the tables
+            write_metrics(evaluation, folder / "metrics.json", {**details, "stages_s": seconds})
         files += [*images, folder / FOLDER, *sorted((folder / "checkpoints").glob("*.ckpt"))]
-        print_summary(evaluation, circumstances, baselines)
-        close_loggers(loggers, images)
+        print_summary(evaluation, circumstances, baselines, seconds)
+        with stage("closing the loggers"):
+            close_loggers(loggers, images)
         print_files(files)
     if is_available() and is_initialized():
         destroy_process_group()
     return means
+
+
+def _write_tables(
+    folder: Path,
+    evaluation: Evaluation,
+    details: Mapping[str, Any],
+    loggers: Sequence[Logger],
+    images: list[Path],
+) -> list[Path]:
+    """Write scores, tables and curves; the picture of the curves joins ``images``. Returns the other files."""
+    files = [
+        write_metrics(evaluation, folder / "metrics.json", details),
+        write_table(evaluation, folder / "per_image.csv"),
+        write_by_depth(evaluation, folder / "by_depth.csv"),
+    ]
+    for logger in loggers:
+        if isinstance(logger, CSVLogger):
+            curves = Path(logger.log_dir) / "metrics.csv"
+            files.append(curves)
+            images.append(plot_curves(curves, folder / "curves.png"))
+    return files

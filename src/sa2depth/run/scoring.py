@@ -1,23 +1,20 @@
 """Scores of predictions that lie in files: no network, no trainer, one process that reads with several threads."""
 
-import os
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 
 from sa2depth.data.sample import RawSample, Source
 from sa2depth.errors import DataError
 from sa2depth.metrics import DepthMetrics, Protocol, cut_frame, cut_truth
 from sa2depth.report import Evaluation, Examples, Sizes, offer_all
+from sa2depth.run.parallel import ahead, workers
 from sa2depth.run.predictions import Prediction, PredictionReader, find_files, listing
-
-_Item = TypeVar("_Item")
+from sa2depth.stages import stage
+from sa2depth.threads import few_threads
 
 
 class FileScores(NamedTuple):
@@ -62,7 +59,7 @@ class PredictionFiles:
         """Score all of them, with a progress bar on a terminal.
 
         Args:
-            threads: that read; None: one for each core, at most 8.
+            threads: that read; None: one for each usable core, at most 8.
 
         Raises:
             DataError: a file is broken or of the wrong size; with its name.
@@ -71,15 +68,13 @@ class PredictionFiles:
         metrics, examples = DepthMetrics(self.protocol), Examples(total=total)
         sizes: Counter[Sizes] = Counter()
         resized = 0
-        console = Console(stderr=True)
-        with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
-            task = progress.add_task("scoring", total=total)
+        with stage("scoring", total) as progress, few_threads(1):
             for index, (sample, prediction) in enumerate(
-                ahead(self._read, range(total), threads or min(8, os.cpu_count() or 1))
+                ahead(self._read, range(total), threads or workers())
             ):
                 sizes[self._score(index, sample, prediction, metrics, examples)] += 1
                 resized += prediction.resized
-                progress.advance(task)
+                progress.advance()
         evaluation = Evaluation(
             self.protocol, metrics.table(), metrics.by_depth(), sizes, split_images=total, network=False
         )
@@ -108,20 +103,11 @@ class PredictionFiles:
 def source_ids(source: Source) -> Sequence[str]:
     """Ids of all images of a source, without opening them where it can say so."""
     ids: Sequence[str] | None = getattr(source, "ids", None)
-    return [source[i].id for i in range(len(source))] if ids is None else ids
-
-
-def ahead(read: Callable[[int], _Item], indices: Sequence[int], threads: int) -> Iterator[_Item]:
-    """Results in order, a few of them read ahead by threads; no more than that are held in memory."""
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Future[_Item]] = deque()
-        try:
-            for index in indices:
-                waiting.append(pool.submit(read, index))
-                if len(waiting) > 2 * threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+    if ids is not None:
+        return ids
+    found = []
+    with stage("reading the names of the images", len(source)) as progress:
+        for index in range(len(source)):
+            found.append(source[index].id)
+            progress.advance()
+    return found

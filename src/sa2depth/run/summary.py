@@ -10,6 +10,7 @@ from rich.table import Table
 from sa2depth.metrics import Protocol
 from sa2depth.report import Evaluation, choose
 from sa2depth.report.tables import NOT_APPLICABLE
+from sa2depth.stages import tell
 
 _RULES = ("depth", "frame", "input", "crop", "flip averaging")
 _NETWORK_RULES = ("input", "flip averaging")
@@ -33,12 +34,14 @@ def print_summary(
     evaluation: Evaluation,
     circumstances: Mapping[str, str],
     baselines: Mapping[str, Mapping[str, Any]],
+    seconds: Mapping[str, float] | None = None,
 ) -> None:
-    """Print circumstances, scores beside those of the baselines, errors by depth, and the worst images."""
+    """Print circumstances and seconds, scores beside those of the baselines, errors by depth, and the worst images."""
     console = Console(soft_wrap=True, highlight=False)
     protocol = evaluation.protocol
     console.print(f"{protocol.name} v{protocol.version}, {evaluation.means['images']} images", style="bold")
-    console.print(_facts({**_counted(evaluation), **_measured(evaluation), **circumstances}))
+    spent = {"time": tell(seconds)} if seconds else {}
+    console.print(_facts({**_counted(evaluation), **_measured(evaluation), **circumstances, **spent}))
     console.print(_scores(evaluation, baselines))
     for name, scores in baselines.items():
         if "not_run" in scores:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sa2depth.errors import CheckpointError, ConfigError
+from sa2depth.quoting import override
 from sa2depth.weights.checkpoint import identify
 from sa2depth.weights.files import UnreadableError, WeightFile, holds_weights_alone, read_file
 
@@ -31,6 +32,7 @@ class TrainingState:
         epochs: Finished ones; one whose last batch is done counts, although its validation may be missing.
         steps: Of the optimiser.
         between_epochs: Saved at the end of an epoch, as ``last.ckpt`` is.
+        logged_steps: Number that the next step has in a log.
     """
 
     path: Path
@@ -38,6 +40,7 @@ class TrainingState:
     epochs: int
     steps: int
     between_epochs: bool
+    logged_steps: int
 
     def check_network(self, spec: Mapping[str, Any]) -> None:
         """Refuse to go on with another network.
@@ -126,6 +129,7 @@ def _state(path: Path, file: WeightFile) -> TrainingState:
     loop = content["loops"]["fit_loop"]
     epoch, batch = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]
     optimizer = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+    steps = int(optimizer["step"]["total"]["completed"])
     # "processed" is what Lightning holds against max_epochs. Within an epoch it does not count that one; after
     # its last batch Lightning closes it without a step.
     closing = epoch["started"] > epoch["processed"] and batch["is_last_batch"]
@@ -133,8 +137,9 @@ def _state(path: Path, file: WeightFile) -> TrainingState:
         path,
         dict(spec),
         epochs=int(epoch["processed"]) + int(closing),
-        steps=int(optimizer["step"]["total"]["completed"]),
+        steps=steps,
         between_epochs=epoch["started"] == epoch["processed"] > epoch["completed"],
+        logged_steps=int(loop.get("epoch_loop.state_dict", {}).get("_batches_that_stepped", steps)),
     )
 
 
@@ -143,11 +148,12 @@ def _refused(path: Path, what: str) -> CheckpointError:
 
 
 def _better(path: Path) -> str:
-    """A checkpoint of the run that this file or folder belongs to, or what it would be called."""
+    """A checkpoint of the run that this file or folder belongs to, as it is typed, or what it would be called."""
     folder = path if path.is_dir() else path.parent
     for name in ("checkpoints/last.ckpt", "last.ckpt", "checkpoints/best.ckpt", "best.ckpt"):
         if (folder / name).is_file() and folder / name != path:
-            return str(folder / name)
+            typed = override("resume", folder / name)
+            return str(folder / name) if typed == f"resume={folder / name}" else f"it as {typed}"
     return "a run's checkpoints/last.ckpt"
 
 

@@ -1,7 +1,6 @@
 """`sa2depth data speed`: how many images a second the loader delivers, and where the time of one image goes."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +9,7 @@ import typer
 
 from sa2depth.cli.data.choose import build_module, compose_data
 from sa2depth.errors import ConfigError
+from sa2depth.threads import usable_cores
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,7 +41,7 @@ def speed(
     """Measure the training loader: images per second for each number of workers, and the stages of one image."""
     from rich.console import Console
 
-    cores = _usable_cores()
+    cores = usable_cores()
     tried = _numbers(workers, cores)
     cfg = compose_data(dataset, root, overrides or (), augment)
     console = Console(highlight=False)
@@ -84,10 +84,6 @@ def speed(
         }
         _write(json_file, measured)
         console.print(f"also in {json_file}", markup=False)
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _numbers(text: str | None, cores: int) -> list[int]:

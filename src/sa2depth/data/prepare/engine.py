@@ -17,6 +17,7 @@ from sa2depth.data.prepare.archives import DAMAGED, damaged
 from sa2depth.data.prepare.members import Reader
 from sa2depth.data.prepare.plan import Plan, State, Step
 from sa2depth.errors import DataError
+from sa2depth.threads import usable_cores
 
 Tick = Callable[[Step], None]
 
@@ -50,7 +51,7 @@ def execute(
 
     Args:
         plan: what to do.
-        workers: threads; as many as cores, at most 8, where not given.
+        workers: threads; as many as usable cores, at most 8, where not given.
         verify: also compare the contents of files that are there already: by CRC-32 with zip archives, byte by byte
             with other sources. Files that differ are written again. Links are not read.
         tick: called after each file, from any thread.
@@ -61,7 +62,7 @@ def execute(
     """
     plan.require_space()
     steps = work(plan, verify=verify)
-    threads = workers or min(8, os.cpu_count() or 1)
+    threads = workers or min(8, usable_cores())
     outcome = Outcome()
     if not steps and not plan.leftovers:
         return outcome

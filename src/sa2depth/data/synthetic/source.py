@@ -76,6 +76,11 @@ class SyntheticScenes:
         self.kind, self.max_depth = kind, float(max_depth)
         self._cache: dict[int, RawSample] | None = {} if cache else None
 
+    @property
+    def keeps_samples(self) -> bool:
+        """Whether a scene costs nothing from the second time on."""
+        return self._cache is not None
+
     def __len__(self) -> int:
         """Number of scenes."""
         return self.count

@@ -23,8 +23,9 @@ PATHS = ("portable", "avx2", "avx512")
 """Code paths by the number that the library knows them by; portable is the only one outside of x86-64."""
 
 # -ffp-contract: fused multiply-adds also under ISO C++. No fast-math: roundings in the polynomials are deliberate.
+# No -fopenmp: csrc/cpu/parallel.cpp uses the pool of PyTorch's runtime, whichever that is.
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math",
-          "-ffp-contract=fast", "-Wno-psabi")  # fmt: skip
+          "-ffp-contract=fast", "-Wno-psabi", "-pthread")  # fmt: skip
 _PATH_FLAGS = {
     "portable": (),
     "avx2": ("-mavx2", "-mfma"),
@@ -66,19 +67,18 @@ def build(sources: Path, target: Path) -> Path:
     compiler = _compiler()
     x86 = platform.machine().lower() in {"x86_64", "amd64"} and sys.maxsize > 2**32
     with tempfile.TemporaryDirectory(prefix="sa2depth-build-") as folder:
-        flags = (*_FLAGS, *_openmp(compiler, Path(folder)))
         objects = []
         for path in PATHS if x86 else PATHS[:1]:
             # Nothing of the standard library's templates may come from here: see csrc/cpu/parallel.cpp.
             own = (*_PATH_FLAGS[path], "-fno-exceptions", f"-DSA2_PATH={path}")
             objects.append(Path(folder) / f"{path}.o")
-            _run([*compiler, *flags, *own, "-c", sources / "kernels.cpp", "-o", objects[-1]])
+            _run([*compiler, *_FLAGS, *own, "-c", sources / "kernels.cpp", "-o", objects[-1]])
         macros = [f'-DSA2_SOURCES="{sources_version(sources)}"', *(["-DSA2_X86"] if x86 else [])]
         for name in ("library", "parallel"):
             objects.append(Path(folder) / f"{name}.o")
-            _run([*compiler, *flags, *macros, "-c", sources / f"{name}.cpp", "-o", objects[-1]])
+            _run([*compiler, *_FLAGS, *macros, "-c", sources / f"{name}.cpp", "-o", objects[-1]])
         linked = Path(folder) / LIBRARY
-        _run([*compiler, *flags, "-shared", *objects, "-o", linked])
+        _run([*compiler, *_FLAGS, "-shared", *objects, "-o", linked])
         # Beside its place first: a rename inside one folder is one step, and a running program keeps the old file.
         fresh = target / f".{LIBRARY}.{os.getpid()}"
         shutil.copyfile(linked, fresh)
@@ -93,17 +93,6 @@ def _compiler() -> list[str]:
         if shutil.which(candidate[0]):
             return candidate
     raise BuildError(f"there is no C++ compiler ({' '.join(asked) or 'c++, g++, clang++'})")
-
-
-def _openmp(compiler: list[str], folder: Path) -> tuple[str, ...]:
-    """The flag for OpenMP if a program with it links, else the one for plain threads."""
-    trial = folder / "openmp.cpp"
-    trial.write_text("#include <omp.h>\nint threads() { return omp_get_max_threads(); }\n", encoding="utf-8")
-    try:
-        _run([*compiler, "-fopenmp", "-fPIC", "-shared", trial, "-o", folder / "openmp.so"])
-    except BuildError:
-        return ("-pthread",)
-    return ("-fopenmp",)
 
 
 def _run(command: list[str | Path]) -> None:

@@ -21,6 +21,7 @@ PATH_VARIABLE = "SA2DEPTH_CPU_PATH"
 """Environment variable that forces a code path: ``portable``, ``avx2`` or ``avx512``."""
 
 _FAILURES = {1: "its code path does not exist on this machine", 2: "out of memory"}
+_POOL = ("GOMP_parallel", "omp_get_thread_num")
 _BUILD_AGAIN = "run `pip install` again where a C++ compiler is, or sa2depth.ops.cpu.rebuild()"
 
 
@@ -95,6 +96,11 @@ def path() -> str:
     return asked or known[-1]
 
 
+def pool() -> str:
+    """Whose threads the library computes with, in words."""
+    return "threads of its own" if _pool() is None else "PyTorch's threads"
+
+
 def call(function: str, *arguments: object) -> None:
     """Run one of the library's functions on PyTorch's number of threads.
 
@@ -143,7 +149,6 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     if not file.is_file():
         return None, f"it was installed without the CPU library; {_BUILD_AGAIN}"
     try:
-        # PyTorch is imported above: its OpenMP runtime is already there, and both share one pool of threads.
         library = ctypes.CDLL(str(file))
         library.sa2depth_cpu_version.restype = ctypes.c_char_p
         built_from = library.sa2depth_cpu_version().decode()
@@ -152,7 +157,26 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         return None, f"the CPU library does not load ({error}); {_BUILD_AGAIN}"
     if built_from != sources:
         return None, f"the CPU library was built from other sources than csrc/cpu; {_BUILD_AGAIN}"
+    if (functions := _pool()) is not None:
+        library.sa2depth_cpu_use_pool(*functions)
     return library, ""
 
 
-__all__ = ["BuildError", "call", "path", "paths", "rebuild", "why_unavailable"]
+def _pool() -> tuple[ctypes.c_void_p, ctypes.c_void_p] | None:
+    """The functions of PyTorch's OpenMP runtime that ``csrc/cpu/parallel.cpp`` asks for; None: it has none.
+
+    A look-up in PyTorch's own library goes through what that depends on: it finds the runtime that PyTorch uses, under
+    whatever file name, also where others are loaded.
+    """
+    folder = Path(torch.__file__).parent / "lib"
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+        try:
+            loaded = ctypes.CDLL(str(folder / name))
+            functions = [ctypes.cast(loaded[symbol], ctypes.c_void_p) for symbol in _POOL]
+        except (OSError, AttributeError):
+            continue
+        return functions[0], functions[1]
+    return None
+
+
+__all__ = ["BuildError", "call", "path", "paths", "pool", "rebuild", "why_unavailable"]

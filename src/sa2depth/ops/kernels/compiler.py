@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from sa2depth.atomic import atomic_path
+from sa2depth.resources import user_cache
+from sa2depth.stages import stage
 
 _log = logging.getLogger(__name__)
 
@@ -30,11 +32,10 @@ def cache_dir() -> Path:
 
     A user without a home folder gets one that ends with the process.
     """
-    if chosen := os.environ.get("SA2DEPTH_CACHE"):
-        return Path(chosen).expanduser()
-    base = os.environ.get("LOCALAPPDATA") if os.name == "nt" else os.environ.get("XDG_CACHE_HOME")
+    if os.environ.get("SA2DEPTH_CACHE"):
+        return user_cache()
     try:
-        return (Path(base) if base else Path.home() / ".cache") / "sa2depth" / "kernels"
+        return user_cache() / "kernels"
     except RuntimeError:  # a user without a home, as in some containers
         return Path(_folder_of_this_process().name)
 
@@ -68,7 +69,8 @@ def compile_kernels(source: Path, architecture: str, macros: Mapping[str, int]) 
     path = cache_dir() / f"{source.stem}-{architecture}-{digest[:32]}.cubin"
     code = _read(path)
     if code is None:
-        code = _compile(source, architecture, macros)
+        with stage("compiling CUDA kernels"):
+            code = _compile(source, architecture, macros)
         try:
             with atomic_path(path) as temporary:
                 temporary.write_bytes(hashlib.sha256(code).digest() + code)

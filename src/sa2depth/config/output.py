@@ -1,0 +1,63 @@
+"""Standard output that a run survives: a reader that goes away (``| head``), and letters that it cannot show."""
+
+import io
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
+
+
+@contextmanager
+def patient_output() -> Iterator[None]:
+    """Within this context writing to standard output never raises, and logging prints no tracebacks of its own."""
+    before, raising = sys.stdout, logging.raiseExceptions
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # LANG=C, or a Latin-1 terminal
+    if before is not None:  # None: it was closed by `>&-`
+        sys.stdout = PatientStream(before)
+    logging.raiseExceptions = False
+    try:
+        yield
+    finally:
+        sys.stdout, logging.raiseExceptions = before, raising
+
+
+class PatientStream:
+    """A stream that falls silent, with one line on standard error, once nobody can read it any more.
+
+    Args:
+        stream: where it writes to.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """As any stream's."""
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self._fall_silent(error)
+            return len(text)
+
+    def flush(self) -> None:
+        """As any stream's."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._fall_silent(error)
+
+    def _fall_silent(self, error: OSError) -> None:
+        with suppress(OSError, ValueError):  # what is left in its buffer goes there, too
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+        with suppress(OSError):
+            said = f"standard output takes nothing more ({error.strerror}): the run goes on, its log is in its folder"
+            sys.stderr.write(f"note: {said}\n")

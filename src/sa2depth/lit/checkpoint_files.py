@@ -1,0 +1,51 @@
+"""Checkpoints appear whole or not at all, also where the disk is full.
+
+Lightning's own way writes them into the folder for temporary files first. Where that is on another disk, it copies them
+over the old ones, and a full disk leaves neither.
+"""
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from sa2depth.atomic import atomic_path
+from sa2depth.errors import CheckpointError
+from sa2depth.quoting import override
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Lightning's reading and writing of checkpoints; the old file stays until the new one is complete."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            CheckpointError: The disk is full or cannot be written; with what there is to go on from.
+        """
+        if "://" in str(path) or storage_options is not None:
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        try:
+            with atomic_path(path) as temporary, temporary.open("wb") as file:
+                file.write(buffer.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            why = f"{error.strerror or error}; it takes {buffer.tell() / 1e6:,.1f} MB"
+            raise CheckpointError(f"{path} cannot be written ({why}){_left(Path(path))}") from error
+
+
+def _left(path: Path) -> str:
+    last = path.parent / "last.ckpt"
+    left = last if last.is_file() else path
+    if not left.is_file():
+        return ": no checkpoint was written yet"
+    return f": with space on the disk, {override('resume', left)} goes on from the one before"
