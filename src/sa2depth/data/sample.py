@@ -44,19 +44,6 @@ class Source(Protocol):
         """What this is, how many and from where: one line for the printed plan."""
 
 
-@runtime_checkable
-class DepthSource(Source, Protocol):
-    """A source that can hand out depth alone, sooner than whole samples."""
-
-    def depth(self, index: int) -> npt.NDArray[np.float32] | None:
-        """``source[index].depth``."""
-
-
-def read_depth(source: Source, index: int) -> npt.NDArray[np.float32] | None:
-    """The depth of one sample, without its photograph where the source can do that (`DepthSource`)."""
-    return source.depth(index) if isinstance(source, DepthSource) else source[index].depth
-
-
 def full_depth(sample: RawSample) -> RawSample:
     """A sample whose depth has the size of its image: each pixel takes the nearest one of the map.
 
@@ -74,6 +61,19 @@ def nearest_resized(values: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDAr
         (2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip(size, values.shape, strict=True)
     )
     return values[rows[:, None], columns[None, :]]
+
+
+@runtime_checkable
+class DepthSource(Source, Protocol):
+    """A source that can hand out depth alone, sooner than whole samples."""
+
+    def depth(self, index: int) -> npt.NDArray[np.float32] | None:
+        """``source[index].depth``."""
+
+
+def read_depth(source: Source, index: int) -> npt.NDArray[np.float32] | None:
+    """The depth of one sample, without its photograph where the source can do that (`DepthSource`)."""
+    return source.depth(index) if isinstance(source, DepthSource) else source[index].depth
 
 
 def camera_matrix(fx: float, fy: float, cx: float, cy: float) -> npt.NDArray[np.float64]:

@@ -83,7 +83,7 @@ class FileSource:
         frame = self.frames[index]
         if self._changes_samples:
             return self[index].depth
-        return None if frame.depth is None else read_frame_depth(frame, photograph_size(frame.image))
+        return None if frame.depth is None else depth_of_frame(frame, photograph_size(frame.image))
 
     def fingerprint(self, indices: Iterable[int]) -> str | None:
         """Changes when the depth of some samples may have changed: names, sizes and times of all their files.
@@ -184,11 +184,11 @@ def read_frame(frame: Frame) -> RawSample:
         DataError: a file is absent or broken, or the sizes do not fit; with the file's name.
     """
     image = read_rgb(frame.image)
-    depth = read_frame_depth(frame, (image.shape[0], image.shape[1]))
+    depth = depth_of_frame(frame, (image.shape[0], image.shape[1]))
     return RawSample(image, depth, _camera(frame), frame.id)
 
 
-def read_frame_depth(frame: Frame, size: tuple[int, int]) -> DepthMap | None:
+def depth_of_frame(frame: Frame, size: tuple[int, int]) -> DepthMap | None:
     """Depth of a frame as its files have it, masked; None where it has none.
 
     Args:

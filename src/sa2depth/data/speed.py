@@ -17,7 +17,7 @@ from sa2depth.data.datamodule import DepthDataModule
 from sa2depth.data.dataset import Batch, DepthDataset, collate, to_item
 from sa2depth.data.sample import RawSample, full_depth
 from sa2depth.data.samplers import stream
-from sa2depth.data.sources import FileSource, read_frame, read_frame_depth
+from sa2depth.data.sources import FileSource, depth_of_frame, read_frame
 
 STAGES = ("decode image", "decode depth", "make sample", "prepare", "augment", "tensor", "collate")
 """What happens to an image, in this order. Files are decoded, synthetic samples are made."""
@@ -154,7 +154,7 @@ def _read(dataset: DepthDataset, index: int, timed: Callable[[str, Callable[[], 
     frame = source.frames[index]
     sample: RawSample = timed("decode image", lambda: read_frame(replace(frame, depth=None, mask=None)))
     if frame.depth is not None:
-        depth = timed("decode depth", lambda: read_frame_depth(frame, sample.image.shape[:2]))
+        depth = timed("decode depth", lambda: depth_of_frame(frame, sample.image.shape[:2]))
         sample = replace(sample, depth=depth)
     if source.prepare is not None:
         prepare = source.prepare
