@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import rounding
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +22,9 @@ torch.set_num_threads(int(os.environ.get("SA2DEPTH_TEST_THREADS", "1")))
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton, which decides for good then
+
+if choice := os.environ.get(rounding.VARIABLE):
+    rounding.Rounding(*map(int, choice.split(","))).__enter__()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sa2depth.cli.bench_agreement import agreement
 from sa2depth.cli.inputs import parse_size
 from sa2depth.cli.options import Device
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 def bench(
     models: Annotated[str, typer.Option(help="Any of nano, t, s, l.")] = "t",
     what: Annotated[
-        str, typer.Option(help="Any of operators, parts, inference, training.")
+        str, typer.Option(help="Any of operators, parts, inference, training; or agreement alone.")
     ] = "operators,parts,inference,training",
     size: Annotated[str, typer.Option(metavar="HxW", help="Of the images, multiples of 32.")] = "480x640",
     batch: Annotated[int, typer.Option(min=1, help="Images.")] = 1,
@@ -33,13 +34,27 @@ def bench(
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there, too.")
     ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option("--checkpoint", "-c", metavar="FILE", help="agreement: of a trained network.")
+    ] = None,
+    images: Annotated[
+        str, typer.Option(metavar="DIR", help="agreement: a folder, a pattern, or streets, rooms, mixed (generated).")
+    ] = "generated",
+    count: Annotated[int, typer.Option(min=1, help="agreement: images at most.")] = 16,
+    only: Annotated[str, typer.Option(metavar="WORDS", help="agreement: ways with these words in their name.")] = "",
 ) -> None:
-    """Time the torch path and the fast path in one run: operators, parts and whole networks."""
+    """Time the torch path and the fast path in one run: operators, parts and whole networks.
+
+    With --what agreement: how far the ways to run a trained network lie apart.
+    """
     from rich.console import Console
 
     from sa2depth.bench.run import OUT_OF_MEMORY, Settings, run
     from sa2depth.infer.predictor import pick_device
 
+    if _names(what) == ["agreement"]:
+        machine = _machine(pick_device(device))
+        return agreement(checkpoint, images, count, size, device, only, json_file, machine)
     settings = Settings(
         device=pick_device(device),
         models=_names(models),
