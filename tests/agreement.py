@@ -61,7 +61,9 @@ def assert_same_values(actual, expected, *, rms, median, what=""):
     one, other = _array(actual), _array(expected)
     assert one.shape == other.shape, what
     away = np.abs(one - other) / max(np.abs(other).max(), 1e-30)
-    said = f"{what}: median {np.median(away):.1e}, RMS {np.sqrt(np.mean(away**2)):.1e}, largest {away.max():.1e}"
+    said = (
+        f"{what}: median {np.median(away):.1e}, RMS {np.sqrt(np.mean(away**2)):.1e}, largest {away.max():.1e}"
+    )
     assert np.median(away) <= median, said
     assert np.sqrt(np.mean(away**2)) <= rms, said
 

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import rounding
 import torch
 from torch import Tensor, nn
+
+import rounding
 
 DATA = Path(__file__).parent / "data" / "golden"
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -6,10 +6,10 @@ import logging
 import numpy as np
 import pytest
 import torch
-from agreement import assert_same_depth
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from agreement import assert_same_depth
 from sa2depth.errors import ConfigError, DataError, ShapeError
 from sa2depth.infer import Prediction, Predictor, pick_device
 from sa2depth.infer.predictor import certainty

@@ -2,10 +2,10 @@ import copy
 
 import pytest
 import torch
-from agreement import assert_same_depth
 from torch import nn
 
 import sa2depth
+from agreement import assert_same_depth
 from sa2depth.errors import ConfigError, ShapeError
 from sa2depth.models import PRESETS, ConvDecoder, ConvHead, SA2Depth, build_model, create_model
 from sa2depth.nn.position import PositionConv

@@ -182,7 +182,9 @@ def _in_a_process(route: Route, checkpoint: str, images: Tensor, device: torch.d
             timeout=_TIMEOUT_S,
         )
         if done.returncode:
-            raise RuntimeError(f"its process ended with status {done.returncode}: {done.stderr[-_TAIL:].strip()}")
+            raise RuntimeError(
+                f"its process ended with status {done.returncode}: {done.stderr[-_TAIL:].strip()}"
+            )
         return np.load(Path(folder, "depths.npy"))
 
 

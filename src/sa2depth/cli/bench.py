@@ -35,13 +35,19 @@ def bench(
         Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there, too.")
     ] = None,
     checkpoint: Annotated[
-        str | None, typer.Option("--checkpoint", "-c", metavar="FILE", help="agreement: of a trained network.")
+        str | None,
+        typer.Option("--checkpoint", "-c", metavar="FILE", help="agreement: of a trained network."),
     ] = None,
     images: Annotated[
-        str, typer.Option(metavar="DIR", help="agreement: a folder, a pattern, or streets, rooms, mixed (generated).")
+        str,
+        typer.Option(
+            metavar="DIR", help="agreement: a folder, a pattern, or streets, rooms, mixed (generated)."
+        ),
     ] = "generated",
     count: Annotated[int, typer.Option(min=1, help="agreement: images at most.")] = 16,
-    only: Annotated[str, typer.Option(metavar="WORDS", help="agreement: ways with these words in their name.")] = "",
+    only: Annotated[
+        str, typer.Option(metavar="WORDS", help="agreement: ways with these words in their name.")
+    ] = "",
 ) -> None:
     """Time the torch path and the fast path in one run: operators, parts and whole networks.
 
@@ -54,7 +60,8 @@ def bench(
 
     if _names(what) == ["agreement"]:
         machine = _machine(pick_device(device))
-        return agreement(checkpoint, images, count, size, device, only, json_file, machine)
+        agreement(checkpoint, images, count, size, device, only, json_file, machine)
+        return
     settings = Settings(
         device=pick_device(device),
         models=_names(models),

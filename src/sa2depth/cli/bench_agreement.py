@@ -84,7 +84,7 @@ def line(row: "Row") -> str:
         return f"{row.route:<58} {row.note}"
     shares = f"{100 * row.over_1_percent:>8.3f}% {100 * row.over_5_percent:>8.3f}%"
     error = "" if row.abs_rel is None else f"{row.abs_rel:>9.5f} {row.abs_rel_change:>+8.5f}"
-    return f"{row.route:<58} {row.rms_percent:>9.5f} {shares} {row.largest_m:>9.5f} {error:>18}"
+    return f"{row.route:<58} {row.rms_percent:>9.2g} {shares} {row.largest_m:>9.2g} {error:>18}"
 
 
 def _write(path: Path, document: dict[str, str], size: tuple[int, int], rows: list["Row"]) -> None:
