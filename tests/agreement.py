@@ -10,7 +10,7 @@ and the others by about 1e-5. So there is no largest difference to hold a test t
 - the pixels that a swap reaches are few (the share),
 - all of it together is small (the RMS).
 
-A test of logic needs none of it: in float64 (``model.double()``) scores are 1e9 times less likely to be that near, and
+A test of logic needs none of it: in float64 (``model.double()``) scores are 1e8 times less likely to be that near, and
 its tolerance is 1e-10. Take these functions only where float32 itself, or what runs in float32 alone, is the point.
 """
 

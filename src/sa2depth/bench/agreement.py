@@ -130,7 +130,7 @@ def run(checkpoint: str, pictures: Pictures, device: torch.device, only: str = "
             continue
         try:
             found = depths(route, checkpoint, pictures.images, device)
-        except RuntimeError as failure:  # the other routes are compared all the same
+        except (ConfigError, RuntimeError) as failure:  # the other routes are compared all the same
             yield Row(route.name, note=f"failed: {str(failure).strip().splitlines()[-1]}")
             continue
         yield compare(route.name, found, reference, pictures.truth)

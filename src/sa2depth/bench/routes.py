@@ -77,7 +77,7 @@ def _on_cpu() -> list[Route]:
     capability = torch.backends.cpu.get_cpu_capability()
     found = [
         Route("float32, torch path", "torch"),
-        Route("float32, CPU library", "cpu", why_not=library),
+        Route("float32, CPU library", why_not=library),
         Route("float32, prepared (norms folded)", prepared=True),
         Route(f"float32, prepared, batches of {BATCH}", prepared=True, batch=BATCH),
         Route(f"float32, prepared, {other} thread{'s' * (other > 1)}", prepared=True, threads=other),
@@ -133,6 +133,7 @@ def depths(route: Route, checkpoint: str, images: Tensor, device: torch.device) 
 
     Raises:
         RuntimeError: the route cannot be run; the text says why.
+        ConfigError: a back end cannot take these images.
     """
     if route.environment:
         return _in_a_process(route, checkpoint, images, device)

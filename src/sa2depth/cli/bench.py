@@ -8,6 +8,7 @@ import typer
 from sa2depth.cli.bench_agreement import agreement
 from sa2depth.cli.inputs import parse_size
 from sa2depth.cli.options import Device
+from sa2depth.errors import ConfigError
 
 if TYPE_CHECKING:
     from sa2depth.bench.run import Row
@@ -58,7 +59,11 @@ def bench(
     from sa2depth.bench.run import OUT_OF_MEMORY, Settings, run
     from sa2depth.infer.predictor import pick_device
 
-    if _names(what) == ["agreement"]:
+    if "agreement" in _names(what):
+        if len(_names(what)) > 1:
+            raise ConfigError(
+                f"--what {what}: agreement is a run of its own, with a --checkpoint; name it alone"
+            )
         machine = _machine(pick_device(device))
         agreement(checkpoint, images, count, size, device, only, json_file, machine)
         return
