@@ -3,11 +3,13 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+CODE_PATHS := ATEN_CPU_CAPABILITY=avx2 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 SA2DEPTH_OPS=torch \
+	SA2DEPTH_CPU_PATH=avx2 SA2DEPTH_CPU_PATH=portable SA2DEPTH_TEST_THREADS=4
 export NO_ALBUMENTATIONS_UPDATE := 1
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  \033[1m%-10s\033[0m %s\n", $$1, $$2}'
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  \033[1m%-13s\033[0m %s\n", $$1, $$2}'
 
 $(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard csrc/cpu/*)
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] < (3, 14) else f"sa2depth needs Python 3.11 to 3.13, and $(PYTHON) is {sys.version.split()[0]}. Name another one: make PYTHON=python3.12 ...")'
@@ -21,8 +23,20 @@ setup: $(STAMP) ## make .venv with pinned versions (no compiler needed)
 demo: $(STAMP) ## train, evaluate and predict on generated scenes: about four minutes on two cores
 	$(BIN)/python -m sa2depth.demo
 
-test: lint type $(STAMP) ## lint, types, then every test that needs no GPU
+test: lint type $(STAMP) ## lint, types, every test that needs no GPU, then `make test-rounding`
 	$(BIN)/python -m pytest -n auto --dist loadgroup
+	$(MAKE) test-rounding
+
+# Two more code paths: the plainest kernels of PyTorch, oneDNN and our library, and simulated rounding (tests/rounding.py).
+test-rounding: $(STAMP) ## what compares float32 runs of a network, under two other code paths
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 SA2DEPTH_CPU_PATH=portable $(BIN)/python -m pytest -q -m code_path
+	SA2DEPTH_TEST_ROUNDING=3,16 $(BIN)/python -m pytest -q -m code_path
+
+test-paths: $(STAMP) ## the whole suite under each code path of this processor: for many cores
+	@failed=; for setting in $(CODE_PATHS); do \
+		echo "== $$setting"; \
+		env $$setting $(BIN)/python -m pytest -q -n auto --dist loadgroup || failed="$$failed $$setting"; \
+	done; test -z "$$failed" || { echo "failed under:$$failed"; exit 1; }
 
 test-gpu: $(STAMP) ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu tests
@@ -49,4 +63,4 @@ clean: ## remove what building and running leaves behind (not .venv, not runs/)
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-.PHONY: help setup demo test test-gpu bench doctor lint format type clean
+.PHONY: help setup demo test test-rounding test-paths test-gpu bench doctor lint format type clean

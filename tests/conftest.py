@@ -12,14 +12,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import rounding
+
 DATA = Path(__file__).parent / "data" / "golden"
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 # Test workers share the cores: threads of each would only wait for those of the others.
-torch.set_num_threads(1)
+# Sums in another order give other roundings, so the suite is also run with several threads.
+torch.set_num_threads(int(os.environ.get("SA2DEPTH_TEST_THREADS", "1")))
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton, which decides for good then
+
+if choice := os.environ.get(rounding.VARIABLE):
+    rounding.Rounding(*map(int, choice.split(","))).__enter__()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from agreement import assert_same_depth
 from sa2depth.infer.graphs import capture
 from sa2depth.models import create_model
 from sa2depth.models.compiled import compile_layers
@@ -36,10 +37,9 @@ def case(golden, request):
 
 
 def check(depth, expected, size):
-    error = (depth.cpu() - expected).abs()
-    # as on the CPU: S amplifies rounding, and in L two keys at a group's border may swap
-    assert error.median() < 2e-3
-    assert error.max() < {"t": 5e-4, "s": 1e-3, "l": 0.5}[size]
+    # as on the CPU: random weights amplify rounding, and in L two keys at a group's border may swap
+    median, rms = {"t": (1e-4, 2e-3), "s": (2e-4, 5e-3), "l": (5e-4, 1e-2)}[size]
+    assert_same_depth(depth, expected, beyond=1e-3, share=0.3, median=median, rms=rms)
 
 
 def test_float32(case):

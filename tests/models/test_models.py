@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import sa2depth
+from agreement import assert_same_depth
 from sa2depth.errors import ConfigError, ShapeError
 from sa2depth.models import PRESETS, ConvDecoder, ConvHead, SA2Depth, build_model, create_model
 from sa2depth.nn.position import PositionConv
@@ -95,6 +96,7 @@ def test_position_shortcut_is_a_diagonal():
     assert torch.allclose(module(x)[..., 2, 2], x[..., 1, 1] + x[..., 2, 2] + x[..., 3, 3])
 
 
+@pytest.mark.code_path
 def test_bfloat16_autocast_is_finite_and_close(nano):
     nano.eval()
     image = torch.rand(2, 3, 96, 128)
@@ -105,9 +107,9 @@ def test_bfloat16_autocast_is_finite_and_close(nano):
     assert output.depth.dtype == torch.float32
     assert output.bin_centers.dtype == torch.float32
     assert output.depth.isfinite().all()
-    # bf16 carries 8 bits, and a rounded activation may put a key into the neighbouring rank group:
-    # half a percent of the depth at an untrained model
-    assert ((output.depth - reference.depth).abs() / reference.depth).max() < 5e-3
+    # bf16 carries 8 bits, and a rounded activation may put a key into the neighbouring rank group: half a percent of
+    # the depth at an untrained model
+    assert_same_depth(output.depth, reference.depth, beyond=5e-3, share=0.01, rms=1e-3, median=1e-3)
 
 
 def test_bfloat16_autocast_trains(nano):
@@ -250,10 +252,10 @@ class TestBuild:
 
 
 def test_weights_and_buffers_can_be_averaged():
-    model = create_model("sa2depth_nano", min_depth=0.1, max_depth=10)
+    model = create_model("sa2depth_nano", min_depth=0.1, max_depth=10).double()  # (a + a) / 2 need not be a
     averaged = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)
     for _ in range(2):
         averaged.update_parameters(model)
-    image = torch.rand(1, 3, 32, 64)
+    image = torch.rand(1, 3, 32, 64, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(averaged.module.eval()(image).depth, model.eval()(image).depth)

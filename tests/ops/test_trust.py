@@ -20,6 +20,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch, tmp_path):
     monkeypatch.setenv("SA2DEPTH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("SA2DEPTH_CPU_PATH", raising=False)
     monkeypatch.setattr(backends, "_said", set())
     trust._known.clear()
     yield

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from agreement import assert_same_scores
 from sa2depth import load_model
 from sa2depth.data.index.tables import read_table
 from sa2depth.data.synthetic import SyntheticScenes
@@ -99,7 +100,7 @@ def test_the_shared_model_is_the_best_checkpoint_and_predicts_what_was_scored(ti
         depth = model.eval()(image).depth[0, 0].double().numpy()
     error = (abs(depth - sample.depth) / sample.depth)[sample.depth > 0.001].mean()
     with (folder / "per_image.csv").open() as file:
-        assert error == pytest.approx(float(next(csv.DictReader(file))["abs_rel"]), rel=1e-4)
+        assert error == pytest.approx(float(next(csv.DictReader(file))["abs_rel"]), rel=1e-3)
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert "abs_rel" in file.metadata()["sa2depth"]
 
@@ -107,7 +108,7 @@ def test_the_shared_model_is_the_best_checkpoint_and_predicts_what_was_scored(ti
 def test_evaluation_of_the_model_gives_the_same_table(tiny_run, evaluate_tiny, tmp_path):
     folder, _ = tiny_run
     trained = json.loads((folder / "metrics.json").read_text())["metrics"]
-    assert evaluate_tiny(folder / "model.safetensors", tmp_path) == pytest.approx(trained, rel=1e-4)
+    assert_same_scores(evaluate_tiny(folder / "model.safetensors", tmp_path), trained)
 
 
 def test_goes_on_from_the_last_checkpoint(tiny_run, program, tiny, tmp_path):

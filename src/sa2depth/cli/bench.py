@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sa2depth.cli.bench_agreement import agreement
 from sa2depth.cli.bench_busy import bench_busy
 from sa2depth.cli.inputs import parse_size
 from sa2depth.cli.options import Device
+from sa2depth.errors import ConfigError
 
 if TYPE_CHECKING:
     from sa2depth.bench.run import Row
@@ -18,7 +20,7 @@ def bench(
     what: Annotated[
         str,
         typer.Option(
-            help="Any of operators, parts, inference, training, evaluation (baseline and pictures)."
+            help="Any of operators, parts, inference, training, evaluation (baseline and pictures); or agreement alone."
         ),
     ] = "operators,parts,inference,training",
     size: Annotated[str, typer.Option(metavar="HxW", help="Of the images, multiples of 32.")] = "480x640",
@@ -49,13 +51,38 @@ def bench(
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there, too.")
     ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option("--checkpoint", "-c", metavar="FILE", help="agreement: of a trained network."),
+    ] = None,
+    images: Annotated[
+        str,
+        typer.Option(
+            metavar="DIR", help="agreement: a folder, a pattern, or streets, rooms, mixed (generated)."
+        ),
+    ] = "generated",
+    count: Annotated[int, typer.Option(min=1, help="agreement: images at most.")] = 16,
+    only: Annotated[
+        str, typer.Option(metavar="WORDS", help="agreement: ways with these words in their name.")
+    ] = "",
 ) -> None:
-    """Time the torch path and the fast path in one run: operators, parts and whole networks."""
+    """Time the torch path and the fast path in one run: operators, parts and whole networks.
+
+    With --what agreement: how far the ways to run a trained network lie apart.
+    """
     from rich.console import Console
 
     from sa2depth.bench.run import OUT_OF_MEMORY, Settings, run
     from sa2depth.infer.predictor import pick_device
 
+    if "agreement" in _names(what):
+        if len(_names(what)) > 1:
+            raise ConfigError(
+                f"--what {what}: agreement is a run of its own, with a --checkpoint; name it alone"
+            )
+        machine = _machine(pick_device(device))
+        agreement(checkpoint, images, count, size, device, only, json_file, machine)
+        return
     settings = Settings(
         device=pick_device(device),
         models=_names(models),

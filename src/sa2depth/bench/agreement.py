@@ -1,0 +1,167 @@
+"""How far the ways to run a trained network lie apart: the depth of each beside that of float64.
+
+Keys go into groups by the rank of their scores, so that a rounding can move a pixel by more than itself: a largest
+difference says little, shares of pixels and the root mean square say what to expect.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sa2depth.bench.routes import REFERENCE, Depths, depths, routes
+from sa2depth.data.synthetic import SyntheticScenes
+from sa2depth.errors import ConfigError, ShapeError
+from sa2depth.infer.images import to_tensor
+from sa2depth.infer.sizes import resize_image
+from sa2depth.weights import load_model
+
+_SEED = 7  # of the generated scenes; experiment=demo trains on 0 and scores on others
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What the network is run on.
+
+    Attributes:
+        images: ``(N, 3, H, W)`` float32 in [0, 1].
+        truth: ``(N, H, W)`` metres, 0 where not measured; None where it is not known.
+    """
+
+    images: Tensor
+    truth: Depths | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One route beside the reference, over all pixels of all images.
+
+    Attributes:
+        route: its name.
+        rms_percent: root mean square of the relative difference, in percent.
+        over_1_percent: share of pixels that differ by more than 1 % of their depth.
+        over_5_percent: share of pixels that differ by more than 5 % of their depth.
+        largest_m: largest difference, metres.
+        abs_rel: mean relative error against the truth; None where it is not known.
+        abs_rel_change: ``abs_rel`` minus that of the reference.
+        note: why there are no figures.
+    """
+
+    route: str
+    rms_percent: float | None = None
+    over_1_percent: float | None = None
+    over_5_percent: float | None = None
+    largest_m: float | None = None
+    abs_rel: float | None = None
+    abs_rel_change: float | None = None
+    note: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def generated(count: int, size: tuple[int, int], kind: str, max_depth: float) -> Pictures:
+    """Ray-cast scenes with their depth.
+
+    Args:
+        count: of scenes.
+        size: height and width, px.
+        kind: ``rooms``, ``streets`` or ``mixed``.
+        max_depth: range of the depth, metres.
+    """
+    scenes = SyntheticScenes(count, _SEED, *size, kind=kind, max_depth=max_depth)  # type: ignore[arg-type]
+    samples = [scenes[index] for index in range(count)]
+    images = torch.stack([to_tensor(sample.image)[0] for sample in samples])
+    return Pictures(images, np.stack([sample.depth for sample in samples]).astype(np.float64))
+
+
+def photographs(files: list[Path], size: tuple[int, int]) -> Pictures:
+    """Pictures from files, all brought to one size.
+
+    Raises:
+        DataError: a file is absent or no picture.
+    """
+    return Pictures(torch.cat([resize_image(to_tensor(file), size).clamp(0, 1) for file in files]))
+
+
+def check_size(checkpoint: str, size: tuple[int, int]) -> float:
+    """The network's largest depth in metres, where it can take images of a size.
+
+    Raises:
+        ShapeError: it cannot.
+        CheckpointError: the file holds no network.
+    """
+    model = load_model(checkpoint)
+    multiple = int(getattr(model, "stride_multiple", 32))
+    if any(side % multiple or side < multiple for side in size):
+        raise ShapeError(
+            f"--size {size[0]}x{size[1]}: {checkpoint} takes multiples of {multiple}; give the size of its training"
+        )
+    return float(model.max_depth)
+
+
+def run(checkpoint: str, pictures: Pictures, device: torch.device, only: str = "") -> Iterator[Row]:
+    """Compare; rows come as they are done, the reference first.
+
+    Args:
+        checkpoint: for `sa2depth.weights.load_model`.
+        pictures: what to run the network on.
+        device: where.
+        only: words in the names of the routes to run; all by default.
+
+    Raises:
+        ConfigError: no route has such a name.
+    """
+    wanted = [route for route in routes(device) if only in route.name]
+    if not wanted:
+        names = "; ".join(route.name for route in routes(device))
+        raise ConfigError(f"--only {only}: no way to run the network is called that: {names}")
+    reference = depths(REFERENCE, checkpoint, pictures.images, device)
+    error = abs_rel(reference, pictures.truth)
+    yield Row(REFERENCE.name, 0.0, 0.0, 0.0, 0.0, error, None if error is None else 0.0)
+    for route in wanted:
+        if route.why_not:
+            yield Row(route.name, note=f"not run: {route.why_not}")
+            continue
+        try:
+            found = depths(route, checkpoint, pictures.images, device)
+        except (ConfigError, RuntimeError) as failure:  # the other routes are compared all the same
+            yield Row(route.name, note=f"failed: {str(failure).strip().splitlines()[-1]}")
+            continue
+        yield compare(route.name, found, reference, pictures.truth)
+
+
+def compare(name: str, found: Depths, reference: Depths, truth: Depths | None = None) -> Row:
+    """Figures of one route.
+
+    Args:
+        name: of the route.
+        found: ``(N, H, W)`` metres.
+        reference: the same, in float64.
+        truth: ``(N, H, W)`` metres, 0 where not measured.
+    """
+    away = np.abs(found - reference)
+    share = away / reference
+    error, before = abs_rel(found, truth), abs_rel(reference, truth)
+    change = None if error is None or before is None else error - before
+    return Row(
+        name,
+        100 * float(np.sqrt(np.mean(share**2))),
+        float(np.mean(share > 0.01)),
+        float(np.mean(share > 0.05)),
+        float(away.max()),
+        error,
+        change,
+    )
+
+
+def abs_rel(found: Depths, truth: Depths | None) -> float | None:
+    """Mean relative error over the measured pixels; None without truth."""
+    if truth is None or not (valid := truth > 0).any():
+        return None
+    return float(np.mean(np.abs(found - truth)[valid] / truth[valid]))
