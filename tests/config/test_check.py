@@ -126,7 +126,10 @@ CUSTOM = ("data=custom", "protocol=custom", "protocol.max_depth=20")
         (["data.batch_size=2.5"], "data.batch_size=2.5: expected a whole number"),
         ([*CUSTOM, "data.train.scale=abc"], "data.train.scale=abc: expected a number or null"),
         ([*CUSTOM, "data.val.scale=abc"], "data.val.scale=abc: expected a number or null"),
-        ([*CUSTOM, "data.train.list=2024"], "data.train.list=2024: expected a path or null"),
+        (
+            [*CUSTOM, "data.train.list=2024"],
+            "data.train.list=2024: expected a path or null; as text it is typed 'data.train.list=\"2024\"'",
+        ),
         (["encoder.post_norm=no"], "encoder.post_norm=no: expected true or false"),
         (["compile=fast"], "compile=fast: expected true or false or auto"),
         (["baseline=2"], "baseline=2: expected true or false"),
@@ -140,7 +143,7 @@ CUSTOM = ("data=custom", "protocol=custom", "protocol.max_depth=20")
             "callbacks.checkpoint.save_top_k=best: expected a whole number",
         ),
         (["paths.data_dir=[a,b]"], "paths.data_dir=[a,b]: expected text"),
-        (["resume=3"], "resume=3: expected a path or null"),
+        (["resume=3"], "resume=3: expected a path or null; as text it is typed 'resume=\"3\"'"),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_named_with_its_option(overrides, message):
