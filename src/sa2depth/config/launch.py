@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sa2depth.errors import UserError, nearest
+from sa2depth.limits import told_limit
 from sa2depth.resources import conf_dir
 
 # Hydra swallows tracebacks and exits by itself unless told otherwise; launch() decides what people see.
@@ -38,7 +39,8 @@ def launch(config_name: str, job: Callable[[DictConfig], Any], arguments: Sequen
         arguments: overrides, in place of ``sys.argv``.
 
     Returns:
-        Exit status: 0, or 2 for an error that the user can mend, which is printed. Others are raised.
+        Exit status: 0, or 2 for an error that the user can fix, which is printed; what the machine has run out of is
+        one, too. Others are raised.
     """
     os.environ.setdefault(_FULL_ERROR, "1")
     argv = sys.argv
@@ -56,13 +58,18 @@ def launch(config_name: str, job: Callable[[DictConfig], Any], arguments: Sequen
             raise
         _complain(_cannot_build(error))
     except OSError as error:
-        if not _making_a_folder(job, error):
+        making = _making_a_folder(job, error)
+        if (message := _no_folder(error, given) if making else told_limit(error)) is None:
             raise
-        _complain(_no_folder(error, given))
+        _complain(message)
     except ConfigCompositionException as error:
         _complain(_unknown_override(error, config_name, given))
     except (HydraException, OmegaConfBaseException) as error:
         _complain(str(error).strip())
+    except Exception as error:
+        if (message := told_limit(error)) is None:
+            raise
+        _complain(message)
     else:
         return 0
     finally:
