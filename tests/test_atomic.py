@@ -39,3 +39,14 @@ def test_permissions_are_those_of_an_ordinary_file(tmp_path):
     with atomic_path(target) as temporary:
         temporary.write_text("x")
     assert stat.S_IMODE(target.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+def test_a_writer_that_puts_a_private_file_in_its_place(tmp_path):
+    plain, target, private = tmp_path / "plain", tmp_path / "target", tmp_path / "private"
+    plain.touch()
+    with atomic_path(target) as temporary:
+        private.touch(mode=0o600)
+        private.write_text("x")
+        private.replace(temporary)
+    assert target.read_text() == "x"
+    assert stat.S_IMODE(target.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)

@@ -7,6 +7,7 @@ half-way leaves the old file, or none, never half of one.
 import contextlib
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,8 @@ def atomic_path(destination: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path in the destination's folder, renamed onto the destination when the block ends well.
 
     Missing parent folders are made. The temporary name keeps the destination's suffix, because many writers
-    choose their format by it.
+    choose their format by it. The file gets the permissions of an ordinary new file, also where a library puts a
+    private one (safetensors does) in the place of the temporary.
 
     Args:
         destination: The file to write; an existing one is replaced.
@@ -35,9 +37,13 @@ def atomic_path(destination: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = target.with_name(f".{target.stem[:40]}-{secrets.token_hex(8)}{target.suffix}")
     # Not tempfile's: its files can be read by their owner only, and asking for the umask means changing it for a
     # moment, for all threads.
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    made = os.fstat(descriptor)
+    os.close(descriptor)
     try:
         yield temporary
+        if temporary.stat().st_ino != made.st_ino:
+            temporary.chmod(stat.S_IMODE(made.st_mode))
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

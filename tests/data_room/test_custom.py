@@ -461,3 +461,23 @@ def test_genuine_folders():
     assert read.ids == ["00000", "00001", "00002"]
     depth = read[2].depth
     assert 0.9 < depth[depth > 0].min() < depth.max() <= 2.0
+
+
+@pytest.mark.parametrize(
+    ("path", "advice"),
+    [
+        ("rgb\\attic\\0.jpg", "Paths with backslashes are understood by Windows only: write / instead."),
+        ("rgb/attic/0.JPG", "0.JPG is there as 0.jpg: upper and lower case count."),
+        ("rgb/bath/cafe\u0301.jpg", "its accents are other characters: copy the name from the folder."),
+        ("rgb/attic/9.jpg", ""),
+    ],
+)
+def test_a_missing_path_that_is_spelt_otherwise_is_told(files, written, path, advice):
+    """DenseDepth#113 and others: lists from Windows and from macOS."""
+    (files / "rgb" / "bath" / "caf\u00e9.jpg").touch()
+    rows = [{"image": path, "depth": "png/attic/0.png"}]
+    listing = from_list(written(rows, "my.jsonl"), Defaults(scale=1000.0))
+    with pytest.raises(DataError, match="files are missing below") as caught:
+        listing.require()
+    said = str(caught.value).split("\n")
+    assert (advice in said[-2]) if advice else said[-2].startswith("  rgb")

@@ -171,6 +171,14 @@ def test_devices():
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(ConfigError, match=r"cuda:99 was asked for"):
         pick_device("cuda:99")
+    if not torch.backends.mps.is_available():
+        with pytest.raises(
+            ConfigError, match=r"mps was asked for, but PyTorch cannot compute there \(.*use device=cpu"
+        ):
+            pick_device("mps")
+    for nowhere in ("meta", "xpu:99", "nonsense"):
+        with pytest.raises(ConfigError, match=nowhere):
+            pick_device(nowhere)
 
 
 def test_prediction_says_its_size():

@@ -81,6 +81,44 @@ def test_an_image_without_truth_gives_a_zero_loss_with_gradients():
     assert module.model.factor.grad == 0
 
 
+def test_training_without_any_truth_ends_with_the_reason():
+    module, batch = _module(), _batch(depth=0.002)  # millimetres read as metres, twice
+    for step in range(19):
+        module.training_step(batch, step)
+    with pytest.raises(
+        DataError, match=r"none of the first 20 training batches .* between 0\.002 and 0\.002 m"
+    ):
+        module.training_step(batch, 19)
+
+
+def test_a_short_epoch_without_truth_ends_too():
+    module, batch = _module(), _batch(depth=0.0)
+    module._trainer = SimpleNamespace(num_training_batches=2, global_step=0)
+    module.training_step(batch, 0)
+    with pytest.raises(
+        DataError, match=r"none of the first 2 training batches .* Those of 0, 1 are all 0: check"
+    ):
+        module.training_step(batch, 1)
+
+
+def test_truth_that_is_sparse_is_enough():
+    module, empty, first = _module(), _batch(depth=0.0), _batch(depth=0.0)
+    first["depth"][1, 0, 3, 3] = 2.0
+    for step, batch in enumerate([empty, first, *[empty] * 40]):
+        module.training_step(batch, step)
+
+
+def test_one_value_for_a_batch_norm_is_explained():
+    class Pooled(Brightness):
+        def forward(self, image):
+            return Output(torch.nn.BatchNorm2d(3)(image[:1, :, :1, :1]))
+
+    with pytest.raises(
+        ShapeError, match=r"images of 32x64 in batches of 2 give one: set a larger data.batch_size"
+    ):
+        _module(Pooled()).training_step(_batch(), 0)
+
+
 def test_a_broken_loss_names_the_images_and_a_way_out():
     module, batch = _module(), _batch()
     batch["image"][1, 0, 3, 3] = float("nan")

@@ -37,7 +37,7 @@ class Failing(SILog):
         if globals()["rank"] == 0:
             atexit.register(time.sleep, 7)
         if way == "setup" and globals()["rank"] == rank:
-            raise MemoryError("no room")
+            raise ArithmeticError("no room")
         self.waiting = Waiting()
 
     def forward(self, *maps):
@@ -75,7 +75,7 @@ KILLED = "error: process 1 of the training was killed by signal"
         (1, "exit", 1, "error: process 1 of the training ended with status 3"),
         (1, "kill", 1, f"{KILLED} 9 (SIGKILL), often the kernel's out-of-memory killer"),
         (1, "fault", 1, f"{KILLED} 11 (SIGSEGV)"),
-        (1, "setup", 1, "MemoryError: no room"),
+        (1, "setup", 1, "ArithmeticError: no room"),
     ],
 )
 def test_a_process_fails(rank, way, status, said, program, tiny, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Errors that a user can mend are one message and exit status 2; anything else is a bug with a traceback."""
+"""Errors that a user can fix are one message and exit status 2; anything else is a bug with a traceback."""
 
 import functools
 from collections.abc import Callable
@@ -7,13 +7,14 @@ from typing import ParamSpec, TypeVar
 import typer
 
 from sa2depth.errors import UserError
+from sa2depth.limits import told_limit
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def friendly(command: Callable[P, R]) -> Callable[P, R]:
-    """Print a `UserError` of a command without traceback and exit with status 2.
+    """Print a `UserError` of a command, and what the machine ran out of, without traceback and exit with status 2.
 
     Args:
         command: A typer command.
@@ -28,6 +29,11 @@ def friendly(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
         except UserError as error:
             complain(str(error))
+            raise typer.Exit(2) from error
+        except Exception as error:
+            if (message := told_limit(error)) is None:
+                raise
+            complain(message)
             raise typer.Exit(2) from error
 
     return wrapped

@@ -1,6 +1,5 @@
 """The entry point of the Hydra programs: composes, runs, and prints errors that a user can fix without a traceback."""
 
-import errno
 import os
 import signal
 import sys
@@ -31,11 +30,11 @@ from sa2depth.config.output import patient_output
 from sa2depth.config.overrides import refused, several_values
 from sa2depth.config.sweeps import Sweep
 from sa2depth.errors import UserError, nearest
+from sa2depth.limits import told_limit
 from sa2depth.resources import conf_dir
 
 # Hydra swallows tracebacks and exits by itself unless told otherwise; launch() decides what people see.
 _FULL_ERROR = "HYDRA_FULL_ERROR"
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def launch(config_name: str, job: Callable[[DictConfig], Any], arguments: Sequence[str] | None = None) -> int:
@@ -47,9 +46,9 @@ def launch(config_name: str, job: Callable[[DictConfig], Any], arguments: Sequen
         arguments: overrides, in place of ``sys.argv``.
 
     Returns:
-        Exit status: 0, or 2 for an error that the user can fix, which is printed. Others are raised. A sweep runs all
-        its jobs, names those that failed, and ends with 2 if every one of them is an error that the user can fix, else
-        with 1. 130 after Ctrl-C.
+        Exit status: 0, or 2 for an error that the user can fix, which is printed; what the machine has run out of is
+        one, too. Others are raised. A sweep runs all its jobs, names those that failed, and ends with 2 if every one of
+        them is an error that the user can fix, else with 1. 130 after Ctrl-C.
     """
     os.environ.setdefault(_FULL_ERROR, "1")
     argv = sys.argv
@@ -88,20 +87,17 @@ def _explained(
             return _missing_choice(error)
         case InstantiationException():
             expected = UserError | MisconfigurationException | ValueError | TypeError
-            return _cannot_build(error) if isinstance(error.__cause__, expected) else None
+            built = isinstance(error.__cause__, expected)
+            return _cannot_build(error) if built else told_limit(error.__cause__ or error)
         case OSError() if _making_a_folder(job, error):
             return _no_folder(error, given)
-        case OSError() if error.errno in _NO_ROOM:
-            return _no_room(error.filename, error.strerror)
-        case _ if "No space left on device" in str(error):  # of libraries whose errors are no OSError
-            return _no_room(None, os.strerror(errno.ENOSPC))
         case OverrideParseException():
             return refused(error, _keys(config_name, [], ""))
         case ConfigCompositionException():
             return several_values(str(error), list(given)) or _unknown_override(error, config_name, given)
         case HydraException() | OmegaConfBaseException():
             return str(error).strip()
-    return None
+    return told_limit(error)
 
 
 @contextmanager
@@ -190,11 +186,6 @@ def _no_folder(error: OSError, arguments: Sequence[str]) -> str:
     folder = f"{option}={given[option]}" if option else f"the run's folder {error.filename}"
     advice = f"choose another with {option or 'paths.runs_dir'}=FOLDER"
     return f"{folder} cannot be created ({error.strerror or error}); {advice}"
-
-
-def _no_room(file: str | None, reason: str | None) -> str:
-    where = file or "a file of the run"
-    return f"{where} cannot be written ({reason}): free some space, or choose another disk with paths.runs_dir=FOLDER"
 
 
 def _missing_choice(error: MissingConfigException) -> str:

@@ -197,6 +197,14 @@ def pick_device(device: str | torch.device) -> torch.device:
             f"{found} was asked for, but PyTorch sees {torch.cuda.device_count()} CUDA devices: use "
             "device=cpu or auto"
         )
+    if found.type not in ("cpu", "cuda"):
+        try:
+            torch.ones(1, device=found).cpu()
+        except (RuntimeError, AssertionError, ImportError) as error:  # what each of PyTorch's back ends says
+            reason = str(error).split("\n")[0].rstrip(".")
+            raise ConfigError(
+                f"{found} was asked for, but PyTorch cannot compute there ({reason}): use device=cpu or auto"
+            ) from error
     return found
 
 

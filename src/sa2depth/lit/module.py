@@ -29,6 +29,7 @@ from sa2depth.report import Evaluation, Examples, Sizes, offer_all
 _log = logging.getLogger(__name__)
 
 _WORTH_COMPILING = 10_000  # steps: 200 s of compilation on an H100 save 19 ms of each of T, 33 of S, 52 of L
+_BATCHES_WITHOUT_TRUTH = 20  # in a row, from the first on: sparse truth may miss a window, but not so many
 
 Batch = Mapping[str, Any]
 
@@ -95,6 +96,7 @@ class DepthModule(L.LightningModule):
         self.max_depth = max_depth
         self.compile_layers = compile
         self.cuda_graph = cuda_graph
+        self._batches_without_truth: int | None = 0  # None: truth was seen
         self._graphed: GraphedTraining | None = None
         self._captured_under: tuple[object, ...] | None = None
         self.examples = Examples(examples)
@@ -151,8 +153,17 @@ class DepthModule(L.LightningModule):
                 f"training images of {height}x{width} (height x width): both sides must be multiples of {multiple}; "
                 "set augment.crop, or data.train.height and data.train.width of generated scenes"
             )
-        depth = (self._graphed or self.model)(batch["image"]).depth
+        try:
+            depth = (self._graphed or self.model)(batch["image"]).depth
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ShapeError(
+                f"batch norms need more than one value a channel, and training images of {height}x{width} in batches "
+                f"of {len(batch['image'])} give one: set a larger data.batch_size or larger images (augment.crop)"
+            ) from error
         valid = valid_mask(batch["depth"], self.min_depth, self.max_depth)
+        self._look_for_truth(batch, valid)
         loss: Tensor = self.loss(depth, batch["depth"], valid)
         if not torch.isfinite(loss):
             raise UserError(
@@ -162,6 +173,31 @@ class DepthModule(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(depth))
         self.log("train/valid_share", valid.float().mean(), batch_size=len(depth))
         return loss
+
+    def _look_for_truth(self, batch: Batch, valid: Tensor) -> None:
+        """End a training whose batches so far hold nothing to learn from, which a wrong depth scale brings about.
+
+        Raises:
+            DataError: no batch yet had a valid pixel, and there were many, or all of an epoch.
+        """
+        if self._batches_without_truth is None:
+            return
+        if valid.any():
+            self._batches_without_truth = None
+            return
+        self._batches_without_truth += 1
+        in_epoch = math.inf if self._trainer is None else self.trainer.num_training_batches
+        if self._batches_without_truth < min(_BATCHES_WITHOUT_TRUTH, in_epoch):
+            return
+        measured = batch["depth"][batch["depth"] > 0]
+        found = (
+            f"lie between {measured.min():.3g} and {measured.max():.3g} m" if len(measured) else "are all 0"
+        )
+        raise DataError(
+            f"none of the first {self._batches_without_truth} training batches has a depth between "
+            f"min_depth={self.min_depth:g} and max_depth={self.max_depth:g} m. Those of {', '.join(batch['id'])} "
+            f"{found}: check the depth scale (of your own data data.train.scale), as `sa2depth data check` does"
+        )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score a batch of held-out images."""

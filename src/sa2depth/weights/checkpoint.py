@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -214,6 +215,8 @@ def save_model(
             save_file(tensors, temporary, metadata={_HEADER: text, "format": "pt"})
     except OSError as error:
         raise CheckpointError(f"{target} cannot be written: {error.strerror or error}") from error
+    except SafetensorError as error:  # its own name for a full disk
+        raise CheckpointError(f"{target} cannot be written: {error}") from error
     return target
 
 

@@ -1,5 +1,7 @@
 """A frame: where one image and its depth lie, and which camera took it."""
 
+import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,8 +67,25 @@ def require_files(frames: Sequence[Frame], *, dataset: str, root: Path, advice: 
         state = "" if root.is_dir() else " (this folder does not exist)"
         raise DataError(
             f"{dataset}: {len(missing):,} of {len(wanted):,} files are missing below {root}{state}:"
-            f"{names}{more}\n{advice}"
+            f"{names}{more}\n{_spelling(missing)}{advice}"
         )
+
+
+def _spelling(missing: Sequence[Path]) -> str:
+    """A line on missing paths that would be found if they were spelt otherwise, as they are on Windows; or nothing."""
+    if os.sep == "/" and any("\\" in str(path) for path in missing):
+        return "Paths with backslashes are understood by Windows only: write / instead.\n"
+    for path in missing[:_NAMES_SHOWN]:
+        try:
+            names = os.listdir(path.parent)  # noqa: PTH208  # names alone
+        except OSError:
+            continue
+        for name in names:
+            if name.casefold() == path.name.casefold():
+                return f"{path.name} is there as {name}: upper and lower case count.\n"
+            if unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", path.name):
+                return f"{path.name} is there, but its accents are other characters: copy the name from the folder.\n"
+    return ""
 
 
 def missing_files(paths: Iterable[Path]) -> list[Path]:
