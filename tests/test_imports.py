@@ -10,7 +10,7 @@ import sa2depth
 ROOT = Path(sa2depth.__file__).parent
 
 # __main__ is the command itself
-BELOW_ALL = {"errors", "resources", "version", "atomic", "masks", "holes"}
+BELOW_ALL = {"errors", "resources", "version", "atomic", "masks", "holes", "targets"}
 # What each room may import besides its own and what is below all.
 ALLOWED = {
     "ops": set(),

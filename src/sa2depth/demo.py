@@ -19,7 +19,7 @@ from sa2depth.data.images import read_rgb
 from sa2depth.infer import Predictor, write
 from sa2depth.report import colorize
 from sa2depth.train import train
-from sa2depth.weights import load_model
+from sa2depth.weights.checkpoint import build, read_checkpoint
 
 
 def main() -> None:
@@ -44,7 +44,9 @@ def predict_photo(folder: Path) -> Path | None:
     """
     if find_spec("sklearn") is None:
         return None
-    predictor = Predictor(load_model(folder / "model.safetensors"), size=_training_size(folder))
+    # whatever classes it names were composed by this very command line
+    model = build(read_checkpoint(folder / "model.safetensors"), trusted=None)
+    predictor = Predictor(model, size=_training_size(folder))
     # scikit-learn ships a photograph of the Summer Palace in Beijing
     with as_file(files("sklearn.datasets.images") / "china.jpg") as path:
         prediction = predictor(path, id="china")

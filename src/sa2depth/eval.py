@@ -14,13 +14,14 @@ from sa2depth.config import launch
 from sa2depth.errors import ConfigError, DataError
 from sa2depth.lit import DepthModule
 from sa2depth.metrics import load_protocol
-from sa2depth.run.build import EVAL_KEYS, build_data, build_trainer, chosen_arithmetic, prepare, without_truth
+from sa2depth.run.build import EVAL_KEYS, build_data, build_trainer, check_input, chosen_arithmetic, prepare, without_truth
 from sa2depth.run.plan import count_parameters, describe_device, device_facts, print_plan
 from sa2depth.run.predictions import PredictionReader
 from sa2depth.run.processes import ending_together
 from sa2depth.run.results import finish
 from sa2depth.run.scoring import PredictionFiles
 from sa2depth.run.summary import protocol_rows
+from sa2depth.targets import parse_trusted
 from sa2depth.weights import load_model
 
 
@@ -48,9 +49,12 @@ def evaluate_network(cfg: DictConfig) -> float:
     for option in ("prediction_scale", "prediction_resize"):
         if cfg[option] is not None and cfg[option] is not False:
             raise ConfigError(f"{option}={cfg[option]} is for predictions=DIR; a checkpoint needs none of it")
-    model = load_model(cfg.checkpoint, min_depth=cfg.released.min_depth, max_depth=cfg.released.max_depth)
+    depths = {"min_depth": cfg.released.min_depth, "max_depth": cfg.released.max_depth}
+    model = load_model(cfg.checkpoint, **depths, trusted=parse_trusted(cfg.trusted))
     protocol = load_protocol(cfg.protocol)
     data = build_data(cfg, protocol, "test")
+    multiple = int(getattr(model, "stride_multiple", 32))
+    check_input(protocol, multiple, data, "test")
     module = DepthModule(model, protocol=protocol)
     trainer = build_trainer(cfg, with_logs=False)
     folder = Path(cfg.paths.output_dir)
@@ -61,7 +65,7 @@ def evaluate_network(cfg: DictConfig) -> float:
             "encoder": type(model.encoder).__name__,
             "parameters": count_parameters(model),
             "device": describe_device(trainer),
-            **protocol_rows(protocol),
+            **protocol_rows(protocol, multiple=multiple),
             "output": str(folder),
         },
     )

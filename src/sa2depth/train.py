@@ -24,6 +24,7 @@ from sa2depth.run.build import (
     build_data,
     build_network,
     build_trainer,
+    check_input,
     chosen_arithmetic,
     prepare,
     without_truth,
@@ -58,6 +59,7 @@ def _train(cfg: DictConfig) -> float:
     checkpoint_layers(model, cfg.gradient_checkpointing)
     protocol = load_protocol(cfg.protocol)
     data = build_data(cfg, protocol, "fit", "test")
+    check_input(protocol, model.stride_multiple, data, "val", "test")
     module = DepthModule(
         model,
         instantiate(cfg.loss),
@@ -82,7 +84,7 @@ def _train(cfg: DictConfig) -> float:
             "device": describe_device(trainer),
             **describe_ways(cfg, model),
             "training range": f"{cfg.min_depth:g}-{cfg.max_depth:g} m",
-            **protocol_rows(protocol),
+            **protocol_rows(protocol, multiple=model.stride_multiple),
             "output": str(folder),
         },
     )

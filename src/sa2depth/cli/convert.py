@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sa2depth.cli.options import Trusted
 from sa2depth.errors import ConfigError
 
 
@@ -19,6 +20,7 @@ def convert(
     max_depth: Annotated[
         float | None, typer.Option(help="Metres; needed for released files, which lack it.")
     ] = None,
+    trusted: Trusted = None,
     force: Annotated[bool, typer.Option("--force", help="Replace DST where it exists.")] = False,
 ) -> None:
     """Convert weights to one safetensors file that carries its architecture and depth range."""
@@ -29,10 +31,12 @@ def convert(
     if target.exists() and not force:
         raise ConfigError(f"{target} exists: choose another name, or replace it with --force")
 
+    from sa2depth.targets import parse_trusted
     from sa2depth.weights.checkpoint import build, read_checkpoint, save_model
 
+    known = parse_trusted(trusted, "--trusted")
     checkpoint = read_checkpoint(source)
-    model = build(checkpoint, min_depth=min_depth, max_depth=max_depth)
+    model = build(checkpoint, min_depth=min_depth, max_depth=max_depth, trusted=known)
     save_model(
         model,
         target,

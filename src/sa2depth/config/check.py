@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Optional, get_type_hints
 
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from sa2depth import targets
 from sa2depth.config.values import fits, words
 from sa2depth.errors import ConfigError, as_typed, nearest
 
@@ -68,9 +68,9 @@ class _Signature(NamedTuple):
 
 def _signature(target: str, where: str) -> _Signature:
     try:
-        callable_ = get_object(target)
-    except Exception as error:
-        raise ConfigError(f"{where}._target_ names '{target}', which cannot be imported: {error}") from error
+        callable_ = targets.find(target)
+    except ConfigError as error:
+        raise ConfigError(f"{where}._target_ names {error}") from error
     try:
         parameters = inspect.signature(callable_).parameters.values()
     except (TypeError, ValueError):  # some written in C have none
