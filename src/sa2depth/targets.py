@@ -11,8 +11,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from hydra.utils import get_object
-
 from sa2depth.errors import ConfigError, nearest
 
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
@@ -26,12 +24,18 @@ def find(target: str) -> Any:
 
     Raises:
         ConfigError: There is no such module or name, with the nearest ones, or the module fails when it is imported,
-            with the line where it does.
+            with the line where it does. The message begins with the name and goes on behind "... names".
     """
-    try:
-        return get_object(target)
-    except Exception as error:
-        raise ConfigError(_why_not(target) or f"'{target}' cannot be imported: {error}") from error
+    parts = target.split(".")
+    if not _NAME.fullmatch(target) or len(parts) < 2:
+        raise ConfigError(f"'{target}', which is no name of a class or function: write package.module.Class")
+    found, count = _module(target)
+    for place, name in enumerate(parts[count:], start=count):
+        if not hasattr(found, name):
+            known = [other for other in dir(found) if not other.startswith("_")]
+            raise ConfigError(f"'{target}', but {'.'.join(parts[:place])} has no '{name}'; {nearest(name, known)}")
+        found = getattr(found, name)
+    return found
 
 
 def named(node: Any) -> Iterator[str]:
@@ -89,35 +93,40 @@ def parse_trusted(value: object, option: str = "trusted") -> tuple[str, ...]:
     return tuple(names)
 
 
-def _why_not(target: str) -> str:
+def _module(target: str) -> tuple[Any, int]:
+    """The longest part of a name that is a module, imported, and how many words of the name it takes."""
     parts = target.split(".")
-    if not _NAME.fullmatch(target) or len(parts) < 2:
-        return f"'{target}' is no name of a class or function: write package.module.Class"
-    module: ModuleType | None = None
+    module, words = None, 0
     for count in range(1, len(parts)):
         name = ".".join(parts[:count])
+        if hasattr(module, parts[count - 1]) and not isinstance(getattr(module, parts[count - 1]), ModuleType):
+            break  # a class, whatever module has the same name
         try:
-            module = import_module(name)
+            module, words = import_module(name), count
         except ModuleNotFoundError as error:
             if error.name is None or not covered(name, [error.name]):
-                return f"'{target}': the module {name} imports '{error.name}', which is not installed{_line(error)}"
+                raise ConfigError(
+                    f"'{target}', but the module {name} imports '{error.name}', which is not installed{_line(error)}"
+                ) from error
             break
         except Exception as error:
             said = f"{type(error).__name__}: {error}"
-            return f"'{target}': the module {name} fails when it is imported: {said}{_line(error)}"
+            raise ConfigError(
+                f"'{target}', but the module {name} fails when it is imported: {said}{_line(error)}"
+            ) from error
     if module is None:
-        return (
-            f"'{target}': there is no package '{parts[0]}' that Python can import here: install it, or put the folder "
-            "that it lies in on PYTHONPATH (`python -m sa2depth...` also looks into the current folder, the command "
-            "`sa2depth` does not)"
+        raise ConfigError(
+            f"'{target}', but there is no package '{parts[0]}' that Python can import here: install it, or put the "
+            "folder that it lies in on PYTHONPATH (`python -m sa2depth...` also looks into the current folder, the "
+            "command `sa2depth` does not)"
         )
-    rest = parts[len(module.__name__.split(".")) :]
-    known = [name for name in dir(module) if not name.startswith("_")]
-    return f"'{target}': the module {module.__name__} has no '{rest[0]}'; {nearest(rest[0], known)}"
+    return module, words
 
 
 def _line(error: BaseException) -> str:
     """Where an import failed, if Python code of somebody else's says it."""
+    if isinstance(error, SyntaxError):
+        return f", says {error.filename}:{error.lineno}"
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)

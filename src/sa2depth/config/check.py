@@ -101,12 +101,24 @@ def _check_node(node: Any, where: str, root: DictConfig) -> None:
             if key not in signature.names and not signature.any_other:
                 raise ConfigError(
                     f"unknown option {where}.{key}: {node['_target_']} has none of that name; "
-                    f"{nearest(key, signature.names)}"
+                    f"{nearest(key, signature.names)}{_leftovers(node, where, signature)}"
                 )
             if key in signature.hints:
                 _check_value(f"{where}.{key}", signature.hints[key], root, signature.strict)
     for key, value in node.items():
         _check_node(value, f"{where}.{key}", root)
+
+
+def _leftovers(node: Mapping[str, Any], where: str, signature: _Signature) -> str:
+    """How to be rid of the options of the class that stood there before one of the user's own."""
+    others = [str(key) for key in node if key not in HYDRA_KEYS and key not in signature.names]
+    if signature.strict or "[" in where:
+        return ""
+    group = where.partition(".")[0]
+    return (
+        f". If they belong to the class that stood there before: {' '.join(f'~{where}.{key}' for key in others)}, or, "
+        f"for good, write DIR/{group}/NAME.yaml and choose it with --config-dir DIR {group}=NAME"
+    )
 
 
 def _check_value(option: str, wanted: Any, root: DictConfig, strict: bool = True) -> None:

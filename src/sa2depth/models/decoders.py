@@ -104,6 +104,9 @@ class ConvBlock(nn.Module):
         channels: ``C``.
     """
 
+    compile_unit = True
+    keep_float32 = False
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)

@@ -41,6 +41,8 @@ def expected_depth(logits: Tensor, bin_centers: Tensor) -> Tensor:
 class DepthFromBins(nn.Module):
     """From bins to a depth map at the image's size; a module without weights, so that it can be compiled."""
 
+    compile_unit = True
+
     def forward(self, logits: Tensor, bin_centers: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Expected depth at the image's size.
 
