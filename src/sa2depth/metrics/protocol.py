@@ -242,17 +242,17 @@ class Protocol:
         words = {
             "as_is": "the frame as it is",
             "pad": f"the frame, mirrored at the right and the bottom up to the next multiple of {multiple}",
-            "resize": "the frame resized to {size}, the prediction resized back (bilinear)",
+            "resize": "the frame resized to {size}{note}, the prediction resized back (bilinear)",
             "max_side": f"the frame shrunk to at most {self.max_side} pixels, the prediction resized back "
             "(bilinear)",
-            "bottom_centre": "bottom-centre {size} of the frame",
+            "bottom_centre": "bottom-centre {size} of the frame{note}",
         }[self.input]
         if self.input_size is None:
             return words
         height, width = self.input_size
         padded = height + -height % multiple, width + -width % multiple
-        note = "" if padded == self.input_size else f", mirrored up to {_by(padded)}: multiples of {multiple}"
-        return words.format(size=f"{_by(self.input_size)}{note}")
+        note = "" if padded == self.input_size else f", mirrored up to {_by(padded)} (multiples of {multiple})"
+        return words.format(size=_by(self.input_size), note=note)
 
 
 def _bottom_centre(height: int, width: int, size: tuple[int, int], what: str) -> Box:
