@@ -41,11 +41,20 @@ def test_classes_methods_and_functions_are_found(package):
         ("mine.good.Encodr", r"'mine.good.Encodr', but mine.good has no 'Encodr'; did you mean Encoder\?"),
         ("mine.good.Encoder.walk", r"but mine.good.Encoder has no 'walk'; \(known: run\)"),
         ("mine.god.Encoder", r"but mine has no 'god'"),
-        ("mine.missing.A", r"the module mine.missing imports 'not_installed_anywhere', .* says .*missing.py:2"),
-        ("mine.broken.A", r"mine.broken fails when it is imported: RuntimeError: no licence, says .*broken.py:2"),
+        (
+            "mine.missing.A",
+            r"the module mine.missing imports 'not_installed_anywhere', .* says .*missing.py:2",
+        ),
+        (
+            "mine.broken.A",
+            r"mine.broken fails when it is imported: RuntimeError: no licence, says .*broken.py:2",
+        ),
         ("mine.syntax.A", r"mine.syntax fails when it is imported: SyntaxError: .*syntax.py:1"),
         ("mine.name.A", r"ImportError: cannot import name 'no_such_name' .*says .*name.py:1"),
-        ("absent.A", r"there is no package 'absent' that Python can import here: install it, or .*PYTHONPATH"),
+        (
+            "absent.A",
+            r"there is no package 'absent' that Python can import here: install it, or .*PYTHONPATH",
+        ),
         ("Encoder", r"no name of a class or function: write package.module.Class"),
         ("mine..A", r"no name of a class"),
     ],
@@ -83,4 +92,8 @@ def test_others_are_refused(value):
 
 
 def test_targets_are_found_at_any_depth():
-    assert list(named({"_target_": "a.A", "x": [{"_target_": "b.B", "y": {"_target_": "c.C"}}]})) == ["a.A", "b.B", "c.C"]
+    assert list(named({"_target_": "a.A", "x": [{"_target_": "b.B", "y": {"_target_": "c.C"}}]})) == [
+        "a.A",
+        "b.B",
+        "c.C",
+    ]

@@ -27,7 +27,9 @@ def main() -> None:
     folder = Path("runs/demo") / datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S-%f")
     # an absolute folder needs no quoting rules of Hydra's, but its name may hold characters that do
     status = launch("train", train, ["experiment=demo", f"hydra.run.dir='{folder}'", *sys.argv[1:]])
-    if status == 0:
+    if (
+        status == 0 and (folder / "model.safetensors").is_file()
+    ):  # not after --help, --cfg or another run folder
         picture = predict_photo(folder)
         _summarise(folder, picture)
     sys.exit(status)
@@ -67,12 +69,17 @@ def _training_size(folder: Path) -> tuple[int, int]:
 def _summarise(folder: Path, picture: Path | None) -> None:
     scores = json.loads((folder / "metrics.json").read_text())
     model = scores["metrics"]["abs_rel"]
-    median = scores["baselines"]["median_depth_map"]["abs_rel"]
+    median = scores["baselines"].get("median_depth_map", {}).get("abs_rel")
     console = Console(soft_wrap=True, highlight=False)
-    console.print(
-        f"\n[bold]abs_rel {model:.3f}[/bold] on unseen scenes; the best predictor that looks at no image, the "
-        f"median depth map, has {median:.3f}: [bold]{median / model:.1f} times better[/bold]"
+    compared = (
+        ""
+        if median is None
+        else (
+            "; the best predictor that looks at no image, the "
+            f"median depth map, has {median:.3f}: [bold]{median / model:.1f} times better[/bold]"
+        )
     )
+    console.print(f"\n[bold]abs_rel {model:.3f}[/bold] on unseen scenes{compared}")
     console.print(f"look at  {folder / 'grid.png'}   image, truth, prediction and error of unseen scenes")
     console.print(f"         {folder / 'curves.png'}   loss and scores over the training")
     if picture is None:

@@ -14,7 +14,15 @@ from sa2depth.config import launch
 from sa2depth.errors import ConfigError, DataError
 from sa2depth.lit import DepthModule
 from sa2depth.metrics import load_protocol
-from sa2depth.run.build import EVAL_KEYS, build_data, build_trainer, check_input, chosen_arithmetic, prepare, without_truth
+from sa2depth.run.build import (
+    EVAL_KEYS,
+    build_data,
+    build_trainer,
+    check_input,
+    chosen_arithmetic,
+    prepare,
+    without_truth,
+)
 from sa2depth.run.plan import count_parameters, describe_device, device_facts, print_plan
 from sa2depth.run.predictions import PredictionReader
 from sa2depth.run.processes import ending_together

@@ -33,7 +33,9 @@ def find(target: str) -> Any:
     for place, name in enumerate(parts[count:], start=count):
         if not hasattr(found, name):
             known = [other for other in dir(found) if not other.startswith("_")]
-            raise ConfigError(f"'{target}', but {'.'.join(parts[:place])} has no '{name}'; {nearest(name, known)}")
+            raise ConfigError(
+                f"'{target}', but {'.'.join(parts[:place])} has no '{name}'; {nearest(name, known)}"
+            )
         found = getattr(found, name)
     return found
 
@@ -90,7 +92,7 @@ def parse_trusted(value: object, option: str = "trusted") -> tuple[str, ...]:
                 f"{option}: {name!r} is no name of a package, module or class; write {option}=mypkg or "
                 f"{option}=[mypkg.encoders,other]"
             )
-    return tuple(names)
+    return tuple(map(str, names))
 
 
 def _module(target: str) -> tuple[Any, int]:
@@ -99,7 +101,9 @@ def _module(target: str) -> tuple[Any, int]:
     module, words = None, 0
     for count in range(1, len(parts)):
         name = ".".join(parts[:count])
-        if hasattr(module, parts[count - 1]) and not isinstance(getattr(module, parts[count - 1]), ModuleType):
+        if hasattr(module, parts[count - 1]) and not isinstance(
+            getattr(module, parts[count - 1]), ModuleType
+        ):
             break  # a class, whatever module has the same name
         try:
             module, words = import_module(name), count

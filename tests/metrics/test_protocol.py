@@ -308,7 +308,9 @@ def test_a_multiple_that_is_not_32_is_said_and_refused_where_the_frame_goes_in_a
     )
     assert told("kitti_eigen_garg_full", 16) == "bottom-centre 352x1216 of the frame"
     for name, multiple, frame in (("nyu_eigen", 14, "480x640"), ("kitti_eigen_garg", 64, "352x1216")):
-        with pytest.raises(ShapeError, match=rf"'{name}': a {frame} frame .*multiples of {multiple}: use protocol.input=pad"):
+        with pytest.raises(
+            ShapeError, match=rf"'{name}': a {frame} frame .*multiples of {multiple}: use protocol.input=pad"
+        ):
             load_protocol(name).check_multiple(multiple)
     with pytest.raises(ShapeError, match=r"'nyu_none': a 480x640 frame .*multiples of 14"):
         load_protocol("nyu_none").check_multiple(14, (480, 640))

@@ -60,7 +60,9 @@ def test_network_without_pyramid_is_refused():
         TimmEncoder("vit_tiny_patch16_224")
 
 
-@pytest.mark.parametrize(("name", "multiple"), [("swin_tiny_patch4_window7_224", 32), ("maxvit_rmlp_pico_rw_256", 256)])
+@pytest.mark.parametrize(
+    ("name", "multiple"), [("swin_tiny_patch4_window7_224", 32), ("maxvit_rmlp_pico_rw_256", 256)]
+)
 def test_the_multiple_is_that_of_timms_network(name, multiple):
     """Swin was made for 224x224 alone; windows of MaxViT must tile every map."""
     with torch.device("meta"):

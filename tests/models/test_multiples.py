@@ -30,7 +30,9 @@ class Patches(nn.Module):
         self.maps = nn.ModuleList(nn.Conv2d(8, c, 1) for c in channels)
 
     def forward(self, image):
-        assert not any(side % self.stride_multiple for side in image.shape[2:]), "a size that it was not made for"
+        assert not any(side % self.stride_multiple for side in image.shape[2:]), (
+            "a size that it was not made for"
+        )
         grid, count = self.patch(image), len(self.maps)
         sizes = [2.0 ** (count - 1 - place) for place in range(count)]
         return [m(F.interpolate(grid, scale_factor=s)) for m, s in zip(self.maps, sizes, strict=True)]
@@ -49,7 +51,9 @@ def network(multiple, channels=(8, 8, 16, 16), decoder=None, head=ScanHead):
 
 
 def rules(**changes):
-    return Protocol(**{"name": "test", "version": 1, "min_depth": 0.1, "max_depth": 10.0, "input": "pad", **changes})
+    return Protocol(
+        **{"name": "test", "version": 1, "min_depth": 0.1, "max_depth": 10.0, "input": "pad", **changes}
+    )
 
 
 def up(side, multiple):
@@ -129,7 +133,9 @@ def test_five_levels_are_refused_in_words():
 def test_maps_that_do_not_double_are_refused_in_words():
     model = network(16)
     model.encoder.forward = lambda image: [torch.rand(1, 8, n, n) for n in (8, 4, 4, 4)]
-    with pytest.raises(ShapeError, match=r"4 maps of 8x8, 4x4, 4x4, 4x4: it takes 4, .*twice the sides of the next"):
+    with pytest.raises(
+        ShapeError, match=r"4 maps of 8x8, 4x4, 4x4, 4x4: it takes 4, .*twice the sides of the next"
+    ):
         model(torch.rand(1, 3, 32, 32))
     model.encoder.forward = lambda image: [torch.rand(1, 8, n, n) for n in (8, 4, 2)]
     with pytest.raises(ShapeError, match=r"3 maps of 8x8, 4x4, 2x2: it takes 4"):

@@ -165,9 +165,10 @@ def test_the_result_is_the_same_and_so_many_norms_are_gone(name):
         assert fold_norms(made) == folded
         actual = made(x)
     assert (actual - expected).abs().max() < 1e-11
-    assert sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in (made.norm1, made.norm2)) == sum(
-        isinstance(m, nn.modules.batchnorm._BatchNorm) for m in norms_before(kind, change)
-    ) - folded
+    assert (
+        sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in (made.norm1, made.norm2))
+        == sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in norms_before(kind, change)) - folded
+    )
 
 
 def norms_before(kind, change):

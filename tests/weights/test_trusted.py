@@ -36,7 +36,9 @@ def mine(tmp_path, monkeypatch):
     """The spec of a network with an encoder of the user's own package, which leaves a trace when it is imported."""
     folder = tmp_path / "src" / "mine"
     folder.mkdir(parents=True)
-    (folder / "__init__.py").write_text("from pathlib import Path\nPath(__file__).with_name('imported').touch()\n")
+    (folder / "__init__.py").write_text(
+        "from pathlib import Path\nPath(__file__).with_name('imported').touch()\n"
+    )
     (folder / "nets.py").write_text(NETS)
     monkeypatch.syspath_prepend(str(tmp_path / "src"))
     preset = PRESETS["sa2depth_nano"]
@@ -96,10 +98,15 @@ def test_what_only_passes_through_a_trusted_package_is_not(mine, tmp_path):
     spec, _ = mine
     model = build_model(spec, trusted=["sa2depth", "mine"])
     for target, really in (("mine.nets.os.mkdir", "posix.mkdir"), ("mine.nets.dumps", "json.dumps")):
-        header = {"format": 1, "spec": {**spec, "encoder": {"_target_": target, "path": str(tmp_path / "made")}}}
+        header = {
+            "format": 1,
+            "spec": {**spec, "encoder": {"_target_": target, "path": str(tmp_path / "made")}},
+        }
         path = tmp_path / "evil.safetensors"
         save_file(dict(model.state_dict()), path, metadata={"sa2depth": json.dumps(header)})
-        with pytest.raises(CheckpointError, match=rf"names {target} \(really {really}\), which is not trusted"):
+        with pytest.raises(
+            CheckpointError, match=rf"names {target} \(really {really}\), which is not trusted"
+        ):
             sa2depth.load_model(path, trusted="mine")
         assert not (tmp_path / "made").exists()
 
@@ -118,7 +125,9 @@ def test_layers_of_ours_that_are_no_layers_cannot_be_trusted_away(mine, tmp_path
     header = {"format": 1, "spec": {**spec, "decoder": {"_target_": "sa2depth.weights.save_model"}}}
     path = tmp_path / "evil.safetensors"
     save_file(dict(model.state_dict()), path, metadata={"sa2depth": json.dumps(header)})
-    with pytest.raises(CheckpointError, match=r"sa2depth\.weights\.save_model, which is not trusted.*was altered"):
+    with pytest.raises(
+        CheckpointError, match=r"sa2depth\.weights\.save_model, which is not trusted.*was altered"
+    ):
         sa2depth.load_model(path, trusted="mine")
 
 
@@ -129,7 +138,9 @@ def test_a_class_of_the_users_own_that_fails_says_where(mine):
 
 
 def test_a_package_that_is_not_here_is_named(file):
-    with pytest.raises(CheckpointError, match=r"own\.safetensors .*there is no package 'elsewhere'.*PYTHONPATH"):
+    with pytest.raises(
+        CheckpointError, match=r"own\.safetensors .*there is no package 'elsewhere'.*PYTHONPATH"
+    ):
         _renamed(file[0], "elsewhere")
 
 
@@ -152,6 +163,8 @@ def test_the_commands_take_it(file, tmp_path):
     assert not imported.exists()
     done = CliRunner().invoke(app, [*convert, "--trusted", "other", "--trusted", "mine"])
     assert done.exit_code == 0, done.output
-    wrong = CliRunner().invoke(app, ["predict", "x.png", "-o", str(tmp_path), "-c", str(path), "--trusted", "a b"])
+    wrong = CliRunner().invoke(
+        app, ["predict", "x.png", "-o", str(tmp_path), "-c", str(path), "--trusted", "a b"]
+    )
     assert wrong.exit_code == 2
     assert "--trusted: 'a b' is no name of a package" in wrong.output

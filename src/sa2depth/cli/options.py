@@ -14,6 +14,6 @@ Trusted = Annotated[
     list[str] | None,
     typer.Option(
         metavar="PACKAGE",
-        help="A package, module or class outside of sa2depth that the weights' file may name; may be given several times.",
+        help="A package, module or class outside of sa2depth that the weights' file may name; can be repeated.",
     ),
 ]

@@ -41,8 +41,8 @@ def prepare_input(image: Tensor, protocol: Protocol, multiple: int = 32) -> tupl
 
     ``as_is`` changes nothing; ``pad`` mirrors the right and the bottom up to the next multiple, ``resize``
     resizes to ``input_size`` (and pads if that is no multiple), ``max_side`` shrinks with smoothing, keeping
-    the aspect, and pads; ``bottom_centre`` cuts a window out (and pads if that is no multiple). For flip averaging use ``predict_frame``:
-    mirroring before or after padding is not the same.
+    the aspect, and pads; ``bottom_centre`` cuts a window out (and pads if that is no multiple). For flip
+    averaging use ``predict_frame``: mirroring before or after padding is not the same.
 
     Args:
         image: ``(B, 3, H, W)``; whole images are cut to the protocol's frame first.

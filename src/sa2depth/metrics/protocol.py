@@ -251,7 +251,9 @@ class Protocol:
             return words
         height, width = self.input_size
         padded = height + -height % multiple, width + -width % multiple
-        note = "" if padded == self.input_size else f", mirrored up to {_by(padded)} (multiples of {multiple})"
+        note = (
+            "" if padded == self.input_size else f", mirrored up to {_by(padded)} (multiples of {multiple})"
+        )
         return words.format(size=_by(self.input_size), note=note)
 
 

@@ -52,7 +52,7 @@ def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
 
 
 def _of_one_house(unit: nn.Module) -> bool:
-    """Whether all inside is of the unit's own package: for a stranger's layer it cannot promise a graph without breaks."""
+    """Whether all inside is of the unit's own package: for a stranger's layer it can promise no unbroken graph."""
     houses = {type(module).__module__.partition(".")[0] for module in unit.modules()}
     return houses <= {type(unit).__module__.partition(".")[0], "torch", "timm"}
 

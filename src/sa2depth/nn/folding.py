@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sa2depth.nn.pointwise import PointwiseConv
 from sa2depth.nn.sync_batch_norm import SyncBatchNorm
@@ -87,14 +88,14 @@ def _affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
         plain = type(norm) in _NORMS
     if not plain or "forward" in vars(norm):
         return None
-    mean, variance = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
-    if not isinstance(mean, Tensor) or not isinstance(variance, Tensor):
+    assert isinstance(norm, _BatchNorm)
+    if norm.running_mean is None or norm.running_var is None:
         return None  # statistics of each batch
-    eps, weight, bias = (getattr(norm, name, None) for name in ("eps", "weight", "bias"))
-    scale = (variance + eps).rsqrt()
-    scale = scale if weight is None else weight * scale
-    shift = -mean * scale
-    return scale, shift if bias is None else bias + shift
+    scale = (norm.running_var + norm.eps).rsqrt()
+    if not norm.affine:
+        return scale, -norm.running_mean * scale
+    scale = norm.weight * scale
+    return scale, norm.bias - norm.running_mean * scale
 
 
 def _watched(layer: nn.Module) -> bool:
