@@ -134,6 +134,18 @@ def test_what_was_trained_is_evaluated_to_the_same_scores_when_it_is_trusted(tra
 
 
 @pytest.mark.slow
+def test_a_frame_that_cannot_go_in_as_it_is_is_refused_before_training(trained, program):
+    rules = ("protocol.input=as_is", "hydra.run.dir=never", "trainer.max_epochs=1")
+    done = program("sa2depth.train", *TRAINING, *rules, cwd=trained)
+    assert done.returncode == 2
+    assert (
+        "a 50x56 frame cannot go through the network as it is, whose sides are multiples of 14" in done.stderr
+    )
+    assert "Epoch" not in done.stdout
+    assert not (trained / "never" / "checkpoints").exists()
+
+
+@pytest.mark.slow
 def test_a_run_goes_on(trained, program):
     resume = ("resume=out/checkpoints/last.ckpt", "trainer.max_epochs=2", "hydra.run.dir=on")
     done = program("sa2depth.train", *TRAINING, *resume, cwd=trained)

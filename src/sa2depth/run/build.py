@@ -111,7 +111,7 @@ def check_input(protocol: Protocol, multiple: int, data: DepthDataModule, *split
     Args:
         protocol: says what the network sees.
         multiple: of the network, its ``stride_multiple``.
-        data: the first image of each split is looked at, as its size is nowhere else.
+        data: where the protocol shows whole images as they are, the first one of each split says their size.
         splits: of ``val``, ``test``.
 
     Raises:
@@ -120,7 +120,7 @@ def check_input(protocol: Protocol, multiple: int, data: DepthDataModule, *split
     protocol.check_multiple(multiple)
     for split in splits:
         source = data.source(split)
-        if source is not None and len(source):
+        if protocol.input == "as_is" and protocol.frame is None and source is not None and len(source):
             height, width = source[0].image.shape[:2]
             protocol.check_multiple(multiple, (height, width))
 
