@@ -23,7 +23,7 @@ with loading("PyTorch and Lightning", command=__name__ == "__main__"):
     from sa2depth.quoting import argument, hydra_quoted
     from sa2depth.report import colorize
     from sa2depth.train import train
-    from sa2depth.weights import load_model
+    from sa2depth.weights.checkpoint import build, read_checkpoint
 
 
 def main() -> None:
@@ -33,7 +33,8 @@ def main() -> None:
     status = launch(
         "train", train, ["experiment=demo", f"hydra.run.dir={hydra_quoted(str(folder))}", *sys.argv[1:]]
     )
-    if status == 0:
+    # not after --help, --cfg or another run folder
+    if status == 0 and (folder / "model.safetensors").is_file():
         picture = predict_photo(folder)
         _summarise(folder, picture)
     sys.exit(status)
@@ -50,7 +51,9 @@ def predict_photo(folder: Path) -> Path | None:
     """
     if find_spec("sklearn") is None:
         return None
-    predictor = Predictor(load_model(folder / "model.safetensors"), size=_training_size(folder))
+    # whatever classes it names were composed by this very command line
+    model = build(read_checkpoint(folder / "model.safetensors"), trusted=None)
+    predictor = Predictor(model, size=_training_size(folder))
     # scikit-learn ships a photograph of the Summer Palace in Beijing
     with as_file(files("sklearn.datasets.images") / "china.jpg") as path:
         prediction = predictor(path, id="china")
@@ -71,12 +74,17 @@ def _training_size(folder: Path) -> tuple[int, int]:
 def _summarise(folder: Path, picture: Path | None) -> None:
     scores = json.loads((folder / "metrics.json").read_text())
     model = scores["metrics"]["abs_rel"]
-    median = scores["baselines"]["median_depth_map"]["abs_rel"]
+    median = scores["baselines"].get("median_depth_map", {}).get("abs_rel")
     console = Console(soft_wrap=True, highlight=False)
-    console.print(
-        f"\n[bold]abs_rel {model:.3f}[/bold] on unseen scenes; the best predictor that looks at no image, the "
-        f"median depth map, has {median:.3f}: [bold]{median / model:.1f} times better[/bold]"
+    compared = (
+        ""
+        if median is None
+        else (
+            "; the best predictor that looks at no image, the "
+            f"median depth map, has {median:.3f}: [bold]{median / model:.1f} times better[/bold]"
+        )
     )
+    console.print(f"\n[bold]abs_rel {model:.3f}[/bold] on unseen scenes{compared}")
     console.print(f"look at  {folder / 'grid.png'}   image, truth, prediction and error of unseen scenes")
     console.print(f"         {folder / 'curves.png'}   loss and scores over the training")
     if picture is None:

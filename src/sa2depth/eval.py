@@ -21,6 +21,7 @@ with loading("PyTorch and Lightning", command=__name__ == "__main__"):
         EVAL_KEYS,
         build_data,
         build_trainer,
+        check_input,
         chosen_arithmetic,
         prepare,
         without_truth,
@@ -32,6 +33,7 @@ with loading("PyTorch and Lightning", command=__name__ == "__main__"):
     from sa2depth.run.scoring import PredictionFiles
     from sa2depth.run.stage_times import is_first
     from sa2depth.run.summary import protocol_rows
+    from sa2depth.targets import parse_trusted
     from sa2depth.weights import load_model
 
 
@@ -64,9 +66,12 @@ def evaluate_network(cfg: DictConfig, set_up: Progress) -> float:
     for option in ("prediction_scale", "prediction_resize"):
         if cfg[option] is not None and cfg[option] is not False:
             raise ConfigError(f"{option}={cfg[option]} is for predictions=DIR; a checkpoint needs none of it")
-    model = load_model(cfg.checkpoint, min_depth=cfg.released.min_depth, max_depth=cfg.released.max_depth)
+    depths = {"min_depth": cfg.released.min_depth, "max_depth": cfg.released.max_depth}
+    model = load_model(cfg.checkpoint, **depths, trusted=parse_trusted(cfg.trusted))
     protocol = load_protocol(cfg.protocol)
     data = build_data(cfg, protocol, "test")
+    multiple = int(getattr(model, "stride_multiple", 32))
+    check_input(protocol, multiple, data, "test")
     module = DepthModule(model, protocol=protocol)
     trainer = build_trainer(cfg, with_logs=False)
     folder = Path(cfg.paths.output_dir)
@@ -78,7 +83,7 @@ def evaluate_network(cfg: DictConfig, set_up: Progress) -> float:
             "encoder": type(model.encoder).__name__,
             "parameters": count_parameters(model),
             "device": describe_device(trainer),
-            **protocol_rows(protocol),
+            **protocol_rows(protocol, multiple=multiple),
             "output": str(folder),
         },
     )

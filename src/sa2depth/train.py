@@ -27,6 +27,7 @@ with loading("PyTorch and Lightning", command=__name__ == "__main__"):
         build_data,
         build_network,
         build_trainer,
+        check_input,
         chosen_arithmetic,
         prepare,
         without_truth,
@@ -63,6 +64,7 @@ def _train(cfg: DictConfig, set_up: Progress) -> float:
     checkpoint_layers(model, cfg.gradient_checkpointing)
     protocol = load_protocol(cfg.protocol)
     data = build_data(cfg, protocol, "fit", "test")
+    check_input(protocol, model.stride_multiple, data, "val", "test")
     module = DepthModule(
         model,
         instantiate(cfg.loss),
@@ -89,7 +91,7 @@ def _train(cfg: DictConfig, set_up: Progress) -> float:
             "device": describe_device(trainer),
             **describe_ways(cfg, model),
             "training range": f"{cfg.min_depth:g}-{cfg.max_depth:g} m",
-            **protocol_rows(protocol),
+            **protocol_rows(protocol, multiple=model.stride_multiple),
             "output": str(folder),
         },
     )

@@ -278,3 +278,26 @@ def test_a_reference_into_a_list_is_followed_as_far_as_it_can_be():
     with pytest.raises(ConfigError) as caught:
         check_config(cfg, {"a": None, "b": None})
     assert str(caught.value) == "b[1]=abc: expected a whole number"
+
+
+def test_options_left_of_the_class_that_stood_there_before_are_named_with_the_way_out():
+    node = {"_target_": "collections.Counter.fromkeys", "iterable": [1], "groups": 1, "depths": [1]}
+    with pytest.raises(ConfigError) as caught:
+        check_config(OmegaConf.create({"encoder": node}), {"encoder": None})
+    said = str(caught.value)
+    assert said.startswith(
+        "unknown option encoder.groups: collections.Counter.fromkeys has none of that name"
+    )
+    assert "~encoder.groups ~encoder.depths, or, for good, write DIR/encoder/NAME.yaml" in said
+    assert "--config-dir DIR encoder=NAME" in said
+
+
+def test_a_class_that_cannot_be_imported_is_named_with_its_place():
+    with pytest.raises(
+        ConfigError, match=r"^loss\._target_ names 'nowhere\.Loss', but there is no package 'nowhere'"
+    ):
+        check_config(OmegaConf.create({"loss": {"_target_": "nowhere.Loss"}}), {"loss": None})
+    with pytest.raises(
+        ConfigError, match=r"^a\[1\]\._target_ names 'collections\.Conter'.*did you mean Counter"
+    ):
+        check_config(OmegaConf.create({"a": [1, {"_target_": "collections.Conter"}]}), {"a": None})

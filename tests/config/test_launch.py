@@ -285,3 +285,37 @@ def test_a_full_disk_is_one_line(door):
         assert status == 2
         (message,) = said[said.index("error: ") :].splitlines()
         assert "cannot be written (No space left on device): free some space" in message
+
+
+@pytest.fixture
+def own_files(tmp_path):
+    """A folder of the user's own configuration files, relative to the current one."""
+    (tmp_path / "my conf" / "encoder").mkdir(parents=True)
+    (tmp_path / "my conf" / "encoder" / "mine.yaml").write_text("_target_: collections.Counter\nwidth: 3\n")
+    return "my conf"
+
+
+@pytest.mark.parametrize(
+    "how", [("--config-dir", "{}"), ("--config-dir={}",), ("-cd", "{}"), ("hydra.searchpath=['file://{}']",)]
+)
+def test_files_of_the_users_own_are_found_and_their_names_are_hinted_at(door, own_files, how):
+    arguments = [word.format(own_files) for word in how]
+    seen = []
+
+    def job(cfg):
+        seen.append(dict(cfg.encoder))
+
+    assert door(job, *arguments, "encoder=mine", "encoder.width=4") == (0, "")
+    assert seen == [{"_target_": "collections.Counter", "width": 4}]
+    status, said = door(nothing, *arguments, "encoder=mine", "encoder.widht=4")
+    assert status == 2
+    assert said.startswith("error: unknown option encoder.widht; did you mean encoder.width")
+    status, said = door(nothing, *arguments, "encoder=min")
+    assert status == 2
+    assert "there is no encoder=min; did you mean mine?" in said
+
+
+def test_an_option_of_a_class_of_the_users_own_is_added_with_a_plus(door):
+    status, said = door(nothing, "encoder._target_=mypkg.Encoder", "encoder.width=64")
+    assert status == 2
+    assert said.endswith("an option of the class that you named is added with a plus: +encoder.width=64\n")

@@ -294,6 +294,34 @@ def test_describes_itself():
     assert "crop: nyu_eigen, rows 45-470, columns 41-600 of 480x640" in load_protocol("nyu_eigen").describe()
 
 
+def test_a_multiple_that_is_not_32_is_said_and_refused_where_the_frame_goes_in_as_it_is():
+    def told(name, multiple):
+        lines = dict(line.split(": ", 1) for line in load_protocol(name).describe(multiple=multiple))
+        return lines["input"]
+
+    assert told("synthetic", 14).endswith("up to the next multiple of 14")
+    assert told("sun_nyu_8m", 14) == (
+        "the frame resized to 480x640, mirrored up to 490x644 (multiples of 14), the prediction resized back (bilinear)"
+    )
+    assert told("kitti_eigen_garg_full", 64) == (
+        "bottom-centre 352x1216 of the frame, mirrored up to 384x1216 (multiples of 64)"
+    )
+    assert told("kitti_eigen_garg_full", 16) == "bottom-centre 352x1216 of the frame"
+    for name, multiple, frame in (("nyu_eigen", 14, "480x640"), ("kitti_eigen_garg", 64, "352x1216")):
+        with pytest.raises(
+            ShapeError, match=rf"'{name}': a {frame} frame .*multiples of {multiple}: use protocol.input=pad"
+        ):
+            load_protocol(name).check_multiple(multiple)
+    with pytest.raises(ShapeError, match=r"'nyu_none': a 480x640 frame .*multiples of 14"):
+        load_protocol("nyu_none").check_multiple(14, (480, 640))
+    for name in ("synthetic", "sun_nyu_8m", "diml_outdoor", "kitti_eigen_garg_full"):
+        load_protocol(name).check_multiple(14)
+    load_protocol("nyu_eigen").check_multiple(32, (480, 640))
+    load_protocol("nyu_eigen").check_multiple(16)
+    with pytest.raises(ShapeError, match="the frame is 352x1216 pixels"):
+        load_protocol("kitti_eigen_garg").check_multiple(32, (100, 100))
+
+
 def test_descriptions_name_what_differs():
     words = {
         "sun_nyu_8m": ["resized to 480x640", "crop: nyu_pixels", "both clipped at 8 m", "images: 5,050"],

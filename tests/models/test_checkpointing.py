@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from sa2depth.errors import ConfigError
 from sa2depth.models import PRESETS, ConvDecoder, build_model, checkpointing
 from sa2depth.models.checkpointing import checkpoint_layers
+from sa2depth.models.decoders import ConvBlock
 from sa2depth.models.encoders import TimmEncoder
 
 BOTH = ("encoder", "decoder")
@@ -138,3 +140,27 @@ def test_one_part_or_none(parts, expected):
     model = checkpointed(network(), parts)
     assert model.decoder.gradient_checkpointing is expected
     assert model.encoder.gradient_checkpointing is False
+
+
+class Dropping(ConvBlock):
+    """A layer of somebody else's that draws random numbers by itself."""
+
+    def forward(self, x):
+        return super().forward(nn.functional.dropout(x, 0.5))
+
+
+@pytest.mark.parametrize("how", ["a subclass", "a layer of PyTorch"])
+def test_a_layer_that_draws_by_itself_sees_the_same_numbers_twice(how):
+    decoder = ConvDecoder([4]).train()
+    if how == "a subclass":
+        decoder.blocks[0].__class__ = Dropping
+    else:
+        decoder.blocks[0].conv1 = nn.Sequential(nn.Dropout(0.5), decoder.blocks[0].conv1)
+    gradients = []
+    for again in (False, True):
+        decoder.gradient_checkpointing = again
+        torch.manual_seed(0)
+        x = torch.rand(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        decoder([x])[0].square().sum().backward()
+        gradients.append(x.grad)
+    torch.testing.assert_close(*gradients)

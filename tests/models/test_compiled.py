@@ -15,6 +15,7 @@ from agreement import assert_same_depth, assert_same_values
 from sa2depth.models import PRESETS, ConvDecoder, build_model
 from sa2depth.models.checkpointing import checkpoint_layers
 from sa2depth.models.compiled import compile_layers, compiled, why_not_compiled
+from sa2depth.models.decoders import ConvBlock
 from sa2depth.ops import cpu, use_backend
 
 NANO = PRESETS["sa2depth_nano"]
@@ -117,6 +118,47 @@ def test_another_encoder_is_compiled_as_a_whole():
     torch.testing.assert_close(depth, expected)
     # encoder, 2 sizes of channels at 4 sizes of maps in blocks, 3 upsamplings, 2 heads
     assert count == 1 + 4 + 3 + 3
+
+
+class Stranger(nn.Module):
+    """A decoder that says nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Conv2d(4, 4, 1)
+
+    def forward(self, levels):
+        return [self.mix(level) for level in levels]
+
+
+class Relative(ConvBlock):
+    """A subclass that computes something else, with a break of the graph in it."""
+
+    def forward(self, x):
+        torch._dynamo.graph_break()
+        return super().forward(x) + 1
+
+
+def test_parts_that_say_nothing_stay_as_they_are_and_are_named(caplog):
+    model = nn.ModuleDict({"encoder": Stranger(), "decoder": Stranger(), "head": ConvBlock(4)})
+    compile_layers(model, backend="eager")
+    assert compiled(model["encoder"])  # as a whole
+    assert compiled(model["head"])
+    assert not compiled(model["decoder"])
+    assert "not compiled, as no layer in it says compile_unit: decoder (Stranger)" in caplog.text
+
+
+def test_a_subclass_is_no_unit_and_a_strangers_layer_may_break_the_graph_of_one():
+    decoder = ConvDecoder([4, 8]).eval()
+    decoder.blocks[0].__class__ = Relative
+    decoder.blocks[1].conv1 = Relative(8)
+    levels = [torch.rand(2, 4, 8, 8), torch.rand(2, 8, 4, 4)]
+    with torch.no_grad():
+        expected = decoder(levels)
+        compile_layers(decoder, backend="eager")
+        assert not compiled(decoder.blocks[0])
+        for own, other in zip(decoder(levels), expected, strict=True):
+            torch.testing.assert_close(own, other)
 
 
 def test_layers_that_run_again_are_compiled_too():

@@ -60,6 +60,25 @@ def test_network_without_pyramid_is_refused():
         TimmEncoder("vit_tiny_patch16_224")
 
 
+@pytest.mark.parametrize(
+    ("name", "multiple"), [("swin_tiny_patch4_window7_224", 32), ("maxvit_rmlp_pico_rw_256", 256)]
+)
+def test_the_multiple_is_that_of_timms_network(name, multiple):
+    """Swin was made for 224x224 alone; windows of MaxViT must tile every map."""
+    with torch.device("meta"):
+        encoder = TimmEncoder(name).eval()
+        assert encoder.stride_multiple == multiple
+        levels = encoder(torch.rand(1, 3, multiple, 2 * multiple))
+    assert [tuple(level.shape[2:]) for level in levels] == [
+        (multiple // stride, 2 * multiple // stride) for stride in (4, 8, 16, 32)
+    ]
+
+
+def test_a_network_for_one_size_only_is_refused():
+    with pytest.raises(ConfigError, match=r"'coatnet_pico_rw_224' takes images of one size only"):
+        TimmEncoder("coatnet_pico_rw_224")
+
+
 def test_wrong_number_of_channels_is_refused():
     with pytest.raises(ConfigError, match="4 channels"):
         TimmEncoder("resnet18", channels=[8, 16])

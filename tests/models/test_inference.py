@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from sa2depth.models import PRESETS, SelectiveAttentionDecoder, build_model, create_model
+from sa2depth.models import PRESETS, ConvHead, SelectiveAttentionDecoder, build_model, create_model
 from sa2depth.models.inference import for_inference
-from sa2depth.nn import MergesWeights
+from sa2depth.nn import FlexibleAttention, MergesWeights
 from sa2depth.weights import from_official
 
 CONV = {
@@ -72,6 +72,40 @@ def test_there_are_fewer_operations():
     assert not [m for m in fast.decoder.modules() if isinstance(m, nn.BatchNorm2d)]
     assert all(tensor.grad_fn is None for m in merging(fast) for tensor in m.merged())
     assert all(m.merged()[0] is m.merged()[0] for m in merging(fast))
+
+
+def test_a_subclass_of_the_attention_gives_the_same_depth(image):
+    """It reads its input beside the convolutions that the norms would be folded into."""
+
+    class ReadsElsewhere(FlexibleAttention):
+        def forward(self, x):
+            return super().forward(x) * x.sigmoid()
+
+    model, image = network().double(), image.double()
+    for block in model.decoder.blocks:
+        block.attention.__class__ = ReadsElsewhere
+    with torch.no_grad():
+        expected, fast = model(image).depth, for_inference(model)
+        assert (fast(image).depth - expected).abs().max() < 1e-10
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in fast.decoder.modules()) == 4
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in model.decoder.modules()) == 8
+
+
+def test_weights_of_a_layer_that_says_nothing_are_not_rounded(image):
+    """It takes its weights in float32 whatever autocast says, as a scan or a softmax over bins must."""
+
+    class Exact(ConvHead):
+        def forward(self, levels):
+            with torch.autocast("cpu", enabled=False):
+                return super().forward([level.float() for level in levels])
+
+    model = network(**CONV)
+    model.depth_head.__class__ = Exact
+    fast = for_inference(model, torch.bfloat16)
+    assert {p.dtype for p in fast.depth_head.parameters()} == {torch.float32}
+    assert fast.bin_head.fc1.weight.dtype == torch.bfloat16
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert fast(image).depth.isfinite().all()
 
 
 def merging(model):

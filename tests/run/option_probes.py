@@ -335,7 +335,8 @@ def evaluation(cfg):
     """What the evaluation program loads: a checkpoint, or files of predictions."""
     seen = SimpleNamespace()
 
-    def load_model(checkpoint, *, min_depth, max_depth):
+    def load_model(checkpoint, *, min_depth, max_depth, trusted):
+        seen.trusted = trusted
         seen.checkpoint, seen.min_depth, seen.max_depth = checkpoint, min_depth, max_depth
         seen.backend, seen.products = backend(), torch.get_float32_matmul_precision()
         raise _LoadedError

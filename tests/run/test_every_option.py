@@ -236,6 +236,7 @@ CHANGES = {
         "ops": ("torch", "evaluation.backend"),
         "float32_matmul_precision": ("high", "evaluation.products"),
         "checkpoint": ("other.safetensors", "evaluation.checkpoint"),
+        "trusted": (["mypkg"], "evaluation.trusted"),
         "released.min_depth": (0.5, "evaluation.min_depth"),
         "released.max_depth": (20.0, "evaluation.max_depth"),
     },

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sa2depth.cli.options import Trusted
 from sa2depth.errors import ConfigError
 from sa2depth.stages import stage
 
@@ -20,6 +21,7 @@ def convert(
     max_depth: Annotated[
         float | None, typer.Option(help="Metres; needed for released files, which lack it.")
     ] = None,
+    trusted: Trusted = None,
     force: Annotated[bool, typer.Option("--force", help="Replace DST where it exists.")] = False,
 ) -> None:
     """Convert weights to one safetensors file that carries its architecture and depth range."""
@@ -31,11 +33,13 @@ def convert(
         raise ConfigError(f"{target} exists: choose another name, or replace it with --force")
 
     with stage("loading PyTorch"):
+        from sa2depth.targets import parse_trusted
         from sa2depth.weights.checkpoint import build, read_checkpoint, save_model
 
+    known = parse_trusted(trusted, "--trusted")
     with stage("converting"):
         checkpoint = read_checkpoint(source)
-        model = build(checkpoint, min_depth=min_depth, max_depth=max_depth)
+        model = build(checkpoint, min_depth=min_depth, max_depth=max_depth, trusted=known)
         save_model(
             model,
             target,

@@ -10,3 +10,10 @@ Checkpoint = Annotated[
 LegacyDepth = Annotated[float | None, typer.Option(help="Metres; only for released files, which lack it.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
 Precision = Annotated[str, typer.Option(help="fp32 or bf16.")]
+Trusted = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PACKAGE",
+        help="A package, module or class outside of sa2depth that the weights' file may name; can be repeated.",
+    ),
+]

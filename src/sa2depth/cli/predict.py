@@ -13,7 +13,7 @@ import typer
 
 from sa2depth.cli.friendly import complain
 from sa2depth.cli.inputs import find_images, parse_size
-from sa2depth.cli.options import Checkpoint, Device, LegacyDepth, Precision
+from sa2depth.cli.options import Checkpoint, Device, LegacyDepth, Precision, Trusted
 from sa2depth.errors import DataError, ShapeError, UserError
 from sa2depth.stages import stage
 
@@ -31,6 +31,7 @@ def predict(
     checkpoint: Checkpoint,
     min_depth: LegacyDepth = None,
     max_depth: LegacyDepth = None,
+    trusted: Trusted = None,
     device: Device = "auto",
     precision: Precision = "fp32",
     flip: Annotated[
@@ -76,12 +77,14 @@ def predict(
     with stage("loading PyTorch"):
         from sa2depth.infer import Predictor
         from sa2depth.infer.writers import check_formats
+        from sa2depth.targets import parse_trusted
         from sa2depth.threads import settle
         from sa2depth.weights import load_model
 
     check_formats(wanted)
     _check_folder(output)
-    model = load_model(checkpoint, min_depth=min_depth, max_depth=max_depth)
+    known = parse_trusted(trusted, "--trusted")
+    model = load_model(checkpoint, min_depth=min_depth, max_depth=max_depth, trusted=known)
     predictor = Predictor(
         model,
         device=device,

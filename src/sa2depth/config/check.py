@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Optional, get_type_hints
 
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from sa2depth import targets
 from sa2depth.config.values import fits, words
 from sa2depth.errors import ConfigError, as_typed, nearest
 from sa2depth.quoting import override
@@ -69,9 +69,9 @@ class _Signature(NamedTuple):
 
 def _signature(target: str, where: str) -> _Signature:
     try:
-        callable_ = get_object(target)
-    except Exception as error:
-        raise ConfigError(f"{where}._target_ names '{target}', which cannot be imported: {error}") from error
+        callable_ = targets.find(target)
+    except ConfigError as error:
+        raise ConfigError(f"{where}._target_ names {error}") from error
     try:
         parameters = inspect.signature(callable_).parameters.values()
     except (TypeError, ValueError):  # some written in C have none
@@ -102,12 +102,24 @@ def _check_node(node: Any, where: str, root: DictConfig) -> None:
             if key not in signature.names and not signature.any_other:
                 raise ConfigError(
                     f"unknown option {where}.{key}: {node['_target_']} has none of that name; "
-                    f"{nearest(key, signature.names)}"
+                    f"{nearest(key, signature.names)}{_leftovers(node, where, signature)}"
                 )
             if key in signature.hints:
                 _check_value(f"{where}.{key}", signature.hints[key], root, signature.strict)
     for key, value in node.items():
         _check_node(value, f"{where}.{key}", root)
+
+
+def _leftovers(node: Mapping[str, Any], where: str, signature: _Signature) -> str:
+    """How to be rid of the options of the class that stood there before one of the user's own."""
+    others = [str(key) for key in node if key not in HYDRA_KEYS and key not in signature.names]
+    if signature.strict or "[" in where:
+        return ""
+    group = where.partition(".")[0]
+    return (
+        f". If they belong to the class that stood there before: {' '.join(f'~{where}.{key}' for key in others)}, or, "
+        f"for good, write DIR/{group}/NAME.yaml and choose it with --config-dir DIR {group}=NAME"
+    )
 
 
 def _check_value(option: str, wanted: Any, root: DictConfig, strict: bool = True) -> None:

@@ -1,11 +1,13 @@
 """The entry point of the Hydra programs: composes, runs, and prints errors that a user can fix without a traceback."""
 
+import argparse
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -203,7 +205,10 @@ def _unknown_override(error: ConfigCompositionException, config_name: str, argum
     if len(quoted) < 2:
         return str(error).strip()
     key = quoted[1].lstrip("+~").split("=", 1)[0]
-    return f"unknown option {key}; {nearest(key, _keys(config_name, arguments, key))}"
+    value = next((a.partition("=")[2] for a in arguments if a.startswith(f"{key}=")), "VALUE")
+    own = any(a.lstrip("+").startswith(f"{key.rpartition('.')[0]}._target_=") for a in arguments)
+    added = f"; an option of the class that you named is added with a plus: +{key}={value}" if own else ""
+    return f"unknown option {key}; {nearest(key, _keys(config_name, arguments, key))}{added}"
 
 
 def _keys(config_name: str, arguments: Sequence[str], without: str) -> list[str]:
@@ -213,6 +218,8 @@ def _keys(config_name: str, arguments: Sequence[str], without: str) -> list[str]
         for a in arguments
         if "=" in a and not a.startswith("-") and a.lstrip("+~").split("=", 1)[0] != without
     ]
+    if folder := _config_dir(arguments):
+        rest.append(f"hydra.searchpath=['file://{folder}']")
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -220,6 +227,14 @@ def _keys(config_name: str, arguments: Sequence[str], without: str) -> list[str]
     except (HydraException, OmegaConfBaseException):
         return []
     return list(_flat(tree))
+
+
+def _config_dir(arguments: Sequence[str]) -> str:
+    """The folder of the user's own configuration files, as Hydra's option names it; empty if there is none."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd", default="")
+    folder = str(parser.parse_known_args(list(arguments))[0].config_dir)
+    return str(Path(folder).absolute()) if folder else ""
 
 
 def _flat(node: Any, prefix: str = "") -> Any:

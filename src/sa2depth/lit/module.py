@@ -314,6 +314,7 @@ class DepthModule(L.LightningModule):
             self.test_metrics.by_depth(),
             _summed(self._sizes),
             split_images=self.examples.total,
+            multiple=self._multiple,
         )
         self.test_metrics.reset()
 
@@ -337,7 +338,12 @@ class DepthModule(L.LightningModule):
                 depth: Tensor = self.model(shown).depth
             return depth
 
-        return predict_frame(network, image, self.protocol), seen[0]
+        return predict_frame(network, image, self.protocol, self._multiple), seen[0]
+
+    @property
+    def _multiple(self) -> int:
+        """Sides of what the network is shown when it is scored are multiples of this; 32 where it says none."""
+        return int(getattr(self.model, "stride_multiple", 32))
 
     def _log_metrics(self, stage: str, metrics: DepthMetrics) -> None:
         # compute() has gathered over the processes already: every process logs the same numbers

@@ -62,13 +62,13 @@ def prepare_input(image: Tensor, protocol: Protocol, multiple: int = 32) -> tupl
 
     ``as_is`` changes nothing; ``pad`` mirrors the right and the bottom up to the next multiple, ``resize``
     resizes to ``input_size`` (and pads if that is no multiple), ``max_side`` shrinks with smoothing, keeping
-    the aspect, and pads; ``bottom_centre`` cuts a window out. For flip averaging use ``predict_frame``:
-    mirroring before or after padding is not the same.
+    the aspect, and pads; ``bottom_centre`` cuts a window out (and pads if that is no multiple). For flip
+    averaging use ``predict_frame``: mirroring before or after padding is not the same.
 
     Args:
         image: ``(B, 3, H, W)``; whole images are cut to the protocol's frame first.
         protocol: Says frame and policy.
-        multiple: Sides of the network's input are multiples of this many pixels.
+        multiple: Sides of the network's input are multiples of this many pixels: ``model.stride_multiple``.
 
     Returns:
         ``(B, 3, h', w')`` for the network, and the function that brings its ``(B, C, h', w')`` prediction to
@@ -99,7 +99,7 @@ def predict_frame(
         network: ``(B, 3, h', w') in [0, 1] -> (B, 1, h', w')`` metres.
         image: ``(B, 3, H, W)`` in [0, 1].
         protocol: Says frame, input policy and flip averaging.
-        multiple: Sides of the network's input are multiples of this many pixels.
+        multiple: Sides of the network's input are multiples of this many pixels: ``model.stride_multiple``.
 
     Returns:
         ``(B, 1, h, w)`` metres, at least float32, on the pixels of ``cut_frame(image, protocol)``.
@@ -132,7 +132,7 @@ def _view(image: Tensor, protocol: Protocol, multiple: int) -> _View:
     frame = cut_frame(image, protocol)
     height, width = frame.shape[-2], frame.shape[-1]
     if protocol.input == "as_is":
-        _refuse_other_sizes(height, width, protocol, multiple)
+        protocol.check_multiple(multiple, (image.shape[-2], image.shape[-1]))
         return _View(frame, _unchanged)
     if protocol.input == "bottom_centre":
         top, bottom, left, right = protocol.input_box(height, width)
@@ -166,12 +166,3 @@ def _unchanged(depth: Tensor) -> Tensor:
 def _extended(depth: Tensor, margins: tuple[int, int, int, int]) -> Tensor:
     """A map with its border repeated to the left, right, top and bottom."""
     return F.pad(depth, margins, mode="replicate") if any(margins) else depth
-
-
-def _refuse_other_sizes(height: int, width: int, protocol: Protocol, multiple: int) -> None:
-    if height % multiple or width % multiple:
-        raise ShapeError(
-            f"protocol '{protocol.name}': a {height}x{width} frame cannot go through the network as it is, "
-            f"whose sides are multiples of {multiple}: use protocol.input=pad (mirrored up to the next "
-            "multiple), resize, max_side or bottom_centre"
-        )

@@ -189,16 +189,39 @@ class Protocol:
                 f"protocol.images_without_truth={without_truth}"
             )
 
-    def describe(self, frame: tuple[int, int] | None = None) -> list[str]:
+    def check_multiple(self, multiple: int, image: tuple[int, int] | None = None) -> None:
+        """Refuse, before anything runs, a network that cannot take the protocol's frame as it is.
+
+        Args:
+            multiple: Sides of the network's input are multiples of this many pixels.
+            image: ``(height, width)`` of an image of the data set, where it is known.
+
+        Raises:
+            ShapeError: The frame goes through the network as it is and has other sides, or does not fit the image.
+        """
+        size = self.frame or self._own_frame()
+        if image is not None:
+            top, bottom, left, right = self.frame_box(*image)
+            size = bottom - top, right - left
+            self.input_box(*size)
+        if self.input == "as_is" and size is not None and any(side % multiple for side in size):
+            raise ShapeError(
+                f"protocol '{self.name}': a {_by(size)} frame cannot go through the network as it is, whose sides are "
+                f"multiples of {multiple}: use protocol.input=pad (mirrored up to the next multiple), resize, max_side "
+                "or bottom_centre; a shipped protocol then bears another name in the results"
+            )
+
+    def describe(self, frame: tuple[int, int] | None = None, multiple: int = 32) -> list[str]:
         """The protocol in words, one line a fact, for the screen and for reports.
 
         Args:
             frame: ``(height, width)`` of the images in pixels, for the crop box; None where they differ.
+            multiple: Of the network, to which its input is padded.
 
         Raises:
             ShapeError: The protocol does not fit images of that size.
         """
-        size = frame or self.frame or (_NYU_FRAME if self.crop == "nyu_eigen" else None)
+        size = frame or self.frame or self._own_frame()
         clip = "" if self.clip_both_at is None else f", both clipped at {self.clip_both_at:g} m"
         count = "any number" if self.expected_images is None else f"{self.expected_images:,}"
         missing = f", {self.images_without_truth} more without truth" if self.images_without_truth else ""
@@ -206,7 +229,7 @@ class Protocol:
             f"protocol: {self.name} v{self.version}: {self.description}".rstrip(": "),
             f"images: {count}{missing}",
             f"frame: {self._frame_words()}",
-            f"input: {self._input_words()}",
+            f"input: {self._input_words(multiple)}",
             f"crop: {self.crop}"
             + ("" if size is None else f", {_words(self.crop_box(*size))} of {_by(size)}"),
             f"depth: {self.min_depth:g}-{self.max_depth:g} m, limits excluded{clip}",
@@ -241,16 +264,27 @@ class Protocol:
     def _frame_words(self) -> str:
         return "whole image" if self.frame is None else f"bottom-centre {_by(self.frame)} of the image"
 
-    def _input_words(self) -> str:
-        size = "" if self.input_size is None else _by(self.input_size)
-        return {
+    def _own_frame(self) -> tuple[int, int] | None:
+        """The only size of frame that the crop is defined on."""
+        return _NYU_FRAME if self.crop == "nyu_eigen" else None
+
+    def _input_words(self, multiple: int) -> str:
+        words = {
             "as_is": "the frame as it is",
-            "pad": "the frame, mirrored at the right and the bottom up to the next multiple of 32",
-            "resize": f"the frame resized to {size}, the prediction resized back (bilinear)",
+            "pad": f"the frame, mirrored at the right and the bottom up to the next multiple of {multiple}",
+            "resize": "the frame resized to {size}{note}, the prediction resized back (bilinear)",
             "max_side": f"the frame shrunk to at most {self.max_side} pixels, the prediction resized back "
             "(bilinear)",
-            "bottom_centre": f"bottom-centre {size} of the frame",
+            "bottom_centre": "bottom-centre {size} of the frame{note}",
         }[self.input]
+        if self.input_size is None:
+            return words
+        height, width = self.input_size
+        padded = height + -height % multiple, width + -width % multiple
+        note = (
+            "" if padded == self.input_size else f", mirrored up to {_by(padded)} (multiples of {multiple})"
+        )
+        return words.format(size=_by(self.input_size), note=note)
 
 
 def _bottom_centre(height: int, width: int, size: tuple[int, int], what: str) -> Box:

@@ -1,6 +1,6 @@
 """Assembly: the depth model, its decoders and heads, encoders, and how to build them from a specification."""
 
-from sa2depth.models.build import build_model, create_model
+from sa2depth.models.build import UntrustedError, build_model, create_model
 from sa2depth.models.decoders import ConvDecoder, SelectiveAttentionDecoder
 from sa2depth.models.heads import BinHead, ConvHead, ScanHead
 from sa2depth.models.presets import PRESETS
@@ -15,6 +15,7 @@ __all__ = [
     "SA2Depth",
     "ScanHead",
     "SelectiveAttentionDecoder",
+    "UntrustedError",
     "build_model",
     "create_model",
 ]

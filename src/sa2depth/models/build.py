@@ -1,11 +1,14 @@
 """From a specification to a model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+import traceback
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 
+from sa2depth import targets
 from sa2depth.errors import ConfigError, nearest
 from sa2depth.models.presets import PRESETS
 from sa2depth.models.sa2depth import SA2Depth
@@ -13,21 +16,43 @@ from sa2depth.models.sa2depth import SA2Depth
 TRUSTED = ("sa2depth.",)
 
 
-def build_model(spec: Mapping[str, Any], trusted: Sequence[str] = TRUSTED) -> SA2Depth:
+class UntrustedError(ConfigError):
+    """A specification names classes that nobody has said to trust.
+
+    Attributes:
+        names: The classes, as the specification writes them.
+        homes: Where they are really made, or the same.
+    """
+
+    def __init__(self, names: Sequence[str], homes: Sequence[str], trusted: Sequence[str]) -> None:
+        self.names = list(names)
+        self.homes = list(homes)
+        really = [
+            f"'{name}'" if name == home else f"'{name}', which really is '{home}'"
+            for name, home in zip(names, homes, strict=True)
+        ]
+        super().__init__(
+            f"the specification wants to call {' and '.join(really)}: not trusted; trusted: {', '.join(trusted)}"
+        )
+
+
+def build_model(spec: Mapping[str, Any], trusted: Sequence[str] | None = TRUSTED) -> SA2Depth:
     """Build the model that a specification describes.
 
     Args:
         spec: nested plain dictionaries with Hydra's ``_target_`` and ``_partial_``, ``min_depth`` and
             ``max_depth`` included; what is in a configuration's ``model`` node and in a checkpoint.
-        trusted: prefixes of what a ``_target_`` may name. A specification may come with a stranger's
-            checkpoint, so anything else is refused rather than called.
+        trusted: packages, modules and classes that a ``_target_`` may name. A specification may come with a
+            stranger's checkpoint, so anything else is refused before it is imported. ``None``: whatever it names,
+            for a specification that you wrote yourself, as on the command line.
 
     Returns:
         The model, on the CPU with fresh weights, with a copy of the specification in ``model.spec``.
 
     Raises:
-        ConfigError: if ``spec`` is no dictionary, a target is not trusted or does not exist, a value is missing, or
-            the result is no model.
+        UntrustedError: if a target is not trusted.
+        ConfigError: if ``spec`` is no dictionary, a target does not exist, a value is missing, or the result is no
+            model.
     """
     if not isinstance(spec, Mapping):
         raise ConfigError(
@@ -35,9 +60,8 @@ def build_model(spec: Mapping[str, Any], trusted: Sequence[str] = TRUSTED) -> SA
             'create_model("sa2depth_t", min_depth=0.1, max_depth=10)'
         )
     plain = _plain(spec)
-    for target in _targets(plain):
-        _check_target(target, tuple(trusted))
-    for name in ("encoder", "decoder", "bin_head", "depth_head", "min_depth", "max_depth"):
+    _check_targets(plain, trusted)
+    for name in _required(plain):
         if plain.get(name) in (None, "???"):
             raise ConfigError(f"the model's specification lacks '{name}'")
     try:
@@ -46,9 +70,12 @@ def build_model(spec: Mapping[str, Any], trusted: Sequence[str] = TRUSTED) -> SA
         cause = error.__cause__
         if isinstance(cause, ConfigError):
             raise cause from error
-        raise ConfigError(f"the model's specification cannot be built: {error}") from error
+        raise ConfigError(f"the model's specification cannot be built: {error}{_says(cause)}") from error
     if not isinstance(model, SA2Depth):
-        raise ConfigError(f"the specification builds a {type(model).__name__}, not a SA2Depth model")
+        raise ConfigError(
+            f"the specification builds a {type(model).__name__}, not a SA2Depth model: model._target_ names "
+            "sa2depth.models.SA2Depth or a subclass of it"
+        )
     model.spec = plain
     return model
 
@@ -83,27 +110,36 @@ def _plain(node: Any) -> Any:
     return node
 
 
-def _targets(node: Any) -> Iterator[str]:
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield str(node["_target_"])
-        for value in node.values():
-            yield from _targets(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _targets(value)
+def _check_targets(plain: dict[str, Any], trusted: Sequence[str] | None) -> None:
+    names = list(dict.fromkeys(targets.named(plain)))
+    if trusted is not None:
+        strange = [name for name in names if not targets.covered(name, trusted)]
+        if strange:  # nothing of them is imported
+            raise UntrustedError(strange, strange, trusted)
+    for name in names:
+        try:
+            found = targets.find(name)
+        except ConfigError as error:
+            raise ConfigError(f"the model's specification names {error}") from error
+        # `sa2depth.some_module.os.system` begins with a trusted name, too.
+        home = targets.home(found)
+        if trusted is not None and not targets.covered(home, trusted):
+            raise UntrustedError([name], [home], trusted)
 
 
-def _check_target(target: str, trusted: tuple[str, ...]) -> None:
-    if not target.startswith(trusted):
-        raise ConfigError(
-            f"the specification wants to call '{target}', which is not trusted; trusted: {', '.join(trusted)}"
-        )
+def _required(plain: dict[str, Any]) -> list[str]:
+    """What a specification must give: arguments of the model's class that have no default."""
+    model = targets.find(str(plain["_target_"])) if "_target_" in plain else SA2Depth
     try:
-        found = get_object(target)
-    except Exception as error:
-        raise ConfigError(f"the specification names '{target}', which does not exist: {error}") from error
-    # `sa2depth.some_module.os.system` begins with a trusted prefix, too.
-    home = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
-    if not home.startswith(trusted):
-        raise ConfigError(f"'{target}' is really '{home}', which is not trusted")
+        parameters = inspect.signature(model).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [p.name for p in parameters if p.default is p.empty and p.kind in by_name]
+
+
+def _says(error: BaseException | None) -> str:
+    """The line at which a class of somebody else's failed."""
+    frames = traceback.extract_tb(error.__traceback__) if error is not None else []
+    outside = [frame for frame in frames if "/hydra/" not in frame.filename.replace("\\", "/")]
+    return f" (says {outside[-1].filename}:{outside[-1].lineno})" if outside else ""

@@ -1,20 +1,15 @@
 """The network in compiled form, layer by layer."""
 
+import logging
+
 import torch
 from torch import nn
 
-from sa2depth.models.decoders import ConvBlock
-from sa2depth.models.encoders import InternImage
-from sa2depth.models.encoders.internimage import Downsample, Layer, StageNorm, Stem
-from sa2depth.models.heads import BinHead, ConvHead, ScanHead
-from sa2depth.nn import DepthFromBins, SelectiveAttentionBlock, Upsample
+from sa2depth.nn.traits import stated
 from sa2depth.ops.triton.machine import why_unavailable
 
-_LAYERS = (
-    *(Stem, Layer, StageNorm, Downsample),
-    *(SelectiveAttentionBlock, ConvBlock, Upsample),
-    *(BinHead, ScanHead, ConvHead, DepthFromBins),
-)
+_log = logging.getLogger(__name__)
+
 # One code object (nn.Module's call) serves all layers, and each kind at each size in each mode has its own graph.
 _GRAPHS = 256
 
@@ -29,7 +24,8 @@ def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
 
     Norms, activations, residuals and casts between the matrix products and the kernels of ``ops`` are fused with
     ``torch.compile``. Layers of one kind and size share a graph, so that 30 layers of the encoder cost four; the state
-    dict stays as it is. An encoder other than InternImage is compiled as a whole.
+    dict stays as it is. What is a layer says the layer itself (``compile_unit``, see `sa2depth.nn.traits`). An encoder
+    in which none does so is compiled as a whole; other such parts stay as they are, and one line names them.
 
     Args:
         model: the network; stays usable in eager form through a deep copy or a checkpoint.
@@ -40,12 +36,25 @@ def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 2 * _GRAPHS)
     # DistributedDataParallel needs what is compiled in parts, to send gradients early: layers are parts.
     config.optimize_ddp = False
-    encoder = getattr(model, "encoder", None)
-    if isinstance(encoder, nn.Module) and not isinstance(encoder, InternImage):
-        encoder.compile(dynamic=False, backend=backend)
     for module in model.modules():
-        if isinstance(module, _LAYERS):
-            module.compile(fullgraph=True, dynamic=False, backend=backend)
+        if unit := stated(module, "compile_unit"):
+            module.compile(fullgraph=unit is True and _of_one_house(module), dynamic=False, backend=backend)
+    encoder = getattr(model, "encoder", None)
+    if isinstance(encoder, nn.Module) and not compiled(encoder):
+        encoder.compile(dynamic=False, backend=backend)
+    silent = [
+        f"{name} ({type(part).__name__})"
+        for name, part in model.named_children()
+        if next(part.parameters(), None) is not None and not compiled(part)
+    ]
+    if silent:
+        _log.warning("not compiled, as no layer in it says compile_unit: %s", ", ".join(silent))
+
+
+def _of_one_house(unit: nn.Module) -> bool:
+    """Whether all inside is of the unit's own package: for a stranger's layer it can promise no unbroken graph."""
+    houses = {type(module).__module__.partition(".")[0] for module in unit.modules()}
+    return houses <= {type(unit).__module__.partition(".")[0], "torch", "timm"}
 
 
 def compiled(module: nn.Module) -> bool:

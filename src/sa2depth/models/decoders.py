@@ -5,6 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from sa2depth.errors import ConfigError, ShapeError
 from sa2depth.models.checkpointing import run_layer
 from sa2depth.nn import SelectiveAttentionBlock, Upsample
 
@@ -31,7 +32,12 @@ class _TopDown(nn.Module):
         self.upsamples = nn.ModuleList(Upsample(coarse, fine) for fine, coarse in pairwise(channels))
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """Levels ``(B, C_i, H_i, W_i)``, fine to coarse, to levels of the same shapes."""
+        """Levels ``(B, C_i, H_i, W_i)``, fine to coarse, to levels of the same shapes.
+
+        Raises:
+            ShapeError: if they are not as many as the decoder was made for, or one has not twice the sides of the next.
+        """
+        _check_levels(features, len(self.blocks))
         levels = [self._refine(-1, features[-1])]
         for level in reversed(range(len(features) - 1)):
             fused = self.upsamples[level](levels[0], features[level])
@@ -42,18 +48,40 @@ class _TopDown(nn.Module):
         return run_layer(self.blocks[level], x, again=self.gradient_checkpointing)
 
 
+def _check_levels(features: list[Tensor], count: int) -> None:
+    sizes = [tuple(level.shape[2:]) for level in features]
+    doubled = all((2 * h, 2 * w) == fine for fine, (h, w) in pairwise(sizes))
+    if len(sizes) != count or not doubled:
+        raise ShapeError(
+            f"the encoder gave the decoder {len(sizes)} maps of {', '.join('x'.join(map(str, s)) for s in sizes)}: it "
+            f"takes {count}, from fine to coarse, each with twice the sides of the next. An encoder whose maps are so "
+            "at some sizes of images only says it by its stride_multiple"
+        )
+
+
 class SelectiveAttentionDecoder(_TopDown):
     """The paper's decoder: a block of flexible attention at each of four levels.
 
     Args:
-        channels: channels of the four levels, fine to coarse; each a multiple of ``dim_head``.
+        channels: channels of the four levels (or fewer, coarse ones), fine to coarse; each a multiple of ``dim_head``.
         dim_head: channels of an attention head.
+
+    Raises:
+        ConfigError: if there are more than four levels, or ``dim_head`` does not divide the channels.
     """
 
     def __init__(self, channels: list[int], dim_head: int = 64) -> None:
+        most = len(OFFSET_KERNELS)
+        if len(channels) > most:
+            raise ConfigError(
+                f"the selective-attention decoder has at most {most} levels, and the encoder says {len(channels)} "
+                f"channels, {list(channels)}: choose an encoder with a feature pyramid, or decoder=conv"
+            )
+        # the keys of the coarsest level are all of its pixels, however many levels there are
+        kernels, strides = (values[most - len(channels) :] for values in (OFFSET_KERNELS, OFFSET_STRIDES))
         blocks: list[nn.Module] = [
             SelectiveAttentionBlock(level, dim_head, kernel, stride)
-            for level, kernel, stride in zip(channels, OFFSET_KERNELS, OFFSET_STRIDES, strict=True)
+            for level, kernel, stride in zip(channels, kernels, strides, strict=True)
         ]
         super().__init__(channels, blocks)
 
@@ -75,6 +103,9 @@ class ConvBlock(nn.Module):
     Args:
         channels: ``C``.
     """
+
+    compile_unit = True
+    keep_float32 = False
 
     def __init__(self, channels: int) -> None:
         super().__init__()

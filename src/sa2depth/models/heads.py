@@ -25,6 +25,9 @@ class BinHead(nn.Module):
         max_depth: metres.
     """
 
+    compile_unit = True
+    keep_float32 = False
+
     def __init__(
         self, channels: list[int], hidden: int = 256, bins: int = 128, *, min_depth: float, max_depth: float
     ) -> None:
@@ -60,6 +63,8 @@ class ScanHead(nn.Module):
         state: size of the scan's state for each inner channel.
     """
 
+    compile_unit = True
+
     def __init__(self, channels: list[int], hidden: int = 256, bins: int = 128, state: int = 16) -> None:
         super().__init__()
         self.bins = bins
@@ -86,6 +91,9 @@ class ConvHead(nn.Module):
         hidden: channels after fusion.
         bins: ``K``.
     """
+
+    compile_unit = True
+    keep_float32 = False
 
     def __init__(self, channels: list[int], hidden: int = 256, bins: int = 128) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """The depth model: encoder, decoder and two heads (``SADEDepth.py`` of the released code)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -33,8 +33,9 @@ class SA2Depth(nn.Module):
     size once.
 
     Args:
-        encoder: image ``(B, 3, H, W)`` to four maps at 1/4, 1/8, 1/16, 1/32; tells ``channels`` (fine to
-            coarse), ``stride_multiple`` and, if it was not trained with ImageNet's, ``pixel_mean`` and
+        encoder: image ``(B, 3, H, W)`` to maps, fine to coarse, each with twice the sides of the next (mostly four,
+            at 1/4, 1/8, 1/16, 1/32); tells ``channels`` of each, ``stride_multiple``, of which the sides of its images
+            must be multiples (32 if it does not say), and, if it was not trained with ImageNet's, ``pixel_mean`` and
             ``pixel_std``.
         decoder: channels to a module from levels to levels.
         bin_head: channels, ``min_depth`` and ``max_depth`` to a module from levels to bin centres.
@@ -44,9 +45,11 @@ class SA2Depth(nn.Module):
 
     Attributes:
         spec: the plain dictionary it was built from, empty if it was built by hand.
+        stride_multiple: sides of the image must be multiples of so many pixels; the encoder's.
 
     Raises:
-        ConfigError: unless ``0 <= min_depth < max_depth``, or if the heads differ in their number of bins.
+        ConfigError: unless ``0 <= min_depth < max_depth``, if the heads differ in their number of bins, or if the
+            encoder does not say its channels or says an impossible multiple.
     """
 
     pixel_mean: Tensor
@@ -66,11 +69,11 @@ class SA2Depth(nn.Module):
             raise ConfigError(
                 f"depth range {min_depth} to {max_depth} m: min_depth must be at least 0 and below max_depth"
             )
-        channels = list(getattr(encoder, "channels"))  # noqa: B009 - nn.Module has no static type for it
+        channels = _channels(encoder)
         self.min_depth = float(min_depth)
         self.max_depth = float(max_depth)
         self.spec: dict[str, Any] = {}
-        self.stride_multiple = int(getattr(encoder, "stride_multiple", 32))
+        self.stride_multiple = _multiple(encoder)
         self.encoder = encoder
         self.decoder = decoder(channels)
         self.bin_head = bin_head(channels, min_depth=self.min_depth, max_depth=self.max_depth)
@@ -94,7 +97,7 @@ class SA2Depth(nn.Module):
         """Predict depth.
 
         Args:
-            image: ``(B, 3, H, W)`` RGB in [0, 1]; sides multiples of 32.
+            image: ``(B, 3, H, W)`` RGB in [0, 1]; sides multiples of ``stride_multiple``.
 
         Returns:
             Depth ``(B, 1, H, W)`` and bin centres ``(B, K)`` in metres, at least float32.
@@ -103,15 +106,19 @@ class SA2Depth(nn.Module):
             ShapeError: if the image is not of that shape.
         """
         logits, bin_centers = self.predict_bins(image)
-        return DepthOutput(self.depth_from_bins(logits, bin_centers), bin_centers)
+        height, width = image.shape[2:]
+        return DepthOutput(self.depth_from_bins(logits, bin_centers, (height, width)), bin_centers)
 
     def predict_bins(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Bin scores ``(B, K, H/4, W/4)`` and bin centres ``(B, K)`` in metres; see :meth:`forward`."""
+        """Bin scores ``(B, K, H/4, W/4)`` and bin centres ``(B, K)`` in metres; see :meth:`forward`.
+
+        The scores have the size of the encoder's finest map, which need not be a quarter of the image's.
+        """
         levels = self.decoder(self.extract_features(image))
         return self.depth_head(levels), self.bin_head(levels)
 
     def extract_features(self, image: Tensor) -> list[Tensor]:
-        """The encoder's four maps ``(B, C_i, H / 2**(i+2), W / 2**(i+2))``, fine to coarse."""
+        """The encoder's maps, fine to coarse: ``(B, C_i, H / 2**(i+2), W / 2**(i+2))`` where they are four."""
         if image.dim() != 4 or image.shape[1] != 3:
             raise ShapeError(f"the model wants images (B, 3, H, W), got {tuple(image.shape)}")
         height, width = image.shape[2:]
@@ -124,3 +131,23 @@ class SA2Depth(nn.Module):
         normalised = (at_least_float32(image) - self.pixel_mean) / self.pixel_std
         features: list[Tensor] = self.encoder(normalised)
         return features
+
+
+def _channels(encoder: nn.Module) -> list[int]:
+    channels = getattr(encoder, "channels", None)
+    if not isinstance(channels, Sequence) or isinstance(channels, str) or not channels:
+        raise ConfigError(
+            f"the encoder {type(encoder).__name__} does not say the channels of its maps: it needs an attribute "
+            f"channels, a list from fine to coarse such as [64, 128, 256, 512], not {channels!r}"
+        )
+    return list(channels)
+
+
+def _multiple(encoder: nn.Module) -> int:
+    multiple = getattr(encoder, "stride_multiple", 32)
+    if not isinstance(multiple, int) or isinstance(multiple, bool) or multiple < 1:
+        raise ConfigError(
+            f"the encoder {type(encoder).__name__} says stride_multiple={multiple!r}: sides of images are multiples "
+            "of a whole number of pixels, from 1"
+        )
+    return multiple

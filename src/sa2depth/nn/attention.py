@@ -6,6 +6,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from sa2depth.errors import ConfigError
+from sa2depth.nn.folding import fold_into
 from sa2depth.nn.layout import from_tokens, in_layout
 from sa2depth.nn.merged import MergesWeights
 from sa2depth.nn.norm import ChannelNorm
@@ -22,6 +23,8 @@ class Modulator(MergesWeights):
     Args:
         channels: ``C``, even.
     """
+
+    keep_float32 = True  # the merged kernel of ops.depthwise_conv is taken in float32
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -91,6 +94,8 @@ class FlexibleAttention(nn.Module):
         ConfigError: if ``dim_head`` does not divide ``channels``.
     """
 
+    keep_float32 = True  # offsets of keys; the products below answer for themselves
+
     def __init__(self, channels: int, dim_head: int, kernel: int, stride: int) -> None:
         super().__init__()
         if channels % dim_head or channels % 2:
@@ -128,6 +133,14 @@ class FlexibleAttention(nn.Module):
         gated = self.modulator(overall, groups)
         weights = torch.cat(list(self.group_weights)).to(gated.dtype)
         return self.project((gated * weights[:, None, None, None, None]).sum(dim=0))
+
+    def take_affine(self, scale: Tensor, shift: Tensor) -> bool:
+        """Take ``x`` in place of ``scale * x + shift``; see `sa2depth.nn.traits`.
+
+        The input is read by two 1x1 convolutions alone: by the one directly, by the other through a sampling whose
+        weights sum to one.
+        """
+        return fold_into((self.query, self.key_value), scale, shift)
 
     def _sample(self, x: Tensor, query: Tensor) -> Tensor:
         """The map at the displaced key grid, ``(B, C, Hk, Wk)``."""

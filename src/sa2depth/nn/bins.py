@@ -41,15 +41,21 @@ def expected_depth(logits: Tensor, bin_centers: Tensor) -> Tensor:
 class DepthFromBins(nn.Module):
     """From bins to a depth map at the image's size; a module without weights, so that it can be compiled."""
 
-    def forward(self, logits: Tensor, bin_centers: Tensor) -> Tensor:
-        """Expected depth, enlarged four times.
+    compile_unit = True
+
+    def forward(self, logits: Tensor, bin_centers: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Expected depth at the image's size.
 
         Args:
-            logits: ``(B, K, H / 4, W / 4)``.
+            logits: ``(B, K, H / 4, W / 4)``, or of another size where the encoder's finest map has another.
             bin_centers: ``(B, K)`` metres.
+            size: ``(H, W)``; four times that of ``logits`` if None.
 
         Returns:
             ``(B, 1, H, W)`` metres, at least float32.
         """
+        height, width = logits.shape[2:]
         with no_autocast(logits):
-            return F.interpolate(expected_depth(logits, bin_centers), scale_factor=4, mode="bilinear")
+            return F.interpolate(
+                expected_depth(logits, bin_centers), size or (4 * height, 4 * width), mode="bilinear"
+            )

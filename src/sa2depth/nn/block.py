@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from sa2depth.nn.attention import FlexibleAttention
 from sa2depth.nn.feed_forward import GatedFeedForward
+from sa2depth.nn.folding import fold
 from sa2depth.nn.position import PositionConv
 
 
@@ -16,6 +17,8 @@ class SelectiveAttentionBlock(nn.Module):
         offset_kernel: kernel of the attention's offset network.
         offset_stride: its stride, chosen so that the keys lie on the grid of 1/32.
     """
+
+    compile_unit = True
 
     def __init__(self, channels: int, dim_head: int, offset_kernel: int, offset_stride: int) -> None:
         super().__init__()
@@ -30,3 +33,8 @@ class SelectiveAttentionBlock(nn.Module):
         x = self.position(x)
         x = x + self.attention(self.norm1(x))
         return x + self.feed_forward(self.norm2(x))
+
+    def fold_norms(self) -> None:
+        """Leave out the norms that the layers behind them can take on; see `sa2depth.nn.traits`."""
+        self.norm1 = fold(self.norm1, self.attention)  # type: ignore[assignment]
+        self.norm2 = fold(self.norm2, self.feed_forward)  # type: ignore[assignment]

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from sa2depth.errors import ConfigError
+from sa2depth.nn.folding import fold_into
 from sa2depth.nn.layout import in_layout
 from sa2depth.nn.merged import MergesWeights
 from sa2depth.nn.pointwise import PointwiseConv
@@ -18,6 +19,7 @@ class GatedFeedForward(MergesWeights):
         expansion: hidden channels per input channel; the hidden width must be a multiple of 4.
     """
 
+    keep_float32 = True  # the merged kernel of ops.gated_conv is taken in float32
     own_slot: Tensor
     pair_slot: Tensor
 
@@ -42,6 +44,10 @@ class GatedFeedForward(MergesWeights):
         """``(B, C, H, W)`` to ``(B, C, H, W)``."""
         kernel, bias = self.merged()
         return self.project(gated_conv(self.expand(in_layout(x)), kernel, bias))
+
+    def take_affine(self, scale: Tensor, shift: Tensor) -> bool:
+        """Take ``x`` in place of ``scale * x + shift``; see `sa2depth.nn.traits`."""
+        return fold_into((self.expand,), scale, shift)
 
     def _merge(self) -> tuple[Tensor, ...]:
         """Kernel and bias of the one convolution, with 4 channels a group, that the sum of the three is."""

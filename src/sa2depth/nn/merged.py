@@ -1,4 +1,4 @@
-"""Weights that a layer computes from its parameters: anew at each call in training, once for inference."""
+"""Weights that a layer computes from its parameters: again at each call in training, once for inference."""
 
 from abc import ABC, abstractmethod
 

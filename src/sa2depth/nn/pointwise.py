@@ -38,6 +38,8 @@ class PointwiseConv(nn.Conv2d):
         bias: whether there is one.
     """
 
+    keep_float32 = False
+
     def __init__(self, channels: int, out: int, bias: bool = True) -> None:
         super().__init__(channels, out, 1, bias=bias)
 

@@ -18,6 +18,8 @@ class PositionConv(MergesWeights):
         channels: ``C``.
     """
 
+    keep_float32 = True  # the merged kernel of ops.depthwise_conv is taken in float32
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)

@@ -25,6 +25,8 @@ class SelectiveScan2d(nn.Module):
         expansion: inner channels per channel, ``D = expansion * C``.
     """
 
+    keep_float32 = False  # of the two products; the scan's own numbers are no layers
+
     def __init__(self, channels: int, state: int = 16, expansion: int = 2) -> None:
         super().__init__()
         inner, rank = expansion * channels, math.ceil(channels / 16)

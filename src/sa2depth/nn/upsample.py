@@ -18,6 +18,8 @@ class Upsample(nn.Module):
         fine: channels of the fine map and of the result.
     """
 
+    compile_unit = True
+
     def __init__(self, coarse: int, fine: int) -> None:
         super().__init__()
         if coarse % 2:

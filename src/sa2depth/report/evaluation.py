@@ -35,6 +35,7 @@ class Evaluation:
         split_images: images with ground truth that the split holds; more than were evaluated in a partial run.
         without_truth: images of the split without ground truth, which are not evaluated.
         network: False where predictions were read from files: then flip and input policy do not apply.
+        multiple: sides of the network's input were multiples of so many pixels.
     """
 
     protocol: Protocol
@@ -44,6 +45,7 @@ class Evaluation:
     split_images: int | None = None
     without_truth: int = 0
     network: bool = True
+    multiple: int = 32
 
     @cached_property
     def means(self) -> dict[str, float]:

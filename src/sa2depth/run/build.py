@@ -38,7 +38,7 @@ TRAIN_KEYS = SHARED_KEYS | dict.fromkeys(
 )
 EVAL_KEYS = (
     SHARED_KEYS
-    | dict.fromkeys(("checkpoint", "predictions", "prediction_scale", "prediction_resize"))
+    | dict.fromkeys(("checkpoint", "trusted", "predictions", "prediction_scale", "prediction_resize"))
     | {"released": ("min_depth", "max_depth")}
 )
 
@@ -87,8 +87,8 @@ def chosen_arithmetic(cfg: DictConfig) -> Iterator[None]:
 
 
 def build_network(cfg: DictConfig) -> SA2Depth:
-    """The network of ``cfg.model``, with its spec attached."""
-    return build_model(cast(dict[str, Any], OmegaConf.to_container(cfg.model, resolve=True)))
+    """The network of ``cfg.model``, with its spec attached; what the command line composed is trusted."""
+    return build_model(cast(dict[str, Any], OmegaConf.to_container(cfg.model, resolve=True)), trusted=None)
 
 
 def build_data(cfg: DictConfig, protocol: Protocol, *stages: str) -> DepthDataModule:
@@ -107,6 +107,26 @@ def build_data(cfg: DictConfig, protocol: Protocol, *stages: str) -> DepthDataMo
         data.setup(stage)
     protocol.check_images(data.counts("test").get("test", 0), without_truth(data))
     return data
+
+
+def check_input(protocol: Protocol, multiple: int, data: DepthDataModule, *splits: str) -> None:
+    """Refuse a network that cannot take what the protocol shows it, before hours of training end in that message.
+
+    Args:
+        protocol: says what the network sees.
+        multiple: of the network, its ``stride_multiple``.
+        data: where the protocol shows whole images as they are, the first one of each split says their size.
+        splits: of ``val``, ``test``.
+
+    Raises:
+        ShapeError: naming protocol, size and multiple.
+    """
+    protocol.check_multiple(multiple)
+    for split in splits:
+        source = data.source(split)
+        if protocol.input == "as_is" and protocol.frame is None and source is not None and len(source):
+            height, width = source[0].image.shape[:2]
+            protocol.check_multiple(multiple, (height, width))
 
 
 def without_truth(data: DepthDataModule) -> int:

@@ -18,14 +18,15 @@ _SIZES_SHOWN = 6
 _WORST_SHOWN = 3
 
 
-def protocol_rows(protocol: Protocol, network: bool = True) -> dict[str, str]:
+def protocol_rows(protocol: Protocol, network: bool = True, multiple: int = 32) -> dict[str, str]:
     """The rules of an evaluation, for the plan and the summary.
 
     Args:
         protocol: the rules.
         network: False where predictions come from files.
+        multiple: of the network, to which its input is padded.
     """
-    told = dict(line.split(": ", 1) for line in protocol.describe())
+    told = dict(line.split(": ", 1) for line in protocol.describe(multiple=multiple))
     rows = {name: told[name] for name in ("protocol", *_RULES)}
     return rows if network else rows | dict.fromkeys(_NETWORK_RULES, NOT_APPLICABLE)
 
@@ -76,7 +77,7 @@ def _counted(evaluation: Evaluation) -> dict[str, str]:
 
 
 def _measured(evaluation: Evaluation) -> dict[str, str]:
-    told = protocol_rows(evaluation.protocol, evaluation.network)
+    told = protocol_rows(evaluation.protocol, evaluation.network, evaluation.multiple)
     rows = {name: told[name] for name in _RULES}
     crops = [
         "{} images of {}: rows {}-{}, columns {}-{}".format(

@@ -8,7 +8,7 @@ import copy
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from sa2depth.atomic import atomic_path
 from sa2depth.errors import CheckpointError, ConfigError
-from sa2depth.models import PRESETS, build_model
+from sa2depth.models import PRESETS, UntrustedError, build_model
+from sa2depth.targets import packages, parse_trusted
 from sa2depth.version import __version__
 from sa2depth.weights.files import WeightFile, read_file
 from sa2depth.weights.official import architecture_of, from_official
@@ -66,6 +67,7 @@ def load_model(
     device: str | torch.device = "cpu",
     min_depth: float | None = None,
     max_depth: float | None = None,
+    trusted: str | Sequence[str] = (),
 ) -> nn.Module:
     """Build the model that a checkpoint describes and load its weights, strictly.
 
@@ -76,16 +78,22 @@ def load_model(
         min_depth: Nearest bin edge in metres; only for released files, which do not carry it. For other files
             it may be given but must agree with the file.
         max_depth: Farthest bin edge in metres; as ``min_depth``.
+        trusted: Packages, modules or classes besides those of sa2depth that the file may name: ``"mypkg"`` or
+            ``["mypkg.encoders", "other"]``. They are imported and called, so name only what you know; nothing else
+            that a file names is ever imported.
 
     Returns:
         The model in eval mode; ``model.spec`` is its architecture.
 
     Raises:
         CheckpointError: The file is missing, damaged, foreign, or of another architecture; the depth range is
-            missing or contradicts the file; or a preset's name was given, for which no weights are published.
+            missing or contradicts the file; a preset's name was given, for which no weights are published; or the
+            file names classes that are not trusted.
+        ConfigError: ``trusted`` is no such list.
     """
+    allowed = parse_trusted(trusted)
     checkpoint = read_checkpoint(path_or_name)
-    model = build(checkpoint, min_depth=min_depth, max_depth=max_depth)
+    model = build(checkpoint, min_depth=min_depth, max_depth=max_depth, trusted=allowed)
     return model.to(device)
 
 
@@ -147,7 +155,11 @@ def interpret(file: WeightFile) -> Checkpoint:
 
 
 def build(
-    checkpoint: Checkpoint, *, min_depth: float | None = None, max_depth: float | None = None
+    checkpoint: Checkpoint,
+    *,
+    min_depth: float | None = None,
+    max_depth: float | None = None,
+    trusted: Sequence[str] | None = (),
 ) -> nn.Module:
     """The model of a checkpoint with its weights, in eval mode on the CPU.
 
@@ -155,17 +167,22 @@ def build(
         checkpoint: From `read_checkpoint`.
         min_depth: Metres; needed where the file does not say it, otherwise it must agree.
         max_depth: Metres; the same.
+        trusted: What the file may name besides layers of sa2depth, see `load_model`; ``None``: anything, for a file
+            that this process wrote.
 
     Returns:
         The model.
 
     Raises:
-        CheckpointError: A missing or contradicting depth range, or tensors that do not fit the architecture.
+        CheckpointError: A missing or contradicting depth range, classes that are not trusted or cannot be imported,
+            or tensors that do not fit the architecture.
     """
     spec = copy.deepcopy(checkpoint.spec)
     _settle_range(checkpoint, spec, min_depth=min_depth, max_depth=max_depth)
     try:
-        model: nn.Module = build_model(spec, trusted=_TRUSTED)
+        model: nn.Module = build_model(spec, trusted=None if trusted is None else (*_TRUSTED, *trusted))
+    except UntrustedError as error:
+        raise _untrusted(checkpoint.path, error) from error
     except ConfigError as error:
         raise CheckpointError(f"{checkpoint.path} describes a model that cannot be built: {error}") from error
     load_strictly(model, checkpoint.state, checkpoint.path)
@@ -248,6 +265,27 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], path: str | os
             + _listing("other shape", shapes)
         )
     module.load_state_dict(dict(state), strict=True)
+
+
+def _untrusted(path: Path, error: UntrustedError) -> CheckpointError:
+    """Which classes, from which file, and every way to say that they are known."""
+    names = ", ".join(
+        name if name == home else f"{name} (really {home})"
+        for name, home in zip(error.names, error.homes, strict=True)
+    )
+    roots = packages(error.homes)
+    if "sa2depth" in packages(error.names):
+        return CheckpointError(
+            f"{path} names {names}, which is not trusted: a model is made of sa2depth.models and sa2depth.nn, so this "
+            "file was altered"
+        )
+    listed = roots[0] if len(roots) == 1 else f"[{','.join(roots)}]"
+    options = " ".join(f"--trusted {root}" for root in roots)
+    return CheckpointError(
+        f"{path} names {names}, which is not trusted: loading it would import and call code outside of sa2depth, and a "
+        f"file may come from a stranger. If you know this code, say so: trusted={listed} (sa2depth.eval), {options} "
+        f"(sa2depth predict and others), or load_model(..., trusted={roots!r})"
+    )
 
 
 def _listing(what: str, names: list[str]) -> str:

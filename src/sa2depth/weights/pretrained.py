@@ -125,7 +125,7 @@ def _state_for(encoder: nn.Module, found: Source) -> tuple[dict[str, Tensor], di
             name.removeprefix("backbone."): t for name, t in whole.items() if name.startswith("backbone.")
         }
         return inside, {name: t for name, t in whole.items() if not name.startswith("backbone.")}
-    if isinstance(encoder, InternImage):
+    if isinstance(backbone, InternImage):
         return _from_internimage(found), {}
     state = _unwrap(found)
     if is_efficientnet_lite(state):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sa2depth.cli.friendly import complain
-from sa2depth.cli.options import Checkpoint, Device, LegacyDepth, Precision
+from sa2depth.cli.options import Checkpoint, Device, LegacyDepth, Precision, Trusted
 from sa2depth.errors import ConfigError
 from sa2depth.stages import stage
 
@@ -32,6 +32,7 @@ def write_submission(
     ),
     min_depth: LegacyDepth = None,
     max_depth: LegacyDepth = None,
+    trusted: Trusted = None,
     device: Device = "auto",
     precision: Precision = "fp32",
     flip: Annotated[
@@ -53,9 +54,11 @@ def write_submission(
     listing.require()
 
     from sa2depth.infer import Predictor
+    from sa2depth.targets import parse_trusted
     from sa2depth.weights import load_model
 
-    model = load_model(checkpoint, min_depth=min_depth, max_depth=max_depth)
+    known = parse_trusted(trusted, "--trusted")
+    model = load_model(checkpoint, min_depth=min_depth, max_depth=max_depth, trusted=known)
     predictor = Predictor(
         model,
         device=device,

@@ -96,6 +96,9 @@ class InternImage(nn.Module):
 class Stem(nn.Module):
     """Two strided convolutions: ``(B, 3, H, W)`` to channels-last ``(B, H/4, W/4, C)``."""
 
+    compile_unit = True
+    keep_float32 = False
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, channels // 2, 3, stride=2, padding=1)
@@ -114,6 +117,9 @@ class Stem(nn.Module):
 class Downsample(nn.Module):
     """Halve the sides, double the channels: ``(B, H, W, C)`` to ``(B, H/2, W/2, 2C)``."""
 
+    compile_unit = True
+    keep_float32 = False
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1, bias=False)
@@ -126,6 +132,8 @@ class Downsample(nn.Module):
 
 class StageNorm(TokenNorm):
     """The norm behind the layers of a stage; a class of its own, because it is compiled by itself."""
+
+    compile_unit = True
 
     def forward(self, input: Tensor) -> Tensor:
         """``(B, H, W, C)`` to ``(B, H, W, C)``."""
@@ -150,6 +158,8 @@ class Stage(nn.Module):
 
 class Layer(nn.Module):
     """DCNv3 and MLP, each a residual branch; channels last."""
+
+    compile_unit = True
 
     def __init__(
         self,
@@ -202,6 +212,8 @@ class DeformableConv(MergesWeights):
         offset_scale: factor of the offsets.
     """
 
+    keep_float32 = False
+
     def __init__(self, channels: int, groups: int, offset_scale: float) -> None:
         super().__init__()
         self.groups = groups
@@ -241,6 +253,8 @@ class DeformableConv(MergesWeights):
 
 class Mlp(nn.Module):
     """Two linear layers with GELU between."""
+
+    keep_float32 = False
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()

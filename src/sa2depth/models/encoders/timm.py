@@ -1,6 +1,7 @@
 """Any feature-pyramid network of timm as an encoder."""
 
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from sa2depth.errors import ConfigError, nearest
 
 _STRIDES = [4, 8, 16, 32]
+_MULTIPLES = (32, 64, 128, 224, 256, 384, 448, 512)
+"""Of 32, and of what windows of 7, 8, 12, 14 and 16 pixels make of it."""
 
 
 class TimmEncoder(nn.Module):
@@ -22,15 +25,17 @@ class TimmEncoder(nn.Module):
 
     Attributes:
         channels: channels of the four maps, fine to coarse.
-        stride_multiple: sides of the image must be multiples of it.
+        stride_multiple: sides of the image must be multiples of it: 32, or more where attention has windows.
         pixel_mean: RGB mean that the network was trained with.
         pixel_std: RGB standard deviation that the network was trained with.
 
     Raises:
-        ConfigError: if timm has no such network, or it has no maps at 1/4, 1/8, 1/16 and 1/32.
+        ConfigError: if timm has no such network, it has no maps at 1/4, 1/8, 1/16 and 1/32, or takes images of one
+            size only.
     """
 
-    stride_multiple = 32
+    compile_unit = "in parts"  # some of timm's networks have graph breaks
+    keep_float32 = False
 
     def __init__(self, name: str, channels: list[int] | None = None, drop_path_rate: float = 0.0) -> None:
         super().__init__()
@@ -38,8 +43,10 @@ class TimmEncoder(nn.Module):
             raise ConfigError(
                 f"timm has no network named '{name}'; {nearest(name.split('.')[0], timm.list_models())}"
             )
+        shape = _shape(name)
+        self.stride_multiple = shape.multiple
         options = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
-        backbone = _create(name, _pyramid_indices(name), options)
+        backbone = _create(name, shape.indices, options | shape.options)
         self.backbone = backbone
         self.channels_last = getattr(self.backbone, "output_fmt", "NCHW") == "NHWC"
         own = list(backbone.feature_info.channels())
@@ -66,6 +73,50 @@ class TimmEncoder(nn.Module):
         return [project(level) for project, level in zip(self.projections, maps, strict=True)]
 
 
+class _Shape(NamedTuple):
+    """How a network of timm makes a feature pyramid."""
+
+    indices: list[int]
+    """Which of its feature maps lie at 1/4, 1/8, 1/16 and 1/32."""
+    multiple: int
+    """Sides of images for which they do."""
+    options: dict[str, Any]
+    """That it needs for images of any size."""
+
+
+@cache
+def _shape(name: str) -> _Shape:
+    """Found out by running the network without numbers."""
+    indices = _pyramid_indices(name)
+    # windows of attention that are not tied to one size of image: an option that only some networks know
+    for options in ({}, {"strict_img_size": False}):
+        try:
+            with torch.device("meta"):
+                network = _create(name, indices, options).eval()
+        except ConfigError:
+            continue
+        for multiple in _MULTIPLES:
+            if _is_pyramid(network, multiple):
+                return _Shape(indices, multiple, options)
+    raise ConfigError(
+        f"encoder '{name}' takes images of one size only, or of multiples that none of {list(_MULTIPLES)} is; a depth "
+        "network needs one that takes others, such as convnext_tiny, resnet50 or swin_tiny_patch4_window7_224"
+    )
+
+
+def _is_pyramid(network: nn.Module, multiple: int) -> bool:
+    """Whether maps have 1/4, 1/8, 1/16 and 1/32 of an image of one multiple by two."""
+    sides = multiple, 2 * multiple
+    try:
+        with torch.no_grad():
+            maps = network(torch.empty(1, 3, *sides, device="meta"))
+    except (AssertionError, RuntimeError, ValueError):
+        return False
+    last = getattr(network, "output_fmt", "NCHW") == "NHWC"
+    sizes = [tuple(m.shape[1:3] if last else m.shape[2:]) for m in maps]
+    return sizes == [tuple(side // stride for side in sides) for stride in _STRIDES]
+
+
 def _pyramid_indices(name: str) -> list[int]:
     """Which of the network's feature maps lie at 1/4, 1/8, 1/16 and 1/32."""
     with torch.device("meta"):
@@ -79,7 +130,7 @@ def _pyramid_indices(name: str) -> list[int]:
     return [max(i for i, r in enumerate(reductions) if r == stride) for stride in _STRIDES]
 
 
-def _create(name: str, indices: list[int] | None, options: dict[str, float]) -> Any:
+def _create(name: str, indices: list[int] | None, options: dict[str, Any]) -> Any:
     extra = {} if indices is None else {"out_indices": indices}
     try:
         return timm.create_model(name, pretrained=False, features_only=True, **extra, **options)
