@@ -1,6 +1,5 @@
 """The entry point of the Hydra programs: composes, runs, and prints errors that a user can fix without a traceback."""
 
-import argparse
 import os
 import signal
 import sys
@@ -33,6 +32,7 @@ from sa2depth.config.overrides import refused, several_values
 from sa2depth.config.sweeps import Sweep
 from sa2depth.errors import UserError, nearest
 from sa2depth.limits import told_limit
+from sa2depth.quoting import hydra_quoted
 from sa2depth.resources import conf_dir
 
 # Hydra swallows tracebacks and exits by itself unless told otherwise; launch() decides what people see.
@@ -141,9 +141,10 @@ def _composed(program: str, arguments: Sequence[str]) -> DictConfig | None:
         flags = get_args_parser().parse_known_args(list(arguments))[0]
         if flags.multirun:
             return None
-        more = [f"hydra.searchpath=[{flags.config_dir}]"] if flags.config_dir else []
         with initialize_config_dir(str(flags.config_path or conf_dir()), version_base="1.3"):
-            return compose(flags.config_name or program, overrides=[*flags.overrides, *more])
+            return compose(
+                flags.config_name or program, overrides=[*flags.overrides, *_own_files(flags.config_dir)]
+            )
     except (SystemExit, HydraException, OmegaConfBaseException, OSError):
         return None
     finally:
@@ -218,8 +219,7 @@ def _keys(config_name: str, arguments: Sequence[str], without: str) -> list[str]
         for a in arguments
         if "=" in a and not a.startswith("-") and a.lstrip("+~").split("=", 1)[0] != without
     ]
-    if folder := _config_dir(arguments):
-        rest.append(f"hydra.searchpath=['file://{folder}']")
+    rest += _own_files(get_args_parser().parse_known_args(list(arguments))[0].config_dir)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -229,12 +229,9 @@ def _keys(config_name: str, arguments: Sequence[str], without: str) -> list[str]
     return list(_flat(tree))
 
 
-def _config_dir(arguments: Sequence[str]) -> str:
-    """The folder of the user's own configuration files, as Hydra's option names it; empty if there is none."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config-dir", "-cd", default="")
-    folder = str(parser.parse_known_args(list(arguments))[0].config_dir)
-    return str(Path(folder).absolute()) if folder else ""
+def _own_files(folder: str | None) -> list[str]:
+    """The override by which a folder of the user's own configuration files is found, as ``--config-dir`` names it."""
+    return [f"hydra.searchpath=[{hydra_quoted(f'file://{Path(folder).absolute()}')}]"] if folder else []
 
 
 def _flat(node: Any, prefix: str = "") -> Any:
