@@ -1,4 +1,5 @@
 import contextlib
+import gc
 import io
 import subprocess
 import sys
@@ -198,6 +199,22 @@ def test_only_the_program_itself_counts_its_start(monkeypatch):
     first, second = run_stages(), run_stages()
     assert 40 <= first.seconds()["start"] < 60
     assert "start" not in second.seconds()  # the second job of a sweep
+
+
+def test_what_a_program_loads_is_never_searched_for_garbage():
+    frozen = gc.get_freeze_count()
+    with loading("libraries", command=False):
+        assert gc.isenabled()
+    assert gc.get_freeze_count() == frozen
+    try:
+        with contextlib.suppress(ImportError), loading("libraries", command=True):
+            assert not gc.isenabled()
+            raise ImportError
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 1000
+    finally:
+        gc.unfreeze()
+        run_stages()  # forgets the start of this process
 
 
 def test_the_start_of_the_process_is_found():

@@ -4,6 +4,7 @@ On a terminal the bar stands on stderr and goes when its stage ends; elsewhere a
 lines. Nothing here imports PyTorch: importing it is a stage, too.
 """
 
+import gc
 import os
 import sys
 import threading
@@ -169,7 +170,16 @@ def loading(what: str, *, command: bool) -> Iterator[None]:
     _command_since = _process_start()
     first = all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "RANK"))
     with stage(f"loading {what}", shown=first):
-        yield
+        # Modules stay until the end: looking through millions of their objects for garbage, again and again while they
+        # are loaded and once more when Python ends, takes seconds.
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            yield
+        finally:
+            gc.freeze()
+            if collecting:
+                gc.enable()
 
 
 def run_stages(*, shown: bool = True) -> Stages:

@@ -52,11 +52,13 @@ def evaluation_times(size: tuple[int, int]) -> Iterator[Timed]:
             yield Timed(subject, f"as before, {threads} threads", seconds)
         yield Timed(subject, "now", _seconds(lambda: fit_and_score(train, test, protocol)))
         sample = test[0]
+        assert sample.depth is not None
+        image, depth = sample.image, sample.depth
         picture = Path(folder) / "picture.png"
 
         def draw() -> None:
             for _ in range(PICTURES):
-                depth_grid([sample.image], [sample.depth], [sample.depth], 10.0, picture)
+                depth_grid([image], [depth], [depth], 10.0, picture)
 
         yield Timed(f"{PICTURES} pictures", "now", _seconds(draw))
 
