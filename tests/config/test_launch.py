@@ -90,6 +90,25 @@ def test_errors_of_the_job_itself_keep_their_traceback(door, error):
         door(job)
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("DataLoader worker (pid 9) is killed by signal: Bus error."), "--shm-size=8g"),
+        (
+            OSError(28, "No space left on device", "best.ckpt"),
+            "best.ckpt cannot be written (No space left on device)",
+        ),
+    ],
+)
+def test_what_the_machine_runs_out_of_is_one_message(door, error, said):
+    def job(cfg: DictConfig) -> None:
+        raise error
+
+    status, message = door(job)
+    assert status == 2
+    assert said in message
+
+
 def test_a_folder_that_the_job_cannot_make_is_no_matter_of_the_run(door, tmp_path):
     (tmp_path / "file").write_text("")
 
