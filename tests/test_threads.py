@@ -258,3 +258,28 @@ def test_the_users_number_is_known_from_the_start():
         command = [sys.executable, "-c", program]
         done = subprocess.run(command, env=environment | own, capture_output=True, text=True, check=True)
         assert done.stdout.strip() == fixed
+
+
+FORKED = """
+import os, sys, torch, sa2depth
+model = sa2depth.create_model("sa2depth_nano", min_depth=0.1, max_depth=8.0).eval()
+image = torch.rand(1, 3, 64, 96)
+with torch.no_grad():
+    torch.set_num_threads(4)
+    depth = model(image).depth
+    assert torch.rand(3000, 300).mm(torch.rand(300, 3000)).isfinite().all()
+    sys.stdout.flush()
+    if (child := os.fork()) == 0:
+        assert torch.get_num_threads() == 1
+        torch.rand(3000, 300).exp().sum()
+        print(float((model(image).depth - depth).abs().median()) < 1e-4, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+def test_a_process_that_is_forked_after_a_prediction_computes():
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["True"]), done.stderr

@@ -10,6 +10,7 @@ from sa2depth import threads
 from sa2depth.version import __version__
 
 threads.wait_briefly()  # every program imports this package first, before PyTorch loads OpenMP
+threads.one_thread_after_fork()
 
 if TYPE_CHECKING:
     from sa2depth.factory import create_model

@@ -44,6 +44,22 @@ def wait_briefly(environment: MutableMapping[str, str] = os.environ) -> None:
         environment.update(WAITING)
 
 
+def one_thread_after_fork() -> None:
+    """A process that is forked from this one computes with one thread.
+
+    GNU's OpenMP runtime does not survive ``fork``: a child of a process that has used its threads would wait for ever
+    for those that only its parent has. PyTorch's loader processes do the same by themselves.
+    """
+
+    def in_child() -> None:
+        torch: Any = sys.modules.get("torch")
+        if hasattr(torch, "set_num_threads"):
+            torch.set_num_threads(1)
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=in_child)
+
+
 def cpus() -> frozenset[int]:
     """Numbers of the processors that this process may run on."""
     if hasattr(os, "sched_getaffinity"):

@@ -275,3 +275,12 @@ def test_fitting_keeps_few_maps_in_memory(tmp_path, monkeypatch):
     assert (MedianDepthMap().fit(maps).predict() == 3).all()
     assert len(written) == 1
     assert written[0].closed
+
+
+def test_a_full_disk_of_temporary_files_costs_the_baseline_alone(files, monkeypatch):
+    def full(*_arguments, **_options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    (reason,) = baseline.median_baseline(*files, RULES).values()
+    assert "No space left on device" in reason

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from sa2depth.data.sample import DepthSource, Source, read_depth
 from sa2depth.errors import ShapeError
+from sa2depth.limits import told_limit
 from sa2depth.metrics import MedianDepthMap, Protocol, aggregate, cut_frame, evaluate_image
 from sa2depth.report.examples import spread
 from sa2depth.run.median_cache import keep_map, place_of, read_map
@@ -36,7 +37,7 @@ def median_baseline(train: Source, test: Source, protocol: Protocol) -> dict[str
 
     Returns:
         What `sa2depth.metrics.aggregate` gives, and ``maps``, the number of training maps; ``{"not_run": reason}``
-        where these have no common size, so that there is no median of a pixel.
+        where these have no common size, so that there is no median of a pixel, or the disk has no room for them.
     """
     return fit_and_score(train, test, protocol, kept=True)
 
@@ -49,6 +50,10 @@ def fit_and_score(train: Source, test: Source, protocol: Protocol, *, kept: bool
             predictor = _fitted(train, indices, protocol, progress, kept)
         except ShapeError as error:
             return {"not_run": str(error)}
+        except (
+            OSError
+        ) as error:  # the disk of temporary files is full, say: the scores are worth more than this
+            return {"not_run": told_limit(error) or f"{type(error).__name__}: {error}"}
         rows = []
         for row in _each(test, lambda index: _score(test, index, predictor, protocol), range(len(test))):
             progress.advance()

@@ -56,28 +56,30 @@ def finish(
     is_writer = trainer is None or trainer.is_global_zero
     if trainer is not None:
         folder = Path(trainer.strategy.broadcast(str(folder)))
+    details: dict[str, Any] = {"pictures": [], "baselines": {}, **circumstances, **(notes or {})}
+    files: list[Path] = []
+    loggers = [] if trainer is None else trainer.loggers
+    if is_writer:  # first of all: what comes later may find no space
+        with stage("tables"):
+            files = _write_tables(folder, evaluation, details)
+            if model is not None:
+                files.append(save_model(model, folder / "model.safetensors", {"scores": means}))
     with stage("pictures", 3 * examples.count + 1) as progress, few_threads(1):
-        pictures = write_pictures(folder, evaluation, examples, progress)
+        details["pictures"] = write_pictures(folder, evaluation, examples, progress)
         grid = write_grid(folder / "grid.png", evaluation, examples, is_writer)
+        curves = _draw_curves(folder, loggers) if is_writer else []
     if is_available() and is_initialized():
         barrier()  # the pictures of all processes are there before the first one names them
         each_on_its_own()
     if is_writer:
-        baselines = (
-            {} if baseline is None else {"median_depth_map": median_baseline(*baseline, evaluation.protocol)}
-        )
-        details = {"pictures": pictures, "baselines": baselines, **circumstances, **(notes or {})}
-        loggers = [] if trainer is None else trainer.loggers
-        images = [grid] if grid else []
-        with stage("tables"):
-            files = _write_tables(folder, evaluation, details, loggers, images)
-            if model is not None:
-                files.append(save_model(model, folder / "model.safetensors", {"scores": means}))
-        seconds = seconds_so_far()
-        if seconds:  # once more, with those of the tables
-            write_metrics(evaluation, folder / "metrics.json", {**details, "stages_s": seconds})
+        if baseline is not None:
+            details["baselines"] = {"median_depth_map": median_baseline(*baseline, evaluation.protocol)}
+        if seconds := seconds_so_far():
+            details["stages_s"] = seconds
+        write_metrics(evaluation, folder / "metrics.json", details)
+        images = [*([grid] if grid else []), *curves]
         files += [*images, folder / FOLDER, *sorted((folder / "checkpoints").glob("*.ckpt"))]
-        print_summary(evaluation, circumstances, baselines, seconds)
+        print_summary(evaluation, circumstances, details["baselines"], seconds)
         with stage("closing the loggers"):
             close_loggers(loggers, images)
         print_files(files)
@@ -86,22 +88,17 @@ def finish(
     return means
 
 
-def _write_tables(
-    folder: Path,
-    evaluation: Evaluation,
-    details: Mapping[str, Any],
-    loggers: Sequence[Logger],
-    images: list[Path],
-) -> list[Path]:
-    """Write scores, tables and curves; the picture of the curves joins ``images``. Returns the other files."""
-    files = [
+def _write_tables(folder: Path, evaluation: Evaluation, details: Mapping[str, Any]) -> list[Path]:
+    return [
         write_metrics(evaluation, folder / "metrics.json", details),
         write_table(evaluation, folder / "per_image.csv"),
         write_by_depth(evaluation, folder / "by_depth.csv"),
     ]
-    for logger in loggers:
-        if isinstance(logger, CSVLogger):
-            curves = Path(logger.log_dir) / "metrics.csv"
-            files.append(curves)
-            images.append(plot_curves(curves, folder / "curves.png"))
-    return files
+
+
+def _draw_curves(folder: Path, loggers: Sequence[Logger]) -> list[Path]:
+    return [
+        plot_curves(Path(logger.log_dir) / "metrics.csv", folder / "curves.png")
+        for logger in loggers
+        if isinstance(logger, CSVLogger)
+    ]

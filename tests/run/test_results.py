@@ -1,0 +1,40 @@
+"""What a run leaves: numbers first, so that nothing which comes later can cost them."""
+
+import json
+
+import pytest
+import torch
+
+from sa2depth.metrics import DepthMetrics, load_protocol
+from sa2depth.report import Evaluation, Examples, Sizes
+from sa2depth.run import results
+
+
+@pytest.fixture
+def evaluation():
+    protocol = load_protocol("synthetic")
+    metrics = DepthMetrics(protocol)
+    truth = torch.full((2, 1, 8, 12), 2.0)
+    metrics.update(1.1 * truth, truth, torch.tensor([0, 1]), ["a", "b"])
+    return Evaluation(
+        protocol, metrics.table(), metrics.by_depth(), {Sizes((8, 12), (8, 12), (32, 32)): 2}, split_images=2
+    )
+
+
+def full(*_arguments, **_options):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("step", ["write_pictures", "write_grid", "median_baseline"])
+def test_the_numbers_are_there_before_anything_else_can_fail(step, evaluation, tmp_path, monkeypatch):
+    monkeypatch.setattr(results, step, full)
+    model = torch.nn.Linear(1, 1)
+    model.spec = {}
+    written = []
+    monkeypatch.setattr(results, "save_model", lambda _model, path, _extra: written.append(path.name) or path)
+    with pytest.raises(OSError, match="No space left"):
+        results.finish(tmp_path, evaluation, Examples(total=2), {}, baseline=(None, None), model=model)
+    scores = json.loads((tmp_path / "metrics.json").read_text())
+    assert scores["metrics"]["abs_rel"] == pytest.approx(0.1)
+    assert len((tmp_path / "per_image.csv").read_text().splitlines()) == 3
+    assert written == ["model.safetensors"]
