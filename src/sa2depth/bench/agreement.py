@@ -77,7 +77,7 @@ def generated(count: int, size: tuple[int, int], kind: str, max_depth: float) ->
     scenes = SyntheticScenes(count, _SEED, *size, kind=kind, max_depth=max_depth)  # type: ignore[arg-type]
     samples = [scenes[index] for index in range(count)]
     images = torch.stack([to_tensor(sample.image)[0] for sample in samples])
-    return Pictures(images, np.stack([sample.depth for sample in samples]).astype(np.float64))
+    return Pictures(images, np.stack([np.asarray(sample.depth, np.float64) for sample in samples]))
 
 
 def photographs(files: list[Path], size: tuple[int, int]) -> Pictures:
@@ -96,7 +96,7 @@ def check_size(checkpoint: str, size: tuple[int, int]) -> float:
         ShapeError: it cannot.
         CheckpointError: the file holds no network.
     """
-    model = load_model(checkpoint)
+    model: Any = load_model(checkpoint)
     multiple = int(getattr(model, "stride_multiple", 32))
     if any(side % multiple or side < multiple for side in size):
         raise ShapeError(

@@ -99,7 +99,7 @@ def _with(why_not: str, **environment: str) -> Route:
 
 
 def _on_cuda(device: torch.device) -> list[Route]:
-    compiled = {"compile": True, "prepared": True, "why_not": why_not_compiled(device)}
+    compiled: dict[str, Any] = {"compile": True, "prepared": True, "why_not": why_not_compiled(device)}
     graph: dict[str, Any] = {"graph": True, "prepared": True}
     return [
         Route("float32, torch path", "torch"),
@@ -140,12 +140,12 @@ def depths(route: Route, checkpoint: str, images: Tensor, device: torch.device) 
     device = torch.device(route.device or device)
     with _settings(route):
         network = _network(route, checkpoint, device)
-        batches = [network(batch.to(device)).double().cpu() for batch in images.split(route.batch)]
+        batches = [network(batch.to(device)).double().cpu() for batch in torch.split(images, route.batch)]
     return torch.cat(batches)[:, 0].numpy()
 
 
 def _network(route: Route, checkpoint: str, device: torch.device) -> Callable[[Tensor], Tensor]:
-    model = load_model(checkpoint).eval().to(device)
+    model: Any = load_model(checkpoint).eval().to(device)
     if route.precision == "fp64":
         model = model.double()
     if route.prepared:
