@@ -72,7 +72,7 @@ def evaluate_network(cfg: DictConfig, set_up: Progress) -> float:
     data = build_data(cfg, protocol, "test")
     multiple = int(getattr(model, "stride_multiple", 32))
     check_input(protocol, multiple, data, "test")
-    module = DepthModule(model, protocol=protocol)
+    module = DepthModule(model, protocol=protocol, cuda_graph=cfg.cuda_graph)
     trainer = build_trainer(cfg, with_logs=False)
     folder = Path(cfg.paths.output_dir)
     set_up.end()

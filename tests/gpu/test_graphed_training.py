@@ -13,11 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sa2depth import create_model
 from sa2depth.infer import Predictor
-from sa2depth.infer.graphs import capture
 from sa2depth.losses import SILog
 from sa2depth.models.checkpointing import checkpoint_layers
 from sa2depth.models.compiled import compile_layers
 from sa2depth.models.graphed import GraphedTraining
+from sa2depth.models.replayed import capture
 from sa2depth.nn.sync_batch_norm import synchronize_batch_norms
 
 pytestmark = pytest.mark.gpu
@@ -166,7 +166,7 @@ def test_a_predictor_of_what_cannot_be_captured(caplog):
     predictor = Predictor(Copies(), device="cuda")
     image = torch.rand(3, 64, 96)
     first, second = predictor(image), predictor(image)
-    assert caplog.text.count("pictures of 64 x 96 run without a CUDA graph") == 1
+    assert caplog.text.count("images of 64 x 96 run without a CUDA graph") == 1
     expected = Predictor(Copies().model, device="cuda", graph=False)
     assert first.depth.shape == expected(image).depth.shape
     assert (first.depth == second.depth).all()

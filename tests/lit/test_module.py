@@ -465,3 +465,41 @@ def test_a_crop_in_shares_is_counted_in_the_truths_own_pixels():
     module.test_metrics.update(scored.prediction, scored.truth, batch["index"], batch["id"])
     top, bottom, left, right = protocol.crop_box(80, 160)
     assert module.test_metrics.table()[0]["pixels"] == (bottom - top) * (right - left)
+
+
+@pytest.mark.parametrize("option", ["auto", False])
+@pytest.mark.parametrize("stage", ["validation", "test"])
+def test_what_is_scored_is_replayed_on_cuda_and_gives_its_memory_back(option, stage, monkeypatch):
+    made = []
+
+    class Replayed:
+        def __init__(self, function, calls):
+            made.append(calls)
+            self.function = function
+
+        def __call__(self, shown):
+            made.append("replayed")
+            return self.function(shown)
+
+    monkeypatch.setattr("sa2depth.lit.module.Graphed", Replayed)
+    module = _module(Encoded(), cuda_graph=option)
+    flip = module.protocol.flip
+    attach(module, SimpleNamespace(test_dataloaders=SimpleNamespace(dataset=range(2))))
+    module.log_dict = lambda *args, **kwargs: None
+    batch = {**_batch(), "index": torch.arange(2)}
+    expected = module(batch["image"])
+    monkeypatch.setattr(type(module), "device", property(lambda self: torch.device("cuda", 0)))
+    getattr(module, f"on_{stage}_epoch_start")()
+    torch.testing.assert_close(module(batch["image"]), expected, rtol=0, atol=0)
+    assert made == ([1 + flip, *["replayed"] * (1 + flip)] if option else [])
+    getattr(module, f"{stage}_step")(batch, 0)
+    del made[:]
+    getattr(module, f"on_{stage}_epoch_end")()
+    torch.testing.assert_close(module(batch["image"]), expected, rtol=0, atol=0)
+    assert made == []
+
+
+def test_graphs_are_refused_where_there_is_no_device_for_them():
+    module = _module(Encoded(), cuda_graph=True)
+    with pytest.raises(ConfigError, match="cuda_graph=true: cpu is no CUDA device"):
+        module.on_test_epoch_start()

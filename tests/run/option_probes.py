@@ -339,6 +339,10 @@ def evaluation(cfg):
         seen.trusted = trusted
         seen.checkpoint, seen.min_depth, seen.max_depth = checkpoint, min_depth, max_depth
         seen.backend, seen.products = backend(), torch.get_float32_matmul_precision()
+        return torch.nn.Identity()
+
+    def module(model, *, protocol, cuda_graph):
+        seen.module = SimpleNamespace(cuda_graph=cuda_graph)
         raise _LoadedError
 
     def prediction_files(folder, source, reader, protocol):
@@ -350,6 +354,8 @@ def evaluation(cfg):
         for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
             patch.setenv(name, "0")
         patch.setattr(evaluation_program, "load_model", load_model)
+        patch.setattr(evaluation_program, "check_input", lambda *args: None)
+        patch.setattr(evaluation_program, "DepthModule", module)
         patch.setattr(evaluation_program, "PredictionFiles", prediction_files)
         with pytest.raises(_LoadedError):
             evaluation_program.evaluate(cfg)

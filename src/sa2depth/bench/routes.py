@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from sa2depth.bench.networks import autocast, prepared
-from sa2depth.infer.graphs import Graphed
 from sa2depth.models.compiled import why_not_compiled
+from sa2depth.models.replayed import Graphed
 from sa2depth.ops import cpu, use_backend
 from sa2depth.ops.precision import float32_products
 from sa2depth.weights import load_model

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from sa2depth.errors import ConfigError, ShapeError
 from sa2depth.image_files import megapixel_limit
-from sa2depth.infer.graphs import Graphed
 from sa2depth.infer.images import ImageLike, to_picture
 from sa2depth.infer.prediction import Prediction
 from sa2depth.infer.sizes import pad_to_multiple, resize_image, resize_map, working_size
 from sa2depth.metrics import flip_average
 from sa2depth.models.compiled import compile_layers, why_not_compiled
 from sa2depth.models.inference import for_inference
+from sa2depth.models.replayed import Graphed
 from sa2depth.nn import expected_depth
 
 logger = logging.getLogger(__name__)

@@ -24,6 +24,7 @@ from sa2depth.metrics import DepthMetrics, Protocol, cut_frame, cut_truth, predi
 from sa2depth.metrics.sizes import resize_map
 from sa2depth.models.compiled import compile_layers, compiled, why_not_compiled
 from sa2depth.models.graphed import GraphedTraining
+from sa2depth.models.replayed import Graphed
 from sa2depth.report import Evaluation, Examples, Sizes, offer_all
 
 _log = logging.getLogger(__name__)
@@ -61,8 +62,9 @@ class DepthModule(L.LightningModule):
         compile: fuse the layers with ``torch.compile`` for training: ``auto`` does where there are a CUDA device, a
             toolchain and at least 10,000 steps. Validation and tests run the layers as they are, because their images
             come in many sizes.
-        cuda_graph: replay the network's forward and backward pass from CUDA graphs in training: ``auto`` does on CUDA,
-            where the network can be captured. They hold the memory of one step.
+        cuda_graph: replay the network's forward and backward pass from CUDA graphs in training, and its forward pass in
+            validation and test, one graph for each size of image that comes again: ``auto`` does on CUDA, where the
+            network can be captured. They hold the memory of one step.
 
     Raises:
         ConfigError: ``compile`` or ``cuda_graph`` is something else, or, at the beginning of a training, true where it
@@ -99,6 +101,7 @@ class DepthModule(L.LightningModule):
         self._batches_without_truth: int | None = 0  # None: truth was seen
         self._graphed: GraphedTraining | None = None
         self._captured_under: tuple[object, ...] | None = None
+        self._scored_network: Callable[[Tensor], Tensor] = self._depth
         self.examples = Examples(examples)
         self.evaluation = Evaluation(protocol, ())
         self._sizes: Counter[Sizes] = Counter()
@@ -291,22 +294,28 @@ class DepthModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Every process evaluates the same network."""
-        self._share_buffers()
+        self._begin_scoring()
 
     def on_test_epoch_start(self) -> None:
-        """Every process evaluates the same network; the pictures will show images from all over the data set."""
-        self._share_buffers()
+        """Every process evaluates the same network; the pictures will show images from all over the data set.
+
+        Raises:
+            ConfigError: ``cuda_graph`` is true where there is no CUDA device.
+        """
+        self._begin_scoring()
         loader: Any = self.trainer.test_dataloaders
         self.examples = Examples(self.examples.count, len(loader.dataset))
         self._sizes = Counter()
 
     def on_validation_epoch_end(self) -> None:
         """Log means over all validation images of all processes."""
+        self._scored_network = self._depth  # the graphs' memory is needed for training
         self._log_metrics("val", self.val_metrics)
         self.val_metrics.reset()
 
     def on_test_epoch_end(self) -> None:
         """Log means over all test images; ``evaluation`` keeps what is to be written, the same on every process."""
+        self._scored_network = self._depth
         self._log_metrics("test", self.test_metrics)
         self.evaluation = Evaluation(
             self.protocol,
@@ -333,12 +342,31 @@ class DepthModule(L.LightningModule):
 
         def network(shown: Tensor) -> Tensor:
             seen.append((shown.shape[-2], shown.shape[-1]))
-            # as they are: a compiled layer would be translated anew for each size of image
-            with torch.compiler.set_stance("force_eager"):
-                depth: Tensor = self.model(shown).depth
-            return depth
+            return self._scored_network(shown)
 
         return predict_frame(network, image, self.protocol, self._multiple), seen[0]
+
+    def _depth(self, shown: Tensor) -> Tensor:
+        # as they are: a compiled layer would be translated again for each size of image
+        with torch.compiler.set_stance("force_eager"):
+            depth: Tensor = self.model(shown).depth
+        return depth
+
+    def _begin_scoring(self) -> None:
+        self._share_buffers()
+        if not self.cuda_graph:
+            return
+        if self.device.type == "cuda":
+            # from the second batch of a size on
+            self._scored_network = Graphed(self._captured_depth, calls=2 if self.protocol.flip else 1)
+        elif self.cuda_graph is True:
+            raise ConfigError(f"cuda_graph=true: {self.device} is no CUDA device; use auto or false")
+
+    def _captured_depth(self, shown: Tensor) -> Tensor:
+        """`_depth` without autocast's cache of weights, which ends with the batch that a graph is captured on."""
+        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+        with torch.autocast("cuda", dtype or torch.bfloat16, enabled=dtype is not None, cache_enabled=False):
+            return self._depth(shown)
 
     @property
     def _multiple(self) -> int:

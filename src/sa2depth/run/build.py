@@ -38,7 +38,9 @@ TRAIN_KEYS = SHARED_KEYS | dict.fromkeys(
 )
 EVAL_KEYS = (
     SHARED_KEYS
-    | dict.fromkeys(("checkpoint", "trusted", "predictions", "prediction_scale", "prediction_resize"))
+    | dict.fromkeys(
+        ("checkpoint", "trusted", "predictions", "prediction_scale", "prediction_resize", "cuda_graph")
+    )
     | {"released": ("min_depth", "max_depth")}
 )
 

@@ -82,7 +82,7 @@ class Graphed:
 
     def _give_up(self, key: tuple[int, ...], reason: str) -> None:
         self._impossible.add(key)
-        _log.warning("pictures of %d x %d run without a CUDA graph: %s", *key[-2:], reason)
+        _log.warning("images of %d x %d run without a CUDA graph: %s", *key[-2:], reason)
 
 
 class _Graph:

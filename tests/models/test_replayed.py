@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sa2depth.infer import graphs
-from sa2depth.infer.graphs import Graphed
+from sa2depth.models import replayed
+from sa2depth.models.replayed import Graphed
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def captured(monkeypatch):
 
         return SimpleNamespace(replay=replay), result
 
-    monkeypatch.setattr(graphs, "capture", capture)
+    monkeypatch.setattr(replayed, "capture", capture)
     stream = SimpleNamespace(synchronize=lambda: None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     return seen
@@ -90,18 +90,18 @@ def test_what_cannot_be_captured_is_called(error, reason, captured, monkeypatch,
     network = Graphed(double)
     for _ in range(2):
         network(image(4))
-    working = graphs.capture
+    working = replayed.capture
 
     def fails(function, device):
         raise error
 
-    monkeypatch.setattr(graphs, "capture", fails)
+    monkeypatch.setattr(replayed, "capture", fails)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     for _ in range(4):
         torch.testing.assert_close(network(image(8)), image(8, 2.0))
-    assert [r.message for r in caplog.records] == [f"pictures of 8 x 8 run without a CUDA graph: {reason}"]
+    assert [r.message for r in caplog.records] == [f"images of 8 x 8 run without a CUDA graph: {reason}"]
     assert bool(network._graphs) is not isinstance(error, torch.OutOfMemoryError)
-    monkeypatch.setattr(graphs, "capture", working)
+    monkeypatch.setattr(replayed, "capture", working)
     torch.testing.assert_close(network(image(4)), image(4, 2.0))
 
 
