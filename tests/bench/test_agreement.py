@@ -150,7 +150,7 @@ def test_a_way_that_fails_is_named_and_the_rest_is_compared(checkpoint, monkeypa
         ([], "add --checkpoint"),
         (["--size", "64x90"], "--size 64x90: .*multiples of 32"),
         (["--only", "nothing"], "--only nothing: no way"),
-        (["--images", "absent.png"], "absent.png: there is no such image"),
+        (["--images", "absent.png"], "absent.png: there is no such photograph"),
     ],
 )
 def test_what_cannot_be_compared(options, words, checkpoint):

@@ -287,7 +287,9 @@ def logger(cfg):
         patch.setenv("WANDB_MODE", "offline")
         built = {name: instantiate(node) for name, node in cfg.logger.items()}
     if "wandb" in built:
-        built["wandb"] = SimpleNamespace(offline=built["wandb"]._offline, **built["wandb"]._wandb_init)
+        built["wandb"] = SimpleNamespace(
+            offline=built["wandb"]._wandb_init["mode"] == "offline", **built["wandb"]._wandb_init
+        )
     return SimpleNamespace(**built)
 
 

@@ -78,7 +78,7 @@ def finish(
             details["stages_s"] = seconds
         write_metrics(evaluation, folder / "metrics.json", details)
         images = [*([grid] if grid else []), *curves]
-        files += [*images, folder / FOLDER, *sorted((folder / "checkpoints").glob("*.ckpt"))]
+        files += [*_logs(loggers), *images, folder / FOLDER, *sorted((folder / "checkpoints").glob("*.ckpt"))]
         print_summary(evaluation, circumstances, details["baselines"], seconds)
         with stage("closing the loggers"):
             close_loggers(loggers, images)
@@ -96,9 +96,9 @@ def _write_tables(folder: Path, evaluation: Evaluation, details: Mapping[str, An
     ]
 
 
+def _logs(loggers: Sequence[Logger]) -> list[Path]:
+    return [Path(logger.log_dir) / "metrics.csv" for logger in loggers if isinstance(logger, CSVLogger)]
+
+
 def _draw_curves(folder: Path, loggers: Sequence[Logger]) -> list[Path]:
-    return [
-        plot_curves(Path(logger.log_dir) / "metrics.csv", folder / "curves.png")
-        for logger in loggers
-        if isinstance(logger, CSVLogger)
-    ]
+    return [plot_curves(log, folder / "curves.png") for log in _logs(loggers)]
