@@ -1,7 +1,7 @@
 """Depth maps with fewer pixels than their photograph, as phones and ScanNet have them: which of them fit.
 
 Such a map shows the same view: its pixel ``(y, x)`` of ``h x w`` lies on the rows ``y H / h`` to ``(y + 1) H / h`` of
-the photograph, and on columns alike. Truth keeps its size where it is scored; for training it is enlarged.
+the photograph, and on columns alike. Truth keeps its size where it is scored; for training it is upsampled.
 """
 
 Size = tuple[int, int]

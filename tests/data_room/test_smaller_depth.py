@@ -1,4 +1,4 @@
-"""Depth maps with fewer pixels than their photograph: read and scored at their own size, enlarged for training."""
+"""Depth maps with fewer pixels than their photograph: read and scored at their own size, upsampled for training."""
 
 import numpy as np
 import pytest

@@ -250,7 +250,7 @@ def _describe(spread: Spread) -> str:
 def _smaller(depth: tuple[int, ...], image: tuple[int, ...]) -> str:
     return (
         f"depth of {depth[0]}x{depth[1]} beside a photograph of {image[0]}x{image[1]} (scored at its own size, "
-        "enlarged for training)"
+        "upsampled for training)"
     )
 
 

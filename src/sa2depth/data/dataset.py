@@ -31,7 +31,7 @@ class DepthDataset(Dataset[Batch]):
         source: where samples come from.
         augment: random change of a sample; None: as read.
         seed: start of all random streams.
-        full_depth: whether depth of fewer pixels than its image is enlarged to it (`sa2depth.data.sample.full_depth`),
+        full_depth: whether depth of fewer pixels than its image is upsampled to it (`sa2depth.data.sample.full_depth`),
             as training and every augmentation need; None: where there is an augmentation.
     """
 
