@@ -210,7 +210,7 @@ class _Layout:
         self._fixed: list[Artist] = [*headings, *bars]
         parts = [part for row in self._cells for cell in row for part in cell if part is not None]
         self._changing: list[Artist] = [*parts, *self._titles]
-        self._canvas = FigureCanvasAgg(figure)
+        self._canvas: Any = FigureCanvasAgg(figure)  # its methods have no types
         self._stamps: list[_Stamp] | None = None
 
     def fill(self, rows: Sequence[Sequence[_Cell]], titles: Sequence[str]) -> None:
