@@ -12,7 +12,17 @@ ROOT = Path(sa2depth.__file__).parent
 # __main__ is the command itself
 BELOW_ALL = {
     *{"errors", "resources", "version", "atomic", "masks", "holes", "depth_size"},
-    *{"threads", "stages", "quoting", "image_files", "file_kinds", "limits", "targets"},
+    *{
+        "threads",
+        "stages",
+        "quoting",
+        "image_files",
+        "file_kinds",
+        "limits",
+        "targets",
+        "interrupts",
+        "output",
+    },
 }
 # What each room may import besides its own and what is below all.
 ALLOWED = {

@@ -1,6 +1,7 @@
 import contextlib
 import gc
 import io
+import os
 import subprocess
 import sys
 import threading
@@ -225,3 +226,39 @@ def test_the_start_of_the_process_is_found():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     age = float(done.stdout)
     assert age > (0.5 if sys.platform == "linux" else 0)
+
+
+# Ends a program when it first imports PyTorch, with the names of the stages under way.
+AT_TORCH = """
+import os, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            stages = sys.modules["sa2depth.stages"]
+            os.write(1, ",".join(display._progress.name for display in stages._displays).encode())
+            os._exit(7)
+
+sys.meta_path.insert(0, Finder())
+"""
+COMMANDS = [
+    *("doctor", "bench", "data show synthetic", "data speed synthetic"),
+    *("predict . -o out -c none", "convert none.pth out.safetensors", "report none"),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_names_the_stage_in_which_it_loads_pytorch(command, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(AT_TORCH)
+    (tmp_path / "a.png").touch()
+    paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        [sys.executable, "-m", "sa2depth", *command.split()],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (7, "loading PyTorch"), done.stderr

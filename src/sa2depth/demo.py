@@ -10,6 +10,7 @@ from importlib.resources import as_file, files
 from importlib.util import find_spec
 from pathlib import Path
 
+from sa2depth.interrupts import ending_at_ctrl_c
 from sa2depth.stages import loading
 
 with loading("PyTorch and Lightning", command=__name__ == "__main__"):
@@ -35,8 +36,9 @@ def main() -> None:
     )
     # not after --help, --cfg or another run folder
     if status == 0 and (folder / "model.safetensors").is_file():
-        picture = predict_photo(folder)
-        _summarise(folder, picture)
+        with ending_at_ctrl_c():
+            picture = predict_photo(folder)
+            _summarise(folder, picture)
     sys.exit(status)
 
 

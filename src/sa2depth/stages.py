@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from sa2depth.interrupts import ending_at_ctrl_c
+
 LONG_S = 3.0
 """Seconds from which on a stage is named where there is no terminal."""
 
@@ -162,6 +164,9 @@ def loading(what: str, *, command: bool) -> Iterator[None]:
         what: is imported.
         command: the module is the program that was started (``__name__ == "__main__"``); else nothing is shown, and
             nothing is counted.
+
+    Raises:
+        SystemExit: Ctrl-C ends the program.
     """
     global _command_since
     if not command:
@@ -169,7 +174,7 @@ def loading(what: str, *, command: bool) -> Iterator[None]:
         return
     _command_since = _process_start()
     first = all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "RANK"))
-    with stage(f"loading {what}", shown=first):
+    with ending_at_ctrl_c(shown=first), stage(f"loading {what}", shown=first):
         # Modules stay until the end: looking through millions of their objects for garbage, again and again while they
         # are loaded and once more when Python ends, takes seconds.
         collecting = gc.isenabled()

@@ -1,11 +1,14 @@
 import logging
 import math
+import threading
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from sa2depth.errors import DataError, ShapeError
-from sa2depth.metrics import METRICS, DepthMetrics, Protocol, aggregate, evaluate_image
+from sa2depth.metrics import METRICS, DepthMetrics, Protocol, aggregate, collection, evaluate_image
+from sa2depth.metrics.image import score_pixels
 
 OPEN = Protocol(name="open", version=1, min_depth=1e-3, max_depth=10.0)
 
@@ -100,3 +103,41 @@ def test_wrong_shapes():
         metric.update(pred, depth[..., 1:], torch.arange(2))
     with pytest.raises(ShapeError, match=r"2 images, .* 1 ids"):
         metric.update(pred, depth, torch.arange(2), ["a"])
+
+
+@pytest.fixture
+def six_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(6)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_few_threads_score_on_the_cpu(fails, six_threads, monkeypatch):
+    seen = []
+
+    def scored(*args):
+        seen.append(torch.get_num_threads())
+        if fails:
+            raise ShapeError("broken")
+        return score_pixels(*args)
+
+    monkeypatch.setattr(collection, "score_pixels", scored)
+    with pytest.raises(ShapeError, match="broken") if fails else nullcontext():
+        DepthMetrics(OPEN).update(*maps(2), torch.arange(2))
+    assert seen == [4] * (1 if fails else 2)
+    assert torch.get_num_threads() == 6
+
+
+def test_another_thread_leaves_the_number_alone(six_threads, monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch, "set_num_threads", seen.append)
+    metric = DepthMetrics(OPEN)
+    thread = threading.Thread(target=metric.update, args=(*maps(2), torch.arange(2)))
+    thread.start()
+    thread.join()
+    assert len(metric.rows) == 1
+    assert seen == []
+    metric.update(*maps(2), torch.arange(2))
+    assert seen == [4, 6]

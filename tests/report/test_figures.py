@@ -5,9 +5,11 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 
 from sa2depth.errors import ConfigError, ShapeError
-from sa2depth.report import colorize, depth_grid
+from sa2depth.report import DepthGrids, colorize, depth_grid, figures
 
 
 def scene(height=48, width=64, seed=0):
@@ -97,3 +99,62 @@ def test_grid_refuses_unequal_input(tmp_path):
         depth_grid([image], [truth], [guess[:, :-1]], 10.0, tmp_path / "x.png")
     with pytest.raises(ShapeError, match="RGB"):
         depth_grid([image[..., 0]], [truth], [guess], 10.0, tmp_path / "x.png")
+
+
+def rows_of(*scenes, truth=True, broken=False):
+    images, truths, guesses = map(list, zip(*scenes, strict=True))
+    if broken:
+        guesses[0] = guesses[0].copy()
+        guesses[0][20:30, 20:40] = np.nan
+    return images, truths if truth else [None] * len(images), guesses
+
+
+# The second strip of a layout copies its headings and colour bars; each change of the layout makes a new one.
+GRIDS = [
+    (rows_of(scene()), ["abs_rel 0.100\nfirst"]),
+    (rows_of(scene(seed=1)), ["second"]),
+    (rows_of(scene(seed=2), broken=True), None),
+    # the letters reach the colour bar of depth, which stands over them
+    (rows_of(scene(seed=3)), ["abs_rel 0.100\n\n" + 60 * "W"]),
+    (rows_of(scene(seed=3)), [60 * "W"]),
+    (rows_of(scene(seed=4)), ["$x_1$ again, short"]),
+    (rows_of(scene(), truth=False), ["no truth"]),
+    (rows_of(scene(seed=5), truth=False), ["no truth again"]),
+    (rows_of(scene(40, 90)), ["another size"]),
+    (rows_of(scene(90, 40)), ["another aspect"]),
+    (rows_of(scene(), scene(40, 90), scene(seed=1)), ["a", "b", "c"]),
+    (rows_of(scene(seed=6), scene(40, 90, seed=7), scene(seed=8), broken=True), ["d", "e\nf", 60 * "W"]),
+    (rows_of(scene(seed=9)), ["first size again"]),
+]
+
+
+def pixels_of(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGBA"))
+
+
+def test_grids_of_one_drawer_have_the_pixels_of_matplotlib(tmp_path):
+    grids = DepthGrids(10.0)
+    for number, (rows, titles) in enumerate(GRIDS):
+        # matplotlib draws the whole figure for formats other than PNG
+        whole = pixels_of(depth_grid(*rows, 10.0, tmp_path / "whole.tif", titles=titles))
+        assert np.array_equal(pixels_of(grids.draw(*rows, tmp_path / "kept.png", titles)), whole), number
+        assert np.array_equal(pixels_of(depth_grid(*rows, 10.0, tmp_path / "one.png", titles)), whole), number
+
+
+def test_grids_of_one_layout_share_a_figure(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(figures, "Figure", lambda **kw: made.append(Figure(**kw)) or made[-1])
+    grids = DepthGrids(10.0)
+    for rows, titles in GRIDS:
+        grids.draw(*rows, tmp_path / "x.png", titles)
+    assert len(made) == 6
+
+
+def test_a_grid_follows_the_users_colours(tmp_path):
+    rows, titles = GRIDS[0]
+    with matplotlib.rc_context({"savefig.facecolor": "black", "text.color": "white"}):
+        dark = pixels_of(depth_grid(*rows, 10.0, tmp_path / "dark.png", titles))
+        whole = pixels_of(depth_grid(*rows, 10.0, tmp_path / "whole.tif", titles))
+    assert dark[0, 0].tolist() == [0, 0, 0, 255]
+    assert np.array_equal(dark, whole)

@@ -10,6 +10,7 @@ from sa2depth.cli.bench_busy import bench_busy
 from sa2depth.cli.inputs import parse_size
 from sa2depth.cli.options import Device
 from sa2depth.errors import ConfigError
+from sa2depth.stages import stage
 
 if TYPE_CHECKING:
     from sa2depth.bench.run import Row
@@ -72,8 +73,9 @@ def bench(
     """
     from rich.console import Console
 
-    from sa2depth.bench.run import OUT_OF_MEMORY, Settings, run
-    from sa2depth.infer.predictor import pick_device
+    with stage("loading PyTorch"):
+        from sa2depth.bench.run import OUT_OF_MEMORY, Settings, run
+        from sa2depth.infer.predictor import pick_device
 
     if "agreement" in _names(what):
         if len(_names(what)) > 1:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sa2depth.cli.options import Device
+from sa2depth.stages import stage
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +18,8 @@ def doctor(
     """Print versions, devices and back ends, test every back end against float64, and say what is missing."""
     from rich.console import Console
 
-    from sa2depth.infer.predictor import pick_device
+    with stage("loading PyTorch"):
+        from sa2depth.infer.predictor import pick_device
 
     console = Console(soft_wrap=True, highlight=False)
     place = pick_device(device)

@@ -7,6 +7,7 @@ from typing import ParamSpec, TypeVar
 import typer
 
 from sa2depth.errors import UserError
+from sa2depth.interrupts import ending_at_ctrl_c
 from sa2depth.limits import told_limit
 
 P = ParamSpec("P")
@@ -15,6 +16,8 @@ R = TypeVar("R")
 
 def friendly(command: Callable[P, R]) -> Callable[P, R]:
     """Print a `UserError` of a command, and what the machine ran out of, without traceback and exit with status 2.
+
+    Ctrl-C is status 130 and the line ``interrupted``, where the command does not say more about it.
 
     Args:
         command: A typer command.
@@ -26,7 +29,8 @@ def friendly(command: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return command(*args, **kwargs)
+            with ending_at_ctrl_c(passing=(typer.Exit,)):
+                return command(*args, **kwargs)
         except UserError as error:
             complain(str(error))
             raise typer.Exit(2) from error

@@ -27,11 +27,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sa2depth.config.cluster import is_distributed, note_of_independence, started
-from sa2depth.config.output import patient_output
 from sa2depth.config.overrides import refused, several_values
 from sa2depth.config.sweeps import Sweep
 from sa2depth.errors import UserError, nearest
 from sa2depth.limits import told_limit
+from sa2depth.output import patient_output
 from sa2depth.quoting import hydra_quoted
 from sa2depth.resources import conf_dir
 

@@ -5,9 +5,10 @@ The average is the mean of the per-image errors, as in the released ``eval.py`` 
 
 import logging
 import math
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from sa2depth.metrics.formulas import measure
 from sa2depth.metrics.image import COUNTS, score_pixels
 from sa2depth.metrics.protocol import Protocol
 from sa2depth.metrics.protocol_files import ProtocolLike, load_protocol
+from sa2depth.threads import few_threads
 
 _LOG = logging.getLogger(__name__)
 _END = 0  # the byte that ends an id
@@ -81,7 +83,8 @@ class DepthMetrics(Metric):
             )
         if not len(pred):
             return
-        errors = torch.stack([self._row(p[0], d[0]) for p, d in zip(pred, depth, strict=True)])
+        with _few_threads(pred):
+            errors = torch.stack([self._row(p[0], d[0]) for p, d in zip(pred, depth, strict=True)])
         self.rows.append(torch.cat([index.to(errors)[:, None], errors], dim=1))
         encoded = b"".join(name.replace("\0", " ").encode() + bytes([_END]) for name in names)
         self.ids.append(torch.tensor(list(encoded), dtype=torch.uint8, device=errors.device))
@@ -174,6 +177,12 @@ class DepthMetrics(Metric):
             self.rows = [torch.empty(0, self._width, dtype=torch.float64, device=self.device)]
             self.ids = [torch.empty(0, dtype=torch.uint8, device=self.device)]
         super()._sync_dist(*args, **kwargs)
+
+
+def _few_threads(pred: torch.Tensor) -> AbstractContextManager[None]:
+    """The small operations on one map are slower with many threads, whose number only the main thread may change."""
+    alone = threading.current_thread() is threading.main_thread()
+    return few_threads() if alone and pred.device.type == "cpu" else nullcontext()
 
 
 def _joined(state: Any) -> torch.Tensor | None:

@@ -3,10 +3,11 @@
 from sa2depth.report.curves import plot_curves
 from sa2depth.report.evaluation import Evaluation, Sizes
 from sa2depth.report.examples import Example, Examples, choose, offer_all
-from sa2depth.report.figures import colorize, depth_grid
+from sa2depth.report.figures import DepthGrids, colorize, depth_grid
 from sa2depth.report.tables import write_by_depth, write_metrics, write_table
 
 __all__ = [
+    "DepthGrids",
     "Evaluation",
     "Example",
     "Examples",

@@ -4,19 +4,26 @@ Everything goes through matplotlib's object interface, never pyplot: no global s
 """
 
 import math
+import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
+from matplotlib import rcParams
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.text import Text
 from numpy.typing import NDArray
+from PIL import Image
 
 from sa2depth.errors import ConfigError, ShapeError
 from sa2depth.metrics.holes import fill_from_nearest
@@ -77,6 +84,8 @@ def depth_grid(
 ) -> Path:
     """Draw rows of image, truth, prediction and relative error, with one depth scale for all.
 
+    `DepthGrids` draws several of them in less time.
+
     Args:
         images: ``(H,W,3)`` uint8 or ``(3,H,W)`` floating in [0, 1], RGB.
         truths: ``(H,W)`` metres, 0 = not measured; None where there is none.
@@ -92,64 +101,203 @@ def depth_grid(
     Raises:
         ShapeError: No row, lists of different lengths, or truth and prediction of different sizes.
     """
-    if not images or not len(images) == len(truths) == len(predictions):
-        raise ShapeError(
-            f"depth_grid wants equal numbers, at least one: {len(images)} images, {len(truths)} truths, "
-            f"{len(predictions)} predictions"
-        )
-    pictures = [_as_picture(image) for image in images]
-    # One aspect for all cells keeps the columns aligned; pictures keep their own inside their cell.
-    aspect = max(picture.shape[0] / picture.shape[1] for picture in pictures)
-    cell_height = _CELL_WIDTH_INCH * aspect
-    top, bottom = 0.34, 0.74
-    height = top + bottom + len(pictures) * (cell_height + 0.22)
-    figure = Figure(figsize=(4 * (_CELL_WIDTH_INCH + 0.08), height), dpi=_DPI)
-    axes = figure.subplots(
-        len(pictures),
-        4,
-        squeeze=False,
-        gridspec_kw={
-            "left": 0.01,
-            "right": 0.99,
-            "top": 1 - top / height,
-            "bottom": bottom / height,
-            "wspace": 0.03,
-            "hspace": 0.22 / cell_height,
-        },
-    )
-    for row, picture in enumerate(pictures):
-        cells = _row_cells(picture, truths[row], predictions[row], max_depth, max_error)
-        for axis, (cell, note) in zip(axes[row], cells, strict=True):
-            axis.set_axis_off()
-            if cell is None:
-                axis.text(0.5, 0.5, note, transform=axis.transAxes, va="center", ha="center", fontsize=8)
-                continue
-            axis.imshow(cell)
-            axis.text(0.0, -0.02, note, transform=axis.transAxes, va="top", fontsize=7)
-        if titles is not None:
-            axes[row][0].text(
-                0.0, -0.02, titles[row][:60], transform=axes[row][0].transAxes, va="top", fontsize=7
+    return DepthGrids(max_depth, max_error).draw(images, truths, predictions, path, titles)
+
+
+class DepthGrids:
+    """Draws grids like `depth_grid`, one after another, with equal pixels.
+
+    A grid with the layout of the one before (rows, sizes, rows without truth) keeps its axes and colour bars, which
+    take longer than the pictures. An object is for one thread at a time.
+
+    Args:
+        max_depth: Metres at the end of the depth scale, which starts at 0.
+        max_error: Share ``|prediction - truth| / truth`` at the end of the error scale.
+    """
+
+    def __init__(self, max_depth: float, max_error: float = 0.5) -> None:
+        self._scales = max_depth, max_error
+        self._layout: _Layout | None = None
+
+    def draw(
+        self,
+        images: Sequence[NDArray[Any] | torch.Tensor],
+        truths: Sequence[NDArray[Any] | torch.Tensor | None],
+        predictions: Sequence[NDArray[Any] | torch.Tensor],
+        path: Path | str,
+        titles: Sequence[str] | None = None,
+    ) -> Path:
+        """Draw one grid; arguments, result and errors as for `depth_grid`."""
+        if not images or not len(images) == len(truths) == len(predictions):
+            raise ShapeError(
+                f"depth_grid wants equal numbers, at least one: {len(images)} images, {len(truths)} truths, "
+                f"{len(predictions)} predictions"
             )
-    for axis, title in zip(
-        axes[0], ("image", "ground truth", "prediction", "relative error |p − g| / g"), strict=True
-    ):
-        axis.set_title(title, fontsize=9, y=1.0)  # else every axis makes ticks to see how high they reach
-    _legend(figure, (0.26, 0.48), height, _DEPTH_MAP, max_depth, "depth (m); black: not measured")
-    _legend(figure, (0.76, 0.22), height, _ERROR_MAP, max_error, "relative error")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_figure(str(path), dpi=_DPI, **_options(path))
-    return path
+        rows = [
+            _row_cells(_as_picture(image), truth, prediction, *self._scales)
+            for image, truth, prediction in zip(images, truths, predictions, strict=True)
+        ]
+        names = [""] * len(rows) if titles is None else [titles[row][:60] for row in range(len(rows))]
+        shapes = _shapes(rows)
+        if self._layout is None or self._layout.shapes != shapes:
+            self._layout = _Layout(shapes, *self._scales)
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._layout.fill(rows, names)
+        self._layout.save(path)
+        return path
 
 
-def _options(path: Path) -> dict[str, Any]:
-    # the highest levels of compression take most of the time for a tenth of the size
-    return {"pil_kwargs": {"compress_level": 3}} if path.suffix.lower() == ".png" else {}
+_Cell = tuple[NDArray[np.uint8] | None, str]
+_Shapes = tuple[tuple[tuple[int, ...] | None, ...], ...]
+
+
+def _shapes(rows: Sequence[Sequence[_Cell]]) -> _Shapes:
+    return tuple(tuple(None if cell is None else cell.shape for cell, _ in row) for row in rows)
+
+
+class _Layout:
+    """The figure of a grid: cells to fill, and headings and colour bars, which are painted once and then copied.
+
+    Args:
+        shapes: Of each row's four pictures; None: no picture, but a note in its place.
+        max_depth: As for `DepthGrids`.
+        max_error: As for `DepthGrids`.
+    """
+
+    def __init__(self, shapes: _Shapes, max_depth: float, max_error: float) -> None:
+        self.shapes = shapes
+        # One aspect for all cells keeps the columns aligned; pictures keep their own inside their cell.
+        aspect = max(shape[0] / shape[1] for shape, *_ in shapes if shape is not None)
+        cell_height = _CELL_WIDTH_INCH * aspect
+        top, bottom = 0.34, 0.74
+        height = top + bottom + len(shapes) * (cell_height + 0.22)
+        facecolor = rcParams["savefig.facecolor"]
+        figure = Figure(
+            figsize=(4 * (_CELL_WIDTH_INCH + 0.08), height),
+            dpi=_DPI,
+            facecolor=None if facecolor == "auto" else facecolor,
+        )
+        axes = figure.subplots(
+            len(shapes),
+            4,
+            squeeze=False,
+            gridspec_kw={
+                "left": 0.01,
+                "right": 0.99,
+                "top": 1 - top / height,
+                "bottom": bottom / height,
+                "wspace": 0.03,
+                "hspace": 0.22 / cell_height,
+            },
+        )
+        self._cells = [
+            [_cell(axis, shape) for axis, shape in zip(*row, strict=True)]
+            for row in zip(axes, shapes, strict=True)
+        ]
+        self._titles = [_note_below(row[0]) for row in axes]
+        headings = [
+            # without y, every axis makes ticks to see how high they reach
+            axis.set_title(heading, fontsize=9, y=1.0)
+            for axis, heading in zip(
+                axes[0], ("image", "ground truth", "prediction", "relative error |p − g| / g"), strict=True
+            )
+        ]
+        bars = [
+            _legend(figure, (0.26, 0.48), height, _DEPTH_MAP, max_depth, "depth (m); black: not measured"),
+            _legend(figure, (0.76, 0.22), height, _ERROR_MAP, max_error, "relative error"),
+        ]
+        self._fixed: list[Artist] = [*headings, *bars]
+        parts = [part for row in self._cells for cell in row for part in cell if part is not None]
+        self._changing: list[Artist] = [*parts, *self._titles]
+        self._canvas: Any = FigureCanvasAgg(figure)  # its methods have no types
+        self._stamps: list[_Stamp] | None = None
+
+    def fill(self, rows: Sequence[Sequence[_Cell]], titles: Sequence[str]) -> None:
+        """Put pictures of the layout's shapes, their notes and the names of the rows into it."""
+        for row, cells in zip(rows, self._cells, strict=True):
+            for (pixels, note), (image, text) in zip(row, cells, strict=True):
+                if image is not None:
+                    image.set_data(pixels)
+                text.set_text(note)
+        for text, title in zip(self._titles, titles, strict=True):
+            text.set_text(title)
+
+    def save(self, path: Path) -> None:
+        """Write the picture."""
+        if path.suffix.lower() != ".png":
+            self._canvas.print_figure(str(path), dpi=_DPI)
+            return
+        pixels = self._painted()
+        if (pixels[..., 3] == 255).all():
+            pixels = pixels[..., :3]
+        # Z_RLE takes half of the time of the default and makes smaller files of these pictures.
+        how = {"compress_level": 1, "compress_type": zlib.Z_RLE}
+        Image.fromarray(np.ascontiguousarray(pixels)).save(path, format="PNG", dpi=(_DPI, _DPI), **how)
+
+    def _painted(self) -> NDArray[np.uint8]:
+        """``(H,W,4)`` pixels, equal to those of the whole figure."""
+        if self._stamps is None:
+            self._stamps = _stamps(self._draw(self._fixed))
+        pixels = self._draw(self._changing)
+        for stamp in self._stamps:
+            if (pixels[stamp.place] != stamp.background).any():  # a long title reaches below a colour bar
+                return self._draw([*self._fixed, *self._changing])
+            pixels[stamp.place] = stamp.pixels
+        return pixels
+
+    def _draw(self, shown: Sequence[Artist]) -> NDArray[np.uint8]:
+        """Pixels of some of the parts; all are visible afterwards."""
+        everything = [*self._fixed, *self._changing]
+        for part in everything:
+            part.set_visible(part in shown)
+        try:
+            self._canvas.draw()
+        finally:
+            for part in everything:
+                part.set_visible(True)
+        return np.asarray(self._canvas.buffer_rgba())
+
+
+class _Stamp(NamedTuple):
+    """A piece of a picture to copy to a place that is still background."""
+
+    place: tuple[slice, slice]
+    pixels: NDArray[np.uint8]
+    background: NDArray[np.uint8]
+
+
+def _stamps(pixels: NDArray[np.uint8]) -> list[_Stamp]:
+    """What is painted in the upper half, and what in the lower half; the corner of a picture is background."""
+    background = pixels[0, 0].copy()
+    half = len(pixels) // 2
+    stamps = []
+    for top, bottom in ((0, half), (half, len(pixels))):
+        rows, columns = np.nonzero((pixels[top:bottom] != background).any(axis=2))
+        if rows.size:
+            place = (
+                slice(top + rows.min(), top + rows.max() + 1),
+                slice(columns.min(), columns.max() + 1),
+            )
+            stamps.append(_Stamp(place, pixels[place].copy(), background))
+    return stamps
+
+
+def _cell(axis: Axes, shape: tuple[int, ...] | None) -> tuple[AxesImage | None, Text]:
+    """The picture of a cell, to be replaced, and the note below it; without a picture the note in its middle."""
+    axis.set_axis_off()
+    if shape is None:
+        return None, axis.text(0.5, 0.5, "", transform=axis.transAxes, va="center", ha="center", fontsize=8)
+    return axis.imshow(np.zeros(shape, np.uint8)), _note_below(axis)
+
+
+def _note_below(axis: Axes) -> Text:
+    return axis.text(0.0, -0.02, "", transform=axis.transAxes, va="top", fontsize=7)
 
 
 def _row_cells(
     picture: NDArray[np.uint8], truth: Any, prediction: Any, max_depth: float, max_error: float
-) -> list[tuple[NDArray[np.uint8] | None, str]]:
+) -> list[_Cell]:
     """Picture and caption of the four cells of a row."""
     guess = _as_map(prediction)
     shown = colorize(guess, 0.0, max_depth)
@@ -186,13 +334,14 @@ def _range_note(depth: NDArray[np.float64]) -> str:
 
 def _legend(
     figure: Figure, place: tuple[float, float], height: float, colormap: str, end: float, label: str
-) -> None:
+) -> Axes:
     """Colour bar at the foot of the figure; ``place`` is left and width as shares of the figure."""
     axis = figure.add_axes((place[0], 0.42 / height, place[1], 0.1 / height))
     mappable = ScalarMappable(Normalize(0.0, end), ListedColormap(_table(colormap) / 255.0))
     bar = figure.colorbar(mappable, cax=axis, orientation="horizontal")
     bar.set_label(label, fontsize=8, labelpad=1)
     bar.ax.tick_params(labelsize=7, length=2, pad=1)
+    return axis
 
 
 def _paint(
@@ -205,8 +354,12 @@ def _paint(
 ) -> NDArray[np.uint8]:
     if not (math.isfinite(vmin) and math.isfinite(vmax) and vmin < vmax):
         raise ConfigError(f"the colour range must be finite and ascending, got {vmin} to {vmax}")
-    steps = np.clip((np.where(valid, values, vmin) - vmin) / (vmax - vmin), 0.0, 1.0)
-    painted = _table(colormap)[np.rint(steps * 255).astype(np.uint8)]
+    steps = np.where(valid, values, vmin)
+    steps -= vmin
+    steps /= vmax - vmin
+    np.clip(steps, 0.0, 1.0, out=steps)
+    steps *= 255
+    painted = np.take(_table(colormap), np.rint(steps, out=steps).astype(np.uint8), axis=0)
     painted[~valid] = invalid
     return painted
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.distributed import all_gather_object, get_world_size, is_available, is_initialized
 
-from sa2depth.report import Evaluation, Example, Examples, choose, depth_grid
+from sa2depth.report import DepthGrids, Evaluation, Example, Examples, choose, depth_grid
 from sa2depth.report.examples import Kind
 from sa2depth.stages import Progress
 
@@ -28,6 +28,7 @@ def write_pictures(
     Returns:
         ``kind``, ``id``, ``file`` relative to the folder and ``abs_rel`` of every picture, the same on every process.
     """
+    grids = DepthGrids(evaluation.protocol.max_depth)
     drawn: dict[int, Path] = {}
     listed: list[dict[str, Any]] = []
     for kind, rows in _chosen(evaluation, examples).items():
@@ -37,7 +38,7 @@ def write_pictures(
             if example is not None and row["index"] in drawn:
                 shutil.copyfile(drawn[row["index"]], path)  # of few images some are best and worst and spread
             elif example is not None:
-                drawn[row["index"]] = _strip(path, example, row, evaluation)
+                drawn[row["index"]] = _strip(grids, path, example, row)
             listed.append(
                 {
                     "kind": kind,
@@ -73,10 +74,10 @@ def _chosen(evaluation: Evaluation, examples: Examples) -> dict[Kind, list[Mappi
     return choose(evaluation.table, examples.count, examples.total)
 
 
-def _strip(path: Path, example: Example, row: Mapping[str, Any], evaluation: Evaluation) -> Path:
+def _strip(grids: DepthGrids, path: Path, example: Example, row: Mapping[str, Any]) -> Path:
     title = f"abs_rel {row['abs_rel']:.3f}\n{example.id}"
     image, truth, prediction, _ = example
-    return depth_grid([image], [truth], [prediction], evaluation.protocol.max_depth, path, titles=[title])
+    return grids.draw([image], [truth], [prediction], path, titles=[title])
 
 
 def _gather(value: dict[int, Example]) -> Sequence[dict[int, Example]]:

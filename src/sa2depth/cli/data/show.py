@@ -8,6 +8,7 @@ import typer
 from sa2depth.cli.data.choose import build_module, compose_data, require_source
 from sa2depth.cli.friendly import complain
 from sa2depth.errors import ConfigError, DataError
+from sa2depth.stages import stage
 
 if TYPE_CHECKING:
     from sa2depth.data.dataset import DepthDataset
@@ -48,11 +49,11 @@ def show(
         raise ConfigError(f"{output}: what is written is PNG, so name it {output.with_suffix('.png')}")
     cfg = compose_data(dataset, root, overrides or (), augment)
     chosen_split, source = require_source(cfg, SPLITS if split is None else (split,))
+    with stage("loading PyTorch"):
+        from sa2depth.data.dataset import DepthDataset
+        from sa2depth.report.contact_sheet import contact_sheet
+
     indices, missing = _choose(source, count, seed)
-
-    from sa2depth.data.dataset import DepthDataset
-    from sa2depth.report.contact_sheet import contact_sheet
-
     change = None if augment is None else build_module(cfg).augment
     augmented = DepthDataset(source, change, seed)
     rows, failed = _rows(augmented, indices)

@@ -9,6 +9,7 @@ import typer
 
 from sa2depth.cli.data.choose import build_module, compose_data
 from sa2depth.errors import ConfigError
+from sa2depth.stages import stage
 from sa2depth.threads import usable_cores
 
 if TYPE_CHECKING:
@@ -50,8 +51,9 @@ def speed(
         console.print("no training split: measured on the test images")
     cfg.data.batch_size = batch_size
 
-    from sa2depth.data.dataset import DepthDataset
-    from sa2depth.data.speed import loader_rate, recommend, stage_times
+    with stage("loading PyTorch"):
+        from sa2depth.data.dataset import DepthDataset
+        from sa2depth.data.speed import loader_rate, recommend, stage_times
 
     data = build_module(cfg)
     source = data.source("train")
@@ -107,8 +109,8 @@ def _print_stages(console: "Console", stages: Mapping[str, float], size: tuple[i
     table.add_column("stage")
     table.add_column("ms", justify="right")
     table.add_column("share", justify="right")
-    for stage, milliseconds in stages.items():
-        table.add_row(stage, f"{milliseconds:.2f}", f"{milliseconds / total:.0%}")
+    for name, milliseconds in stages.items():
+        table.add_row(name, f"{milliseconds:.2f}", f"{milliseconds / total:.0%}")
     table.add_row("all", f"{total:.2f}", f"{1000 / total:.0f} images/s")
     console.print(table)
 

@@ -53,9 +53,10 @@ def write_submission(
     listing = official(root, "test")
     listing.require()
 
-    from sa2depth.infer import Predictor
-    from sa2depth.targets import parse_trusted
-    from sa2depth.weights import load_model
+    with stage("loading PyTorch"):
+        from sa2depth.infer import Predictor
+        from sa2depth.targets import parse_trusted
+        from sa2depth.weights import load_model
 
     known = parse_trusted(trusted, "--trusted")
     model = load_model(checkpoint, min_depth=min_depth, max_depth=max_depth, trusted=known)

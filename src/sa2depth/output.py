@@ -1,5 +1,6 @@
-"""Standard output that a run survives: a reader that goes away (``| head``), and letters that it cannot show."""
+"""Output that a program survives: a reader that goes away (``| head``), and letters that it cannot show."""
 
+import errno
 import io
 import logging
 import os
@@ -25,15 +26,35 @@ def patient_output() -> Iterator[None]:
         sys.stdout, logging.raiseExceptions = before, raising
 
 
+@contextmanager
+def quiet_pipes() -> Iterator[None]:
+    """Within this context a reader that goes away (``| head``) is no error: the command does its work to the end.
+
+    For commands whose output is their result. A full disk under it still raises.
+    """
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (stream and PatientStream(stream, pipes_only=True) for stream in before)
+    try:
+        yield
+    finally:
+        written = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = before
+        for stream in written:
+            if stream is not None:
+                stream.flush()  # else Python does it at its end, where nothing can be caught
+
+
 class PatientStream:
     """A stream that falls silent, with one line on standard error, once nobody can read it any more.
 
     Args:
         stream: where it writes to.
+        pipes_only: it falls silent for a reader that went away alone, and without the line; other errors are raised.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, *, pipes_only: bool = False) -> None:
         self._stream = stream
+        self._pipes_only = pipes_only
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -58,6 +79,10 @@ class PatientStream:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
+        if self._pipes_only:
+            if error.errno not in (errno.EPIPE, errno.EINVAL):  # Windows tells it by the latter
+                raise error
+            return
         with suppress(OSError):
             said = f"standard output takes nothing more ({error.strerror}): the run goes on, its log is in its folder"
             sys.stderr.write(f"note: {said}\n")
