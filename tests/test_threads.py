@@ -62,7 +62,7 @@ def seen_by_openmp(entry, tmp_path, **own):
 def test_the_policy_is_set_before_anything_loads_openmp(entry, tmp_path):
     assert seen_by_openmp(entry, tmp_path) == {
         "OMP_WAIT_POLICY": "PASSIVE",
-        "GOMP_SPINCOUNT": "10000",
+        "GOMP_SPINCOUNT": str(min(5000 * len(threads.cpus()), 300_000)),
         "KMP_BLOCKTIME": "1",
     }
 
@@ -283,3 +283,8 @@ def test_a_process_that_is_forked_after_a_prediction_computes():
         [sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.returncode, done.stdout.split()) == (0, ["True"]), done.stderr
+
+
+@pytest.mark.parametrize(("cores", "turns"), [(1, 5_000), (2, 10_000), (32, 160_000), (128, 300_000)])
+def test_more_threads_spin_for_longer_before_they_sleep(cores, turns):
+    assert threads.waiting(cores)["GOMP_SPINCOUNT"] == str(turns)

@@ -19,16 +19,29 @@ FEW = 4
 NUMBER = "OMP_NUM_THREADS"
 """Environment variable with which a user fixes the number of threads; then nothing here changes it."""
 
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
-"""How threads wait at the end of a parallel loop: they spin for a fraction of a millisecond (GNU's runtime counts
-turns, LLVM's and Intel's count milliseconds), then sleep. By default GNU's spin for several milliseconds and LLVM's for
-200: where another program holds a core, they keep that core from the thread that they wait for. Without any spinning a
-small network on quiet cores is slower. Measured in docs/performance.md."""
-
-_BY_HAND = (*WAITING, "KMP_LIBRARY")
+_BY_HAND = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
+_TURNS, _MOST_TURNS = 5_000, 300_000  # for each core; as many as GNU's runtime takes by itself
 _SLACK = 0.35  # cores that others may use without costing a thread: a machine is never quite idle
 _SHORTEST_S = 0.2  # the system counts in hundredths
 _SYSTEM = Path("/")
+
+
+def waiting(cores: int) -> dict[str, str]:
+    """How threads wait at the end of a parallel loop: they spin for a moment, then sleep.
+
+    GNU's runtime counts turns, LLVM's and Intel's count milliseconds. By default GNU's spin for several milliseconds
+    and LLVM's for 200: where another program holds a core, they keep that core from the thread that they wait for.
+    Without any spinning a small network on quiet cores is slower, since waking takes time, and more of it for more
+    threads: 10,000 turns were best on two cores and too few on 32. Measured in docs/performance.md.
+
+    Args:
+        cores: that the threads may use.
+
+    Returns:
+        Environment variables that an OpenMP runtime reads when it is loaded.
+    """
+    turns = min(_TURNS * cores, _MOST_TURNS)
+    return {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": str(turns), "KMP_BLOCKTIME": "1"}
 
 
 def wait_briefly(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -41,7 +54,7 @@ def wait_briefly(environment: MutableMapping[str, str] = os.environ) -> None:
         environment: the process's own, unless a test brings one.
     """
     if not any(name in environment for name in _BY_HAND):
-        environment.update(WAITING)
+        environment.update(waiting(len(cpus())))
 
 
 def one_thread_after_fork() -> None:

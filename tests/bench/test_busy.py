@@ -102,7 +102,7 @@ def test_a_process_gets_the_policy_and_its_failure_is_told(monkeypatch):
 
 
 def test_the_last_policy_is_that_of_the_package():
-    assert busy.WAITING["sa2depth"] == threads.WAITING
+    assert busy.WAITING["sa2depth"] == threads.waiting(len(threads.cpus()))
     for variables in busy.WAITING.values():  # each keeps the package from setting its own
         assert set(variables) & set(threads._BY_HAND)
 

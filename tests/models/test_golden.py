@@ -43,18 +43,19 @@ def test_float64(golden, size):
 
 # Random weights amplify every rounding, and the heads look at the whole image: one swap of ranks moves all depths a
 # little and 7 to 10 % of the pixels of T and S by more than 1e-3. In L two keys at a group's border are 2.4e-5 apart at
-# scores of 50, which float32 may swap on any machine.
+# scores of 50, which float32 may swap on any machine: simulated (tests/rounding.py, seed 2), that moves 75 % of the
+# pixels by more than 1e-3, the median by 2.6e-3, the RMS by 7.4e-3.
 @pytest.mark.parametrize(
-    ("size", "median", "rms"),
+    ("size", "median", "rms", "share"),
     [
-        pytest.param("t", 1e-4, 2e-3, marks=pytest.mark.code_path),
-        pytest.param("s", 2e-4, 5e-3, marks=pytest.mark.slow),
-        pytest.param("l", 5e-4, 1e-2, marks=pytest.mark.slow),
+        pytest.param("t", 1e-4, 2e-3, 0.3, marks=pytest.mark.code_path),
+        pytest.param("s", 2e-4, 5e-3, 0.3, marks=pytest.mark.slow),
+        pytest.param("l", 5e-3, 2e-2, 1.0, marks=pytest.mark.slow),
     ],
 )
-def test_float32(golden, size, median, rms):
+def test_float32(golden, size, median, rms, share):
     actual, expected = predict(golden, size, torch.float32)
     golden.check(actual["f32"], expected["f32"], 1e-5, "f32")  # of the encoder, which knows no ranks
     assert_same_values(actual["e32"], expected["e32"], median=1e-5, rms=1e-3, what="e32")
     for name in ("depth", "bin_centers"):
-        assert_same_depth(actual[name], expected[name], beyond=1e-3, share=0.3, median=median, rms=rms)
+        assert_same_depth(actual[name], expected[name], beyond=1e-3, share=share, median=median, rms=rms)

@@ -25,7 +25,7 @@ from sa2depth.lit import FreeCores
 WAITING: dict[str, dict[str, str]] = {
     "as OpenMP comes": {"GOMP_SPINCOUNT": "300000"},  # what GNU's takes by itself; LLVM's ignores it
     "asleep at once": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"},
-    "sa2depth": dict(threads.WAITING),
+    "sa2depth": threads.waiting(len(threads.cpus())),
 }
 """Environment variables by name of the policy; the last is what every program of this package sets."""
 
@@ -129,7 +129,7 @@ def spinning(count: int) -> Iterator[None]:
 
 
 def _measured(setting: Setting, variables: dict[str, str]) -> float:
-    ours = {*threads.WAITING, threads.NUMBER}
+    ours = {*threads.waiting(1), threads.NUMBER}
     environment = {name: value for name, value in os.environ.items() if name not in ours} | variables
     command = [sys.executable, "-m", "sa2depth.bench.busy", json.dumps(asdict(setting))]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
