@@ -26,7 +26,13 @@ with loading("PyTorch and Lightning", command=__name__ == "__main__"):
         prepare,
         without_truth,
     )
-    from sa2depth.run.plan import count_parameters, describe_device, device_facts, print_plan
+    from sa2depth.run.plan import (
+        count_parameters,
+        describe_device,
+        device_facts,
+        note_of_protocol,
+        print_plan,
+    )
     from sa2depth.run.predictions import PredictionReader
     from sa2depth.run.processes import ending_together
     from sa2depth.run.results import finish
@@ -84,6 +90,7 @@ def evaluate_network(cfg: DictConfig, set_up: Progress) -> float:
             "parameters": count_parameters(model),
             "device": describe_device(trainer),
             **protocol_rows(protocol, multiple=multiple),
+            **note_of_protocol(protocol, data),
             "output": str(folder),
         },
     )
@@ -112,6 +119,7 @@ def evaluate_files(cfg: DictConfig, set_up: Progress) -> float:
             "data": data.describe(),
             "predictions": files.describe(),
             **protocol_rows(protocol, network=False),
+            **note_of_protocol(protocol, data),
             "output": str(folder),
         },
     )

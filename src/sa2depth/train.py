@@ -32,7 +32,14 @@ with loading("PyTorch and Lightning", command=__name__ == "__main__"):
         prepare,
         without_truth,
     )
-    from sa2depth.run.plan import count_parameters, describe_device, describe_ways, device_facts, print_plan
+    from sa2depth.run.plan import (
+        count_parameters,
+        describe_device,
+        describe_ways,
+        device_facts,
+        note_of_protocol,
+        print_plan,
+    )
     from sa2depth.run.processes import ending_together
     from sa2depth.run.results import finish
     from sa2depth.run.stage_times import is_first
@@ -92,6 +99,7 @@ def _train(cfg: DictConfig, set_up: Progress) -> float:
             **describe_ways(cfg, model),
             "training range": f"{cfg.min_depth:g}-{cfg.max_depth:g} m",
             **protocol_rows(protocol, multiple=model.stride_multiple),
+            **note_of_protocol(protocol, data),
             "output": str(folder),
         },
     )

@@ -10,6 +10,7 @@ import pytest
 from hydra.utils import instantiate
 from PIL import Image
 
+from sa2depth.data.check import check
 from sa2depth.data.index.custom import COLUMNS, Defaults, from_folders, from_list
 from sa2depth.data.index.rows import read_rows
 from sa2depth.data.sets.custom import custom
@@ -481,3 +482,11 @@ def test_a_missing_path_that_is_spelt_otherwise_is_told(files, written, path, ad
         listing.require()
     said = str(caught.value).split("\n")
     assert (advice in said[-2]) if advice else said[-2].startswith("  rgb")
+
+
+@pytest.mark.parametrize(
+    ("scale", "kinds"), [(1000, set()), (1, {"wrong_unit"}), (1_000_000, {"wrong_unit"})]
+)
+def test_the_check_finds_a_scale_that_cannot_be(written, scale, kinds):
+    report = check({"train": custom(written(LIST), scale=scale)})
+    assert {problem.kind for problem in report.problems} - {"blank_image"} == kinds

@@ -153,7 +153,7 @@ def test_check_counts_them(own):
     assert report.good, report.problems
     (note,) = report.splits[0].notes
     assert note.startswith(
-        "depth of 12x16 beside a photograph of 48x64 (scored at its own size, enlarged for"
+        "depth of 12x16 beside a photograph of 48x64 (scored at its own size, upsampled for"
     )
     assert "4 times, first" in note
 

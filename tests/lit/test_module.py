@@ -69,7 +69,9 @@ def test_the_loss_sees_only_depths_inside_the_range():
 def test_training_images_that_the_network_cannot_take():
     module = _module()
     module.model.stride_multiple = 32
-    with pytest.raises(ShapeError, match=r"training images of .*multiples of 32; set augment\.crop"):
+    with pytest.raises(
+        ShapeError, match=r"training images of .*multiples of 32; set 'augment\.crop=\[32,64\]'"
+    ):
         module.training_step(_batch(size=(48, 64)), 0)
 
 

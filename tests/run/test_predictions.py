@@ -48,6 +48,23 @@ def test_three_names_answer_for_an_image(tmp_path):
     }
 
 
+def test_what_predict_writes_is_found(tmp_path):
+    touch(
+        tmp_path,
+        "a_1_depth.npy",
+        "a_1_depth_mm.png",
+        "a_1_depth.png.txt",
+        "2_depth_mm.png",
+        "a/3.npy",
+        "a/3_depth.npy",
+    )
+    assert find_files(tmp_path, ["a/1", "a/2", "a/3"]) == {
+        "a/1": tmp_path / "a_1_depth.npy",
+        "a/2": tmp_path / "2_depth_mm.png",
+        "a/3": tmp_path / "a/3.npy",
+    }
+
+
 def test_the_last_part_of_an_id_answers_only_if_no_other_image_has_it(tmp_path):
     touch(tmp_path, "1.png", "2.png")
     with pytest.raises(DataError) as error:

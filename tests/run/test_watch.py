@@ -1,5 +1,6 @@
 """The thread that ends the first of several processes: with a message and a status, wherever the first one waits."""
 
+import queue
 import subprocess
 import sys
 import time
@@ -125,3 +126,19 @@ def test_a_process_whose_first_one_is_gone_ends(monkeypatch, capsys):
             thread.join(20)
     assert left == [1]
     assert "the first process of the training is gone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("status", "ours"), [(2, 2), (1, 1), (3, 1), (-9, 1), (-2, 130), (130, 130), (-15, 143), (143, 143)]
+)
+def test_an_interrupted_process_is_no_failure_of_its_own(status, ours):
+    assert watch.status_of(status) == ours
+
+
+def test_a_process_whose_first_one_went_while_it_was_loading_ends(monkeypatch):
+    first = subprocess.Popen([sys.executable, "-c", ""])
+    first.wait()
+    monkeypatch.setenv("SA2DEPTH_FIRST_PROCESS", str(first.pid))
+    left = queue.Queue()
+    watch.end_with_parent(left.put)
+    assert left.get(timeout=10) == 1

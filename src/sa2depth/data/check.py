@@ -33,6 +33,7 @@ from sa2depth.data.sample import Source
 from sa2depth.data.sources import FileSource
 from sa2depth.threads import usable_cores
 
+_PLAUSIBLE = (0.01, 1000.0)  # metres, of data that name no range: what lies outside is in another unit
 QUICK = 200
 """Images of a split that a quick check opens."""
 
@@ -267,7 +268,9 @@ def _check_part(
                 Problem("missing", users[0], str(file), f"{file}: there is no such file{shared}")
             )
     expected = (
-        Expected(None, (0.0, math.inf)) if listing is None else Expected(listing.size, listing.depth_range)
+        Expected(None, _PLAUSIBLE)
+        if listing is None
+        else Expected(listing.size, _plausible(listing.depth_range))
     )
     chosen = _spread(frames, QUICK) if quick else frames
     seen = _Depths()
@@ -357,6 +360,10 @@ def _twins(frames: Sequence[Frame], digests: Mapping[str, bytes]) -> list[str]:
         return []
     one, other = pairs[0]
     return [f"{len(pairs):,} images are copies of others in this list, first '{other.id}' of '{one.id}'"]
+
+
+def _plausible(depth_range: tuple[float, float]) -> tuple[float, float]:
+    return _PLAUSIBLE if depth_range == (0.0, math.inf) else depth_range
 
 
 def _spread(items: Sequence[_T], count: int) -> list[_T]:

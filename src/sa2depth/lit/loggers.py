@@ -77,7 +77,7 @@ def _reachable(save_dir: str) -> str:
             return "online" if wandb.login(prompt=False, verify=True) else "offline"
     except Exception as error:
         said = str(error)
-        refused = any(f"error {code}" in said for code in (401, 403))
+        refused = any(f"error {code}" in said for code in (401, 403)) or "API key" in said
         host = wandb.setup().settings.base_url
         reason = f"{host} refuses the key" if refused else f"{host} does not answer as it should"
         _LOG.warning("%s (%s): this run is logged offline; %s", reason, _line(said), _later(save_dir))

@@ -152,9 +152,10 @@ class DepthModule(L.LightningModule):
             raise RuntimeError("this DepthModule was built for evaluation: it has no loss")
         (height, width), multiple = batch["image"].shape[-2:], getattr(self.model, "stride_multiple", 1)
         if height % multiple or width % multiple:
+            crop = ",".join(str(max(side // multiple, 1) * multiple) for side in (height, width))
             raise ShapeError(
                 f"training images of {height}x{width} (height x width): both sides must be multiples of {multiple}; "
-                "set augment.crop, or data.train.height and data.train.width of generated scenes"
+                f"set 'augment.crop=[{crop}]' (data.train.height and data.train.width of generated scenes)"
             )
         try:
             depth = (self._graphed or self.model)(batch["image"]).depth

@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning.pytorch.accelerators import CUDAAccelerator
 from omegaconf import DictConfig, OmegaConf
 
 from sa2depth.config import check_config
@@ -140,6 +141,11 @@ def build_trainer(cfg: DictConfig, with_logs: bool = True) -> L.Trainer:
     """Lightning's trainer with the configured callbacks and loggers (``False``: with neither)."""
     node: DictConfig = cfg.trainer.copy()
     OmegaConf.set_struct(node, False)
+    if node.get("accelerator") in ("gpu", "cuda") and not CUDAAccelerator.is_available():
+        raise ConfigError(
+            f"trainer.accelerator={node.accelerator}: PyTorch sees no CUDA device here; use "
+            "trainer=cpu, or trainer=auto, which takes a GPU where there is one"
+        )
     options: dict[str, Any] = {}
     given = instantiate(node.pop("plugins", None))
     plugins = environment_plugins(cfg, given)

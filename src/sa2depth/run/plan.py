@@ -10,6 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from sa2depth.data import DepthDataModule
+from sa2depth.data.synthetic import SyntheticScenes
+from sa2depth.metrics import Protocol
 from sa2depth.models.checkpointing import PARTS
 
 
@@ -34,6 +37,16 @@ def device_facts(trainer: L.Trainer) -> dict[str, str]:
     products = torch.get_float32_matmul_precision()
     rounded = "" if products == "highest" or device.type != "cuda" else f", float32 products {products}"
     return {"device": f"{processes}{name}", "precision": f"{trainer.precision}{rounded}"}
+
+
+def note_of_protocol(protocol: Protocol, data: DepthDataModule) -> dict[str, str]:
+    """A row of the plan where the rules for generated scenes, the default, are those for other images."""
+    source = data.source("test")
+    if protocol.name != "synthetic" or source is None or isinstance(source, SyntheticScenes):
+        return {}
+    return {
+        "note": "protocol=synthetic is for generated scenes: choose that of the data set, or protocol=custom"
+    }
 
 
 def describe_ways(cfg: DictConfig, model: nn.Module) -> dict[str, str]:

@@ -1,8 +1,9 @@
 """Other people's predictions: which file belongs to which image, and what is in it.
 
 The file of an image is ``FOLDER/ID.png`` or ``.npy``, the slashes of the id being folders; or the id with ``_`` for
-every slash; or the last part of the id, if no other image of the split shares it. Exactly one such file must be there
-for every image, and none may serve two.
+every slash; or the last part of the id, if no other image of the split shares it. Behind the name may stand what
+``sa2depth predict`` puts there (``_depth.npy``, ``_depth_mm.png``, of which the first counts where both are there).
+Exactly one such file must be there for every image, and none may serve two.
 """
 
 import math
@@ -23,6 +24,7 @@ from sa2depth.metrics import Protocol, cut_frame
 from sa2depth.metrics.sizes import resize_map
 
 SUFFIXES = (".png", ".npy")
+_OF_PREDICT = ("_depth.npy", "_depth_mm.png")  # metres, millimetres
 Resize = bool | Literal["native", "frame"]
 _NAMES_SHOWN = 5
 
@@ -47,7 +49,11 @@ def find_files(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
         )
     there = listing(folder)
     shared = {name for name, count in Counter(_last(name) for name in ids).items() if count > 1}
-    found = {name: [file for file in _candidates(name, shared) if file in there] for name in ids}
+    found = {
+        name: [file for file in _candidates(name, shared) if file in there]
+        or [file for file in _candidates(name, shared, _OF_PREDICT) if file in there][:1]
+        for name in ids
+    }
     _refuse_missing(folder, found, there, shared)
     _refuse_doubtful(folder, found)
     return {name: folder / files[0] for name, files in found.items()}
@@ -230,9 +236,9 @@ def _stems(name: str, shared: set[str]) -> list[str]:
     return list(dict.fromkeys(stems))
 
 
-def _candidates(name: str, shared: set[str]) -> Iterator[str]:
-    for stem in _stems(name, shared):
-        yield from (stem + suffix for suffix in SUFFIXES)
+def _candidates(name: str, shared: set[str], suffixes: Sequence[str] = SUFFIXES) -> Iterator[str]:
+    for suffix in suffixes:
+        yield from (stem + suffix for stem in _stems(name, shared))
 
 
 def _expected(name: str, shared: set[str]) -> str:

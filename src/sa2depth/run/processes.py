@@ -105,8 +105,9 @@ def _of_another(rank: int, status: int) -> BaseException:
     said = f"{how(rank, status)}{'' if status < 0 else ': see what it wrote above'}"
     if status_of(status) == 2:
         return UserError(said)
-    sys.stderr.write(f"error: {said}\n")
-    return SystemExit(1)
+    code = status_of(status)
+    sys.stderr.write(f"error: {said}\n" if code == 1 else "interrupted\n")
+    return SystemExit(code)
 
 
 def _end_without_waiting(error: BaseException, *, first: bool) -> None:

@@ -20,6 +20,8 @@ from lightning.fabric.strategies.launchers.subprocess_script import _ChildProces
 _POLL_S = 0.2
 _PATIENCE_S = 3.0
 _LATEST_S = 30.0
+_FIRST = "SA2DEPTH_FIRST_PROCESS"  # its number, for those that it starts
+_INTERRUPTED = {-signal.SIGINT: 128 + signal.SIGINT, -signal.SIGTERM: 128 + signal.SIGTERM}
 
 
 class Child(Protocol):
@@ -50,8 +52,10 @@ def how(rank: int, status: int) -> str:
 
 
 def status_of(status: int) -> int:
-    """Exit status where another process failed: 2 if it had an error that the user can fix, else 1."""
-    return 2 if status == 2 else 1
+    """Exit status where another process failed: its own for an error that the user can fix and for Ctrl-C, else 1."""
+    if status in _INTERRUPTED.values():
+        return status
+    return 2 if status == 2 else _INTERRUPTED.get(status, 1)
 
 
 def first_failure(children: Sequence[Child]) -> tuple[int, int] | None:
@@ -84,6 +88,7 @@ class Watch:
 
     def start(self) -> None:
         """Begin, before the processes are started."""
+        os.environ.setdefault(_FIRST, str(os.getpid()))
         self._thread.start()
 
     def stop(self) -> None:
@@ -129,7 +134,8 @@ class Watch:
         if self._own is not None:
             traceback.print_exception(self._own)
         advice = "" if status < 0 else ": see what it wrote above"
-        sys.stderr.write(f"error: {how(rank, status)}{advice}\n")
+        interrupted = status_of(status) in _INTERRUPTED.values()
+        sys.stderr.write("interrupted\n" if interrupted else f"error: {how(rank, status)}{advice}\n")
         flush_everything()
         self._leave(status_of(status))
 
@@ -151,7 +157,8 @@ def dismiss_lightnings() -> None:
 
 def end_with_parent(leave: Callable[[int], None] = os._exit) -> None:
     """In a process that Lightning has started: end when the first one is gone, for whom this one would wait in vain."""
-    parent = os.getppid()
+    given = os.environ.get(_FIRST, "")  # it may be gone already: imports take seconds
+    parent = int(given) if given.isdigit() else os.getppid()
 
     def look() -> None:
         while os.getppid() == parent:
