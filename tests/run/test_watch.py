@@ -135,6 +135,25 @@ def test_an_interrupted_process_is_no_failure_of_its_own(status, ours):
     assert watch.status_of(status) == ours
 
 
+def test_a_process_started_by_another_run_is_first_for_its_own(monkeypatch):
+    monkeypatch.setenv("SA2DEPTH_FIRST_PROCESS", "1")
+    watch.be_first()
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "still here"), done.stderr
+
+
+CHILD = """
+import time
+from sa2depth.run.watch import end_with_parent
+
+end_with_parent()
+time.sleep(2)
+print("still here")
+"""
+
+
 def test_a_process_whose_first_one_went_while_it_was_loading_ends(monkeypatch):
     first = subprocess.Popen([sys.executable, "-c", ""])
     first.wait()

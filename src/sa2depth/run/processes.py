@@ -21,6 +21,7 @@ from sa2depth.errors import UserError
 from sa2depth.quoting import override
 from sa2depth.run.watch import (
     Watch,
+    be_first,
     dismiss_lightnings,
     end_with_parent,
     first_failure,
@@ -63,6 +64,8 @@ def ending_together(trainer: L.Trainer) -> Iterator[None]:
         found = started()
         if found is not None and found.by == LIGHTNING and found.rank > 0:
             end_with_parent()
+        else:
+            be_first()
     try:
         yield
         watch.stop()

@@ -88,7 +88,6 @@ class Watch:
 
     def start(self) -> None:
         """Begin, before the processes are started."""
-        os.environ.setdefault(_FIRST, str(os.getpid()))
         self._thread.start()
 
     def stop(self) -> None:
@@ -153,6 +152,11 @@ def dismiss_lightnings() -> None:
     for thread in threading.enumerate():
         if isinstance(thread, _ChildProcessObserver):
             thread._child_processes = []
+
+
+def be_first() -> None:
+    """In a process that starts others: tell them whose end is theirs, whatever this one was told itself."""
+    os.environ[_FIRST] = str(os.getpid())
 
 
 def end_with_parent(leave: Callable[[int], None] = os._exit) -> None:
