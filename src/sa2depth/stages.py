@@ -121,6 +121,7 @@ class Stages:
 _current: Stages | None = None
 _command_since: float | None = None
 _displays: list["_Display"] = []
+_terminal = threading.Lock()  # held by the bar that is drawn
 _other_bars = 0  # stages under way that show a bar of their own
 _IMPORTED = time.perf_counter()
 
@@ -259,11 +260,18 @@ class _Display:
         while not self._over.wait(0.1):
             bar.update(task, completed=progress.done)
             on_top = _displays[-1:] == [self]  # a stage inside this one has the terminal while it lasts
-            if on_top != drawn:
-                (bar.start if on_top else bar.stop)()
-                drawn = on_top
+            if (
+                on_top and not drawn and _terminal.acquire(blocking=False)
+            ):  # else the one below is still drawn
+                bar.start()
+                drawn = True
+            elif drawn and not on_top:
+                bar.stop()
+                _terminal.release()
+                drawn = False
         if drawn:
             bar.stop()
+            _terminal.release()
 
     def _write(self, line: str) -> None:
         try:

@@ -21,7 +21,7 @@ _POLL_S = 0.2
 _PATIENCE_S = 3.0
 _LATEST_S = 30.0
 _FIRST = "SA2DEPTH_FIRST_PROCESS"  # its number, for those that it starts
-_INTERRUPTED = {-signal.SIGINT: 128 + signal.SIGINT, -signal.SIGTERM: 128 + signal.SIGTERM}
+_CTRL_C = 128 + signal.SIGINT  # a terminal sends it to all processes, whichever ends first
 
 
 class Child(Protocol):
@@ -53,9 +53,9 @@ def how(rank: int, status: int) -> str:
 
 def status_of(status: int) -> int:
     """Exit status where another process failed: its own for an error that the user can fix and for Ctrl-C, else 1."""
-    if status in _INTERRUPTED.values():
-        return status
-    return 2 if status == 2 else _INTERRUPTED.get(status, 1)
+    if status in (_CTRL_C, -signal.SIGINT):
+        return _CTRL_C
+    return 2 if status == 2 else 1
 
 
 def first_failure(children: Sequence[Child]) -> tuple[int, int] | None:
@@ -133,7 +133,7 @@ class Watch:
         if self._own is not None:
             traceback.print_exception(self._own)
         advice = "" if status < 0 else ": see what it wrote above"
-        interrupted = status_of(status) in _INTERRUPTED.values()
+        interrupted = status_of(status) == _CTRL_C
         sys.stderr.write("interrupted\n" if interrupted else f"error: {how(rank, status)}{advice}\n")
         flush_everything()
         self._leave(status_of(status))
