@@ -201,3 +201,17 @@ def test_a_dashboard_that_cannot_be_closed_costs_a_line(caplog):
 
     loggers.close_loggers([Broken()], [])
     assert "Broken could not be closed: gone" in caplog.text
+
+
+def test_a_key_that_cannot_be_one_is_not_blamed_on_the_server(tmp_path, monkeypatch, caplog):
+    import wandb
+
+    def login(**_options):
+        raise wandb.errors.AuthenticationError("WANDB_API_KEY invalid: API key must have 40+ characters")
+
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr(wandb, "login", login)
+    made = loggers.wandb_logger(project="p", save_dir=str(tmp_path))
+    assert made._wandb_init["mode"] == "offline"
+    (said,) = [record.getMessage() for record in caplog.records if "logged offline" in record.getMessage()]
+    assert "refuses the key" in said
