@@ -48,9 +48,10 @@ bench: $(STAMP) ## time the torch path and the fast path: operators, parts, whol
 doctor: $(STAMP) ## what this machine has, and whether every fast path is right
 	$(BIN)/sa2depth doctor
 
-lint: $(STAMP) ## ruff: style and formatting
+lint: $(STAMP) ## ruff: style and formatting; import-linter: which room may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo --no-cache
 
 format: $(STAMP) ## ruff: mend style and formatting
 	$(BIN)/ruff check --fix .
