@@ -42,7 +42,7 @@ test-gpu: $(STAMP) ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu tests
 	$(BIN)/python -m pytest -m "not gpu" tests/ops/in_triton  # compiled here, interpreted elsewhere
 
-bench: $(STAMP) ## time plain PyTorch and the fast operators: operators, parts, whole networks
+bench: $(STAMP) ## time operators, parts and whole networks, in plain PyTorch and with the fast operators
 	$(BIN)/sa2depth bench
 
 doctor: $(STAMP) ## show what this machine has, and test each fast operator
