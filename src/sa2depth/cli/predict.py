@@ -67,7 +67,7 @@ def predict(
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first image that fails.")] = False,
 ) -> None:
-    """Predict metric depth and write a colour PNG, a 16-bit PNG in millimetres and a .npy of each image's size."""
+    """Predict metric depth; write a colour PNG, a 16-bit PNG in mm and a .npy, each at the image's own size."""
     from rich.console import Console
 
     console = Console(stderr=True)
