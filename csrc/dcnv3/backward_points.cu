@@ -3,8 +3,8 @@
 //
 // With d_c the product of the output's gradient and the input at corner c, summed over the group's channels, the
 // mask's gradient is the d_c interpolated, and the slopes of that along x and y, times the mask and the scale, are the
-// offset's. A logit's gradient is the mask times what the mask's differs from its mean over the points. Who does what
-// stands in gather.cuh: each thread multiplies its own channels, shuffles add up the threads of a pair, and the sums go
+// offset's. A logit's gradient is the mask times what the mask's differs from its mean over the points. gather.cuh says who does
+// what: each thread multiplies its own channels, shuffles add up the threads of a pair, and the sums go
 // back through shared memory, from where they are written in the order of memory. Nothing is atomic: two runs give the
 // same bits.
 //
