@@ -104,7 +104,7 @@ def test_ctrl_c_gives_no_verdict(run, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sa2depth.data.check.check", interrupted)
+    monkeypatch.setattr("sa2depth.data.check.data_set.check", interrupted)
     result = run("synthetic")
     assert result.exit_code == 130
     assert "interrupted: no verdict" in result.output

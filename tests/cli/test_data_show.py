@@ -5,9 +5,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from sa2depth.cli import app
-from sa2depth.data.dataset import DepthDataset
-from sa2depth.data.index.nyu import LABELLED_TABLES
-from sa2depth.data.index.tables import read_table
+from sa2depth.data.loading.dataset import DepthDataset
+from sa2depth.data.sets.nyu import LABELLED_TABLES
+from sa2depth.data.splits.tables import read_table
 
 SMALL = ["data.train.count=9", "data.train.height=24", "data.train.width=32"]
 

@@ -20,10 +20,12 @@ from torch import nn
 
 from sa2depth import eval as evaluation_program
 from sa2depth import train as training_program
-from sa2depth.data.borders import BottomCentre
-from sa2depth.data.index import kitti, listing, nyu
+from sa2depth.data import listing
+from sa2depth.data.augment.borders import BottomCentre
 from sa2depth.data.sample import RawSample, camera_matrix
-from sa2depth.data.sources import missing_files_allowed
+from sa2depth.data.sets import nyu
+from sa2depth.data.sets.kitti import eigen as kitti
+from sa2depth.data.source import missing_files_allowed
 from sa2depth.errors import DataError, ShapeError
 from sa2depth.lit import DepthModule
 from sa2depth.masks import valid_mask

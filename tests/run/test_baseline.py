@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from sa2depth.data import sources
-from sa2depth.data.depth_files import MILLIMETRE_PNG
-from sa2depth.data.index.frame import Frame
+from sa2depth.data.frame import Frame
+from sa2depth.data.io.depth_files import MILLIMETRE_PNG
 from sa2depth.data.sample import DepthSource, RawSample, camera_matrix, read_depth
-from sa2depth.data.sources import FileSource
+from sa2depth.data.source import FileSource
 from sa2depth.errors import DataError
 from sa2depth.masks import valid_mask
 from sa2depth.metrics import MedianDepthMap, aggregate, evaluate_image, load_protocol

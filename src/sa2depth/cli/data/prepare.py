@@ -63,8 +63,9 @@ def prepare(
     """
     from rich.console import Console
 
-    from sa2depth.data.prepare import make_plan, make_recipe, what_is_missing
+    from sa2depth.data.prepare import make_plan, what_is_missing
     from sa2depth.data.prepare.sources import open_sources
+    from sa2depth.data.sets import make_recipe
 
     recipe = make_recipe(dataset, root, everything=everything, velodyne=velodyne, depth=depth)
     if not sources:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from sa2depth.data.index.listing import Listing
+from sa2depth.data.listing import Listing
 from sa2depth.data.prepare.members import Source
 from sa2depth.data.prepare.verdict import SplitState
 
@@ -16,7 +16,7 @@ class Recipe(ABC):
     """How one data set is prepared.
 
     Attributes:
-        root: folder of the tree, as the functions of `sa2depth.data.index` take it.
+        root: folder of the tree, as the functions of `sa2depth.data.sets` take it.
         title: what people are told it is.
         archives: what to give as sources.
         searched: whether a split is what is found in the tree, so that a plan alone cannot tell whether it is whole.

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sa2depth.data.index.frame import missing_files
-from sa2depth.data.index.listing import Listing
+from sa2depth.data.frame import missing_files
+from sa2depth.data.listing import Listing
 from sa2depth.errors import UserError
 
 if TYPE_CHECKING:
