@@ -10,7 +10,7 @@ from sa2depth.data.check.data_set import check
 from sa2depth.data.loading.dataset import DepthDataset, collate
 from sa2depth.data.loading.speed import stage_times
 from sa2depth.data.sample import full_depth, nearest_resized
-from sa2depth.data.sets.custom_factory import custom
+from sa2depth.data.sets.custom import custom
 from sa2depth.depth_size import same_view
 from sa2depth.errors import DataError
 from sa2depth.report.contact_sheet import SheetRow, contact_sheet
@@ -175,7 +175,7 @@ def test_loader_speed_and_contact_sheet(own, tmp_path):
 def test_sets_with_a_size_of_their_own_still_refuse_other_sizes(own):
     from dataclasses import replace
 
-    from sa2depth.data.source import read_frame
+    from sa2depth.data.frame import read_frame
 
     frame = replace(own().frames[0], smaller_depth=False)
     with pytest.raises(DataError, match=r"expected the size of its image 0\.png, 48x64, found 12x16"):

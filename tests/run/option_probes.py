@@ -20,8 +20,8 @@ from torch import nn
 
 from sa2depth import eval as evaluation_program
 from sa2depth import train as training_program
-from sa2depth.data import listing
 from sa2depth.data.augment.borders import BottomCentre
+from sa2depth.data.listing import Listing
 from sa2depth.data.sample import RawSample, camera_matrix
 from sa2depth.data.sets import nyu
 from sa2depth.data.sets.kitti import eigen as kitti
@@ -319,7 +319,7 @@ def training(cfg):
         seen.counted = int(valid_mask(depth, module.min_depth, module.max_depth).sum())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(listing, "require_files", lambda *args, **kwargs: None)
+        patch.setattr(Listing, "require", lambda *args, **kwargs: None)
         for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
             patch.setenv(name, "0")
         patch.setattr(L.Trainer, "fit", fit)
@@ -354,7 +354,7 @@ def evaluation(cfg):
         raise _LoadedError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(listing, "require_files", lambda *args, **kwargs: None)
+        patch.setattr(Listing, "require", lambda *args, **kwargs: None)
         for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
             patch.setenv(name, "0")
         patch.setattr(evaluation_program, "load_model", load_model)

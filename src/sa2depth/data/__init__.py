@@ -1,6 +1,7 @@
 """Data: files and scenes in, batches out.
 
-Names are imported when used, so that listings (`sa2depth.data.sets`) need no torch.
+Names are imported when used, so that listings (`sa2depth.data.sets`) need no torch. The data sets' own factories are
+names of this package too, for example `sa2depth.data.nyu_sync`.
 """
 
 from importlib import import_module
@@ -12,11 +13,6 @@ if TYPE_CHECKING:
     from sa2depth.data.loading.datamodule import DepthDataModule
     from sa2depth.data.loading.dataset import DepthDataset
     from sa2depth.data.sample import RawSample, Source
-    from sa2depth.data.sets.custom_factory import custom
-    from sa2depth.data.sets.diml_factory import diml_outdoor
-    from sa2depth.data.sets.kitti.factory import kitti_eigen, kitti_official
-    from sa2depth.data.sets.nyu.factory import nyu_labelled, nyu_sync
-    from sa2depth.data.sets.sunrgbd_factory import sunrgbd
     from sa2depth.data.source import FileSource
 
 __all__ = [
@@ -29,13 +25,6 @@ __all__ = [
     "RawSample",
     "Source",
     "SyntheticScenes",
-    "custom",
-    "diml_outdoor",
-    "kitti_eigen",
-    "kitti_official",
-    "nyu_labelled",
-    "nyu_sync",
-    "sunrgbd",
 ]
 
 _HOMES = {
@@ -47,22 +36,22 @@ _HOMES = {
     "NyuBorder": "sa2depth.data.augment.borders",
     "RawSample": "sa2depth.data.sample",
     "Source": "sa2depth.data.sample",
-    "SyntheticScenes": "sa2depth.scenes",
-    "custom": "sa2depth.data.sets.custom_factory",
-    "diml_outdoor": "sa2depth.data.sets.diml_factory",
-    "kitti_eigen": "sa2depth.data.sets.kitti.factory",
-    "kitti_official": "sa2depth.data.sets.kitti.factory",
-    "nyu_labelled": "sa2depth.data.sets.nyu.factory",
-    "nyu_sync": "sa2depth.data.sets.nyu.factory",
-    "sunrgbd": "sa2depth.data.sets.sunrgbd_factory",
+    "SyntheticScenes": "sa2depth.scenes",  # its name here is in configurations and checkpoints
 }
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
+    if not name.startswith("_") and name in (factories := _factories()):
+        return factories[name]
     raise AttributeError(f"module 'sa2depth.data' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_HOMES, *_factories()})
+
+
+def _factories() -> dict[str, Any]:
+    factories: dict[str, Any] = import_module("sa2depth.data.sets").factories()
+    return factories

@@ -1,15 +1,16 @@
-"""A frame: where one image and its depth lie, and which camera took it."""
+"""A frame: where one image and its depth lie and which camera took it; and how its files are read."""
 
-import os
-import unicodedata
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sa2depth.data.io.depth_files import MILLIMETRE_PNG, DepthDecoder
-from sa2depth.errors import DataError
+import numpy as np
+import numpy.typing as npt
 
-_NAMES_SHOWN = 5
+from sa2depth.data.io.depth_files import MILLIMETRE_PNG, DepthDecoder, DepthMap
+from sa2depth.data.io.images import read_mask, read_rgb
+from sa2depth.data.sample import RawSample, camera_matrix, nearest_resized
+from sa2depth.depth_size import why_not
+from sa2depth.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -45,64 +46,84 @@ class Frame:
         return [path for path in given if path is not None]
 
 
-def require_files(frames: Sequence[Frame], *, dataset: str, root: Path, advice: str) -> None:
-    """Fail unless every file of ``frames`` is there.
+def read_frame(frame: Frame) -> RawSample:
+    """Read the files of one frame.
 
-    Args:
-        frames: what is to be read later.
-        dataset: what the error calls the set.
-        root: where it was looked for.
-        advice: what the user can do about missing files.
+    Returns:
+        A sample at the photograph's own size; the camera matrix holds NaN where the camera is unknown.
 
     Raises:
-        DataError: with the number of missing files, the first names, the folder searched and the advice.
+        DataError: a file is absent or broken, or the sizes do not fit; with the file's name.
     """
-    # OFFICIAL: the released loader skips an image whose ground truth is missing and evaluates the rest.
-    # one calibration file belongs to many frames
-    wanted = list(dict.fromkeys(path for frame in frames for path in frame.files))
-    missing = missing_files(wanted)
-    if missing:
-        names = "".join(f"\n  {_below(path, root)}" for path in missing[:_NAMES_SHOWN])
-        more = f"\n  ... and {len(missing) - _NAMES_SHOWN:,} more" if len(missing) > _NAMES_SHOWN else ""
-        state = "" if root.is_dir() else " (this folder does not exist)"
+    image = read_rgb(frame.image)
+    depth = depth_of_frame(frame, (image.shape[0], image.shape[1]))
+    return RawSample(image, depth, _camera(frame), frame.id)
+
+
+def depth_of_frame(frame: Frame, size: tuple[int, int]) -> DepthMap | None:
+    """Depth of a frame as its files have it, masked; None where it has none.
+
+    Args:
+        frame: which.
+        size: ``(H, W)`` of its photograph, upright.
+
+    Returns:
+        ``(H, W)`` metres, or fewer pixels where the frame allows it; 0 = not measured.
+
+    Raises:
+        DataError: a file is absent or broken, or its size does not fit; with its name.
+    """
+    if frame.depth is None:
+        return None
+    depth = frame.decode(frame.depth, size)
+    if problem := size_problem(frame, depth.shape, size):
+        raise DataError(f"{frame.depth}: {problem}")
+    if frame.mask is None:
+        return depth
+    mask = read_mask(frame.mask)
+    if mask.shape not in (size, depth.shape):
+        wanted = f"{size[0]}x{size[1]}, found {mask.shape[0]}x{mask.shape[1]}"
+        raise DataError(f"{frame.mask}: expected the size of its image {frame.image.name}, {wanted}")
+    return np.where(nearest_resized(mask, depth.shape), depth, np.float32(0))
+
+
+def size_problem(frame: Frame, found: tuple[int, ...], size: tuple[int, int]) -> str | None:
+    """What is wrong with the size of a frame's depth map beside its photograph of ``size``; None: nothing."""
+    if frame.smaller_depth:
+        return why_not((found[0], found[1]), size, frame.image.name)
+    if found == size:
+        return None
+    return (
+        f"expected the size of its image {frame.image.name}, {size[0]}x{size[1]}, found {found[0]}x{found[1]}"
+    )
+
+
+def read_camera(path: Path) -> npt.NDArray[np.float64]:
+    """``(3, 3)`` camera matrix of a text file with its nine numbers.
+
+    Raises:
+        DataError: the file is absent or holds something else.
+    """
+    try:
+        numbers = [float(word) for word in path.read_text().split()]
+    except OSError as error:
+        raise DataError(f"{path}: cannot read this camera matrix ({error.strerror})") from error
+    except ValueError as error:
         raise DataError(
-            f"{dataset}: {len(missing):,} of {len(wanted):,} files are missing below {root}{state}:"
-            f"{names}{more}\n{_spelling(missing)}{advice}"
+            f"{path}: expected the nine numbers of a camera matrix, found other text ({error})"
+        ) from error
+    if len(numbers) != 9 or min(numbers[0], numbers[4]) <= 0:
+        raise DataError(
+            f"{path}: expected the nine numbers of a camera matrix with positive focal lengths, found {numbers}"
         )
+    return np.array(numbers).reshape(3, 3)
 
 
-def _spelling(missing: Sequence[Path]) -> str:
-    """A line on missing paths that would be found if they were spelt otherwise, as they are on Windows; or nothing."""
-    if os.sep == "/" and any("\\" in str(path) for path in missing):
-        return "Paths with backslashes are understood by Windows only: write / instead.\n"
-    for path in missing[:_NAMES_SHOWN]:
-        try:
-            names = os.listdir(path.parent)  # noqa: PTH208  # names alone
-        except OSError:
-            continue
-        for name in names:
-            if name.casefold() == path.name.casefold():
-                return f"{path.name} is there as {name}: upper and lower case count.\n"
-            if unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", path.name):
-                return f"{path.name} is there, but its accents are other characters: copy the name from the folder.\n"
-    return ""
-
-
-def missing_files(paths: Iterable[Path]) -> list[Path]:
-    """Those of ``paths`` that are not there.
-
-    Folders are listed once each: quicker than asking for 72,000 files one by one, on network disks above all.
-    """
-    listings: dict[Path, set[str]] = {}
-    missing = []
-    for path in paths:
-        folder = path.parent
-        if folder not in listings:
-            listings[folder] = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-        if path.name not in listings[folder]:
-            missing.append(path)
-    return missing
-
-
-def _below(path: Path, root: Path) -> Path:
-    return path.relative_to(root) if path.is_relative_to(root) else path
+def _camera(frame: Frame) -> npt.NDArray[np.float64]:
+    if frame.intrinsics is not None:
+        return camera_matrix(*frame.intrinsics)
+    if frame.intrinsics_file is not None:
+        return read_camera(frame.intrinsics_file)
+    unknown = np.full((3, 3), np.nan)
+    unknown[2] = 0.0, 0.0, 1.0
+    return unknown

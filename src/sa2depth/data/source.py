@@ -9,13 +9,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sa2depth.data.frame import Frame
-from sa2depth.data.io.depth_files import DepthMap
-from sa2depth.data.io.images import photograph_size, read_mask, read_rgb
+from sa2depth.data.frame import Frame, depth_of_frame, read_frame
+from sa2depth.data.io.images import photograph_size
 from sa2depth.data.listing import Listing
-from sa2depth.data.sample import RawSample, camera_matrix, nearest_resized
+from sa2depth.data.sample import RawSample
 from sa2depth.data.splits.selection import Part, handful, hold_out
-from sa2depth.depth_size import why_not
 from sa2depth.errors import DataError
 
 Prepare = Callable[[RawSample], RawSample]
@@ -172,89 +170,6 @@ def missing_files_allowed() -> Iterator[None]:
         yield
     finally:
         _MISSING_ALLOWED.reset(token)
-
-
-def read_frame(frame: Frame) -> RawSample:
-    """Read the files of one frame.
-
-    Returns:
-        A sample at the photograph's own size; the camera matrix holds NaN where the camera is unknown.
-
-    Raises:
-        DataError: a file is absent or broken, or the sizes do not fit; with the file's name.
-    """
-    image = read_rgb(frame.image)
-    depth = depth_of_frame(frame, (image.shape[0], image.shape[1]))
-    return RawSample(image, depth, _camera(frame), frame.id)
-
-
-def depth_of_frame(frame: Frame, size: tuple[int, int]) -> DepthMap | None:
-    """Depth of a frame as its files have it, masked; None where it has none.
-
-    Args:
-        frame: which.
-        size: ``(H, W)`` of its photograph, upright.
-
-    Returns:
-        ``(H, W)`` metres, or fewer pixels where the frame allows it; 0 = not measured.
-
-    Raises:
-        DataError: a file is absent or broken, or its size does not fit; with its name.
-    """
-    if frame.depth is None:
-        return None
-    depth = frame.decode(frame.depth, size)
-    if problem := size_problem(frame, depth.shape, size):
-        raise DataError(f"{frame.depth}: {problem}")
-    if frame.mask is None:
-        return depth
-    mask = read_mask(frame.mask)
-    if mask.shape not in (size, depth.shape):
-        wanted = f"{size[0]}x{size[1]}, found {mask.shape[0]}x{mask.shape[1]}"
-        raise DataError(f"{frame.mask}: expected the size of its image {frame.image.name}, {wanted}")
-    return np.where(nearest_resized(mask, depth.shape), depth, np.float32(0))
-
-
-def size_problem(frame: Frame, found: tuple[int, ...], size: tuple[int, int]) -> str | None:
-    """What is wrong with the size of a frame's depth map beside its photograph of ``size``; None: nothing."""
-    if frame.smaller_depth:
-        return why_not((found[0], found[1]), size, frame.image.name)
-    if found == size:
-        return None
-    return (
-        f"expected the size of its image {frame.image.name}, {size[0]}x{size[1]}, found {found[0]}x{found[1]}"
-    )
-
-
-def read_camera(path: Path) -> npt.NDArray[np.float64]:
-    """``(3, 3)`` camera matrix of a text file with its nine numbers.
-
-    Raises:
-        DataError: the file is absent or holds something else.
-    """
-    try:
-        numbers = [float(word) for word in path.read_text().split()]
-    except OSError as error:
-        raise DataError(f"{path}: cannot read this camera matrix ({error.strerror})") from error
-    except ValueError as error:
-        raise DataError(
-            f"{path}: expected the nine numbers of a camera matrix, found other text ({error})"
-        ) from error
-    if len(numbers) != 9 or min(numbers[0], numbers[4]) <= 0:
-        raise DataError(
-            f"{path}: expected the nine numbers of a camera matrix with positive focal lengths, found {numbers}"
-        )
-    return np.array(numbers).reshape(3, 3)
-
-
-def _camera(frame: Frame) -> npt.NDArray[np.float64]:
-    if frame.intrinsics is not None:
-        return camera_matrix(*frame.intrinsics)
-    if frame.intrinsics_file is not None:
-        return read_camera(frame.intrinsics_file)
-    unknown = np.full((3, 3), np.nan)
-    unknown[2] = 0.0, 0.0, 1.0
-    return unknown
 
 
 def _common_folder(frames: Sequence[Frame]) -> Path:

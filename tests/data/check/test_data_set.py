@@ -12,10 +12,10 @@ from PIL import Image
 
 from sa2depth.data.check import data_set as check_module
 from sa2depth.data.check.data_set import check, image_count
-from sa2depth.data.frame import Frame, missing_files
+from sa2depth.data.frame import Frame
 from sa2depth.data.io.depth_files import Limited, PngDepth, RotatedPngDepth
 from sa2depth.data.io.depth_units import UNITS
-from sa2depth.data.listing import Listing
+from sa2depth.data.listing import Listing, missing_files
 from sa2depth.data.sets import nyu, sunrgbd
 from sa2depth.data.sets.kitti import eigen as kitti
 from sa2depth.data.sets.kitti.velodyne import VelodyneDepth

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sa2depth.data.frame import Frame
+from sa2depth.data.frame import Frame, read_frame
 from sa2depth.data.io.depth_files import MILLIMETRE_PNG, ArrayDepth, Limited, PngDepth, RotatedPngDepth
 from sa2depth.data.listing import Listing
-from sa2depth.data.source import from_listing, missing_files_allowed, read_frame
+from sa2depth.data.source import from_listing, missing_files_allowed
 from sa2depth.errors import ConfigError, DataError
 
 DEPTH = np.array([[0.0, 1.25, 2.5], [9.0, 0.5, 60.0]], np.float32)

@@ -3,10 +3,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sa2depth.data.frame import Frame
+from sa2depth.data.frame import Frame, read_frame
 from sa2depth.data.io.depth_files import PngDepth
 from sa2depth.data.io.images import read_mask, read_rgb
-from sa2depth.data.source import read_frame
 from sa2depth.errors import DataError
 
 

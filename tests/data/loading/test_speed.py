@@ -3,11 +3,11 @@ import time
 import pytest
 import torch
 
+from sa2depth.data import nyu_labelled
 from sa2depth.data.augment.augmentation import Augmentation
 from sa2depth.data.loading.datamodule import DepthDataModule
 from sa2depth.data.loading.dataset import DepthDataset
 from sa2depth.data.loading.speed import Rate, loader_rate, recommend, stage_times
-from sa2depth.data.sets.nyu.factory import nyu_labelled
 
 
 @pytest.fixture

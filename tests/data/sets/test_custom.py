@@ -12,8 +12,7 @@ from PIL import Image
 
 from sa2depth.data.check.data_set import check
 from sa2depth.data.io.rows import read_rows
-from sa2depth.data.sets.custom import COLUMNS, Defaults, from_folders, from_list
-from sa2depth.data.sets.custom_factory import custom
+from sa2depth.data.sets.custom import COLUMNS, Defaults, custom, from_folders, from_list
 from sa2depth.errors import ConfigError, DataError
 
 SAMPLES = Path(__file__).parents[4] / "shared" / "data" / "samples" / "other"

@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from PIL import Image
 
 from sa2depth.data.sets import diml
-from sa2depth.data.sets.diml_factory import diml_outdoor
+from sa2depth.data.sets.diml import diml_outdoor
 from sa2depth.errors import ConfigError, DataError
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sa2depth.data.frame import read_frame
 from sa2depth.data.prepare import SplitState, execute, make_plan, what_is_missing
 from sa2depth.data.prepare.archives import ZipSource
 from sa2depth.data.prepare.sources import open_sources
-from sa2depth.data.sets import RECIPES, diml, make_recipe, nyu, sunrgbd
+from sa2depth.data.sets import diml, make_recipe, nyu, recipes, sunrgbd
 from sa2depth.data.sets.kitti import eigen as kitti
 from sa2depth.data.sets.kitti.official import official
-from sa2depth.data.source import read_frame
 from sa2depth.data.splits.tables import read_table
 from sa2depth.errors import ConfigError, DataError
 
@@ -316,7 +316,7 @@ def test_diml_in_both_resolutions_and_half_unpacked(tmp_path):
 # all
 
 
-@pytest.mark.parametrize("dataset", sorted(RECIPES.keys() - {"diml_outdoor"}))
+@pytest.mark.parametrize("dataset", sorted(recipes().keys() - {"diml_outdoor"}))
 def test_every_listed_file_has_its_place(dataset, tmp_path):
     recipe = make_recipe(dataset, tmp_path)
     archive = ZipSource(tmp_path / "x.zip")
@@ -344,7 +344,7 @@ def test_unknown_names_and_options(tmp_path):
         make_recipe("nyu_labelled", tmp_path, depth="dense")
 
 
-@pytest.mark.parametrize("dataset", RECIPES)
+@pytest.mark.parametrize("dataset", recipes())
 def test_strange_archives_give_nothing(dataset, tmp_path):
     archive = pack(tmp_path / "x.zip", ["holiday/0001.jpg", "0000000005.png", "image_02/data/0000000005.png"])
     recipe = make_recipe(dataset, tmp_path / "root")

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from PIL import Image
 
 from sa2depth.data.sets import sunrgbd
-from sa2depth.data.sets.sunrgbd_factory import sunrgbd as source
+from sa2depth.data.sets.sunrgbd import sunrgbd as source
 from sa2depth.errors import ConfigError, DataError
 
 SAMPLES = Path(__file__).parents[4] / "shared" / "data" / "samples" / "sunrgbd"

@@ -72,13 +72,13 @@ def show(
 
 def _choose(source: "Source", count: int, seed: int) -> tuple[list[int], int]:
     """Numbers of images drawn at random, in order, from those whose files are there; and how many lack files."""
-    from sa2depth.data.frame import missing_files
+    from sa2depth.data.listing import files_of, missing_files
     from sa2depth.data.loading.samplers import stream
     from sa2depth.data.source import FileSource
 
     usable = list(range(len(source)))
     if isinstance(source, FileSource):
-        missing = set(missing_files(file for frame in source.frames for file in frame.files))
+        missing = set(missing_files(files_of(source.frames)))
         if missing:
             usable = [number for number in usable if missing.isdisjoint(source.frames[number].files)]
         if not usable and source.listing is not None:

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import cv2
 
@@ -26,11 +26,13 @@ from sa2depth.data.check.frames import (
     units_of,
 )
 from sa2depth.data.check.leaks import find_leaks, shared_images, twins
-from sa2depth.data.frame import Frame, missing_files
+from sa2depth.data.frame import Frame
 from sa2depth.data.io.depth_files import Limited
 from sa2depth.data.io.depth_units import Spread, too_near
+from sa2depth.data.listing import missing_files
 from sa2depth.data.sample import Source
 from sa2depth.data.source import FileSource
+from sa2depth.data.splits.selection import spread
 from sa2depth.threads import usable_cores
 
 _PLAUSIBLE = (0.01, 1000.0)  # metres, of data that name no range: what lies outside is in another unit
@@ -43,7 +45,6 @@ _AHEAD = 4
 """Tasks that wait for each worker: enough to keep it busy, few enough to hold no memory."""
 
 Advance = Callable[[int], None]
-_T = TypeVar("_T")
 
 
 @dataclass
@@ -272,7 +273,7 @@ def _check_part(
         if listing is None
         else Expected(listing.size, _plausible(listing.depth_range))
     )
-    chosen = _spread(frames, QUICK) if quick else frames
+    chosen = spread(frames, QUICK) if quick else frames
     seen = _Depths()
     odd: dict[str, list[str]] = {}
     for frame, finding in zip(
@@ -300,7 +301,7 @@ def _check_part(
 def _check_samples(name: str, source: Source, run: _Run, quick: bool, advance: Advance) -> SplitReport:
     """A source without files, such as synthetic scenes: its samples are made and looked at."""
     report = SplitReport(name, source.describe(), "", len(source))
-    chosen = _spread(range(len(source)), QUICK) if quick else range(len(source))
+    chosen = spread(range(len(source)), QUICK) if quick else range(len(source))
     expected, seen = Expected(None, (0.0, math.inf)), _Depths()
 
     def look(index: int) -> Finding:
@@ -364,12 +365,6 @@ def _twins(frames: Sequence[Frame], digests: Mapping[str, bytes]) -> list[str]:
 
 def _plausible(depth_range: tuple[float, float]) -> tuple[float, float]:
     return _PLAUSIBLE if depth_range == (0.0, math.inf) else depth_range
-
-
-def _spread(items: Sequence[_T], count: int) -> list[_T]:
-    """At most ``count`` items, evenly spread."""
-    count = min(count, len(items))
-    return [items[number * len(items) // count] for number in range(count)]
 
 
 def _folder(frames: Sequence[Frame]) -> Path:

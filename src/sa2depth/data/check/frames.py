@@ -1,6 +1,6 @@
 """Looking at one frame: whether its files are what its data set says they are.
 
-`sa2depth.data.source.read_frame` stops at the first fault; here everything that can be said of a frame is said.
+`sa2depth.data.frame.read_frame` stops at the first fault; here everything that can be said of a frame is said.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from sa2depth.data.frame import Frame
+from sa2depth.data.frame import Frame, read_camera, size_problem
 from sa2depth.data.io.depth_files import (
     MILLIMETRE_PNG,
     DepthDecoder,
@@ -24,7 +24,6 @@ from sa2depth.data.io.depth_files import (
 from sa2depth.data.io.depth_units import Spread, fitting_units
 from sa2depth.data.io.images import read_mask, read_rgb
 from sa2depth.data.sample import RawSample
-from sa2depth.data.source import read_camera, size_problem
 from sa2depth.depth_size import same_view
 from sa2depth.errors import DataError
 

@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 import cv2
 import torch
 
+from sa2depth.data.frame import depth_of_frame, read_frame
 from sa2depth.data.loading.datamodule import DepthDataModule
 from sa2depth.data.loading.dataset import Batch, DepthDataset, collate, to_item
 from sa2depth.data.loading.samplers import stream
 from sa2depth.data.sample import RawSample, full_depth
-from sa2depth.data.source import FileSource, depth_of_frame, read_frame
+from sa2depth.data.source import FileSource
 
 STAGES = ("decode image", "decode depth", "make sample", "prepare", "augment", "tensor", "collate")
 """What happens to an image, in this order. Files are decoded, synthetic samples are made."""

@@ -19,6 +19,7 @@ class Recipe(ABC):
         root: folder of the tree, as the functions of `sa2depth.data.sets` take it.
         title: what people are told it is.
         archives: what to give as sources.
+        archive: the one that holds every file, where there is one.
         searched: whether a split is what is found in the tree, so that a plan alone cannot tell whether it is whole.
         own_files: names of files that only this recipe reads.
     """
@@ -27,6 +28,7 @@ class Recipe(ABC):
 
     title: ClassVar[str]
     archives: ClassVar[str]
+    archive: ClassVar[str] = ""
     searched: ClassVar[bool] = False
     own_files: ClassVar[tuple[str, ...]] = ()
 
@@ -48,11 +50,11 @@ class Recipe(ABC):
 
     @abstractmethod
     def splits(self) -> Sequence[Callable[[], Listing]]:
-        """One function a split, giving what it should hold; a `DataError` means that it is not usable."""
+        """One function for each split, which gives what it should hold; a `DataError` means that it is not usable."""
 
-    @abstractmethod
     def origin(self, path: Path) -> str:
         """The archive that holds a missing file."""
+        return self.archive
 
     def enough(self, states: Sequence[SplitState]) -> bool:
         """Whether the data set is complete; every split must be, unless one will do."""

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sa2depth.data.frame import missing_files
-from sa2depth.data.listing import Listing
+from sa2depth.data.listing import Listing, files_of, missing_files
 from sa2depth.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def _state(recipe: "Recipe", split: Callable[[], Listing], soon: frozenset[Path]
         listing = split()
     except UserError as error:
         return SplitState(recipe.title, problem=str(error), later=recipe.searched and bool(soon))
-    wanted = list(dict.fromkeys(path for frame in listing.frames for path in frame.files))
+    wanted = files_of(listing.frames)
     missing = tuple(path for path in _absent(wanted) if path not in soon)
     origins = Counter(recipe.origin(path) for path in missing)
     return SplitState(listing.title, len(listing.frames), len(wanted), missing, origins)

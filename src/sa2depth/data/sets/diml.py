@@ -7,16 +7,23 @@ cameras' calibration is not known here: intrinsics stay unknown.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from sa2depth.data.frame import Frame
 from sa2depth.data.io.depth_files import MILLIMETRE_PNG, Limited
 from sa2depth.data.io.walk import walk
-from sa2depth.data.listing import Listing
-from sa2depth.data.splits.selection import hold_out
+from sa2depth.data.listing import Listing, named
+from sa2depth.data.prepare.members import Source
+from sa2depth.data.prepare.recipe import Recipe
+from sa2depth.data.source import FileSource, from_listing
+from sa2depth.data.splits.selection import Part, hold_out, require_choice
 from sa2depth.errors import ConfigError, DataError
+
+__all__ = ["diml_outdoor"]
 
 Split = Literal["train", "test", "all"]
 Resolution = Literal["HR", "LR"]
@@ -30,7 +37,6 @@ _FARTHEST = 65.5345
 
 _IMAGES, _DEPTHS = "outleft", "depthmap"
 _TEST_FOLDERS = {"test", "testing", "validation", "val"}
-_NAMES_SHOWN = 5
 _ADVICE = (
     f"Expected SCENE/{_IMAGES}/*.png and SCENE/{_DEPTHS}/*.png anywhere below, as in the archives of "
     "dimlrgbd.github.io.\nSet paths.data_dir (its folder 'diml' is searched) or data.test.root."
@@ -69,8 +75,7 @@ def outdoor(
         ConfigError: an option that does not exist, or ``resolution`` is needed.
         DataError: nothing is found, or images and depth maps do not pair; with the names.
     """
-    if split not in get_args(Split):
-        raise ConfigError(f"DIML outdoor has no split '{split}': choose one of {', '.join(get_args(Split))}")
+    require_choice(f"DIML outdoor has no split '{split}'", split, get_args(Split))
     if resolution is not None and resolution not in get_args(Resolution):
         raise ConfigError(f"DIML outdoor has no resolution '{resolution}': choose HR or LR")
     if not max_depth > 0:
@@ -173,8 +178,8 @@ def _pairs(scene: Path) -> list[tuple[Path, Path]]:
     raise DataError(
         f"{scene}: every image of '{_IMAGES}' needs a depth map of the same name or number in '{_DEPTHS}', and none "
         f"may be left over.\n"
-        f"  {len(images)} images, without depth map: {_named(images.keys() - depths.keys())}\n"
-        f"  {len(depths)} depth maps, without image: {_named(depths.keys() - images.keys())}\n"
+        f"  {len(images)} images, without depth map: {named(images.keys() - depths.keys())}\n"
+        f"  {len(depths)} depth maps, without image: {named(depths.keys() - images.keys())}\n"
         "Was an archive unpacked only in part? Unpack it again, or remove the files that are alone."
     )
 
@@ -191,7 +196,73 @@ def _last_number(stem: str) -> int | None:
     return int(numbers[-1]) if numbers else None
 
 
-def _named(stems: Iterable[str]) -> str:
-    names = sorted(stems)
-    more = f" and {len(names) - _NAMES_SHOWN:,} more" if len(names) > _NAMES_SHOWN else ""
-    return (", ".join(names[:_NAMES_SHOWN]) + more) or "none"
+def diml_outdoor(
+    root: Path | str,
+    split: Split = "test",
+    test_every: int = 10,
+    resolution: Resolution | None = None,
+    max_depth: float = MAX_DEPTH,
+    part: Part = "all",
+    every: int = 20,
+    limit: int | None = None,
+    ids: Sequence[str] | None = None,
+) -> FileSource:
+    """Street scenes with depth in metres up to ``max_depth``.
+
+    Args:
+        root: folder below which ``outleft`` and ``depthmap`` are looked for.
+        split: ``test``, ``train`` or ``all``; see `outdoor` for which is which.
+        test_every: every so many places are for testing, where no folder is named ``test`` or ``validation``.
+        resolution: ``HR`` or ``LR`` where both are there.
+        max_depth: metres; depth beyond counts as not measured.
+        part: ``all``, ``fit`` or ``held_out``, see `sa2depth.data.splits.selection.hold_out`.
+        every: every ``every``-th place is held out.
+        limit: use at most so many images, evenly spread.
+        ids: use exactly these images.
+
+    Raises:
+        ConfigError: an option that does not exist, or ``resolution`` is needed.
+        DataError: nothing is found, or images and depth maps do not pair.
+    """
+    listing = outdoor(root, split, test_every, resolution, max_depth)
+    return from_listing(listing, part, every, limit, ids)
+
+
+@dataclass(frozen=True)
+class DimlOutdoor(Recipe):
+    """DIML outdoor; the set has no published list, so everything found is taken."""
+
+    title: ClassVar[str] = "DIML outdoor"
+    searched: ClassVar[bool] = True
+    archives: ClassVar[str] = (
+        "the outdoor archives of dimlrgbd.github.io, or folders, with SCENE/outleft/*.png and SCENE/depthmap/*.png"
+    )
+    archive: ClassVar[str] = "the archives of dimlrgbd.github.io"
+
+    def place(self, name: str, source: Source) -> str | None:
+        """Its path in the source; below the source's name if that path has no folder that names the recording."""
+        path = PurePosixPath(name)
+        if len(path.parts) < 2 or path.parent.name not in (_IMAGES, _DEPTHS) or path.suffix.lower() != ".png":
+            return None
+        if not source.linked:
+            return (
+                PurePosixPath(source.path.name.split(".")[0], path) if len(path.parts) < 3 else path
+            ).as_posix()
+        if source.path.is_relative_to(self.root):
+            return None  # in the tree already, wherever below: the set is found by searching
+        base = PurePosixPath(source.path.as_posix())
+        while len(path.relative_to(base).parts) < 3:
+            base = base.parent
+        return path.relative_to(base).as_posix()
+
+    def splits(self) -> Sequence[Callable[[], Listing]]:
+        """See `Recipe`: one for each resolution where both are there, else all images together."""
+        if self.root.is_dir() and all(self._has(name) for name in get_args(Resolution)):
+            return [partial(outdoor, self.root, "all", resolution=name) for name in get_args(Resolution)]
+        return [partial(outdoor, self.root, "all")]
+
+    def _has(self, resolution: str) -> bool:
+        return any(folder.is_dir() for folder in self.root.rglob(f"{resolution}/outleft"))
+
+
+RECIPES = {"diml_outdoor": DimlOutdoor}

@@ -5,15 +5,25 @@ filled depth of the same name in ``depth_bfx/`` and the camera matrix in ``intri
 """
 
 import gzip
-from functools import cache
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
-from typing import Literal, NamedTuple, get_args
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 from sa2depth.data.frame import Frame
 from sa2depth.data.io.depth_files import RotatedPngDepth
 from sa2depth.data.listing import Listing
-from sa2depth.errors import ConfigError, DataError
+from sa2depth.data.prepare.members import Source
+from sa2depth.data.prepare.recipe import Recipe
+from sa2depth.data.prepare.verdict import SplitState
+from sa2depth.data.source import FileSource, from_listing
+from sa2depth.data.splits.selection import require_choice
+from sa2depth.errors import DataError
+
+__all__ = ["sunrgbd"]
 
 DepthFolder = Literal["depth", "depth_bfx"]
 
@@ -24,6 +34,11 @@ DEPTH_RANGE = (0.1, 20.0)
 _TABLE = "sunrgbd_test_5050"
 _SUN3D = "xtion/sun3ddata"
 _LINE = "SUNRGBD/FOLDER/image/STEM.jpg SUNRGBD/FOLDER/depth/STEM.png"
+_SENSORS = ("kv1", "kv2", "realsense", "xtion")
+_FILE = re.compile(
+    rf"(?:^|/)(?P<folder>(?:{'|'.join(_SENSORS)})/.+)/"
+    r"(?P<file>image/[^/]+\.jpg|depth(?:_bfx)?/[^/]+\.png|intrinsics\.txt)$"
+)
 _ADVICE = (
     "Expected SUNRGBD/FOLDER/image/*.jpg, SUNRGBD/FOLDER/{depth}/*.png and SUNRGBD/FOLDER/intrinsics.txt there, "
     "as in SUNRGBD.zip of the data set's page (rgbd.cs.princeton.edu).\n"
@@ -63,10 +78,7 @@ def listing(root: Path | str, depth: DepthFolder = "depth", image_list: Path | s
         ConfigError: no such depth folder.
         DataError: the list cannot be read.
     """
-    if depth not in get_args(DepthFolder):
-        raise ConfigError(
-            f"SUN RGB-D has no depth folder '{depth}': choose one of {', '.join(get_args(DepthFolder))}"
-        )
+    require_choice(f"SUN RGB-D has no depth folder '{depth}'", depth, get_args(DepthFolder))
     root = Path(root).expanduser()
     folder = root / "SUNRGBD" if (root / "SUNRGBD").is_dir() else root
     if image_list is None:
@@ -169,3 +181,79 @@ def _frame(root: Path, entry: Entry, depth: DepthFolder) -> Frame:
 
 def _place(folder: str) -> str:
     return "/".join(folder.split("/")[:3]) if folder.startswith(_SUN3D) else folder
+
+
+def sunrgbd(
+    root: Path | str,
+    depth: DepthFolder = "depth",
+    image_list: Path | str | None = None,
+    limit: int | None = None,
+    ids: Sequence[str] | None = None,
+) -> FileSource:
+    """The 5,050 test images of SUN RGB-D, on which models trained elsewhere are evaluated.
+
+    Args:
+        root: see `listing`.
+        depth: ``depth`` (as measured) or ``depth_bfx`` (holes filled).
+        image_list: a list of one's own instead of the 5,050; null: the 5,050.
+        limit: use at most so many images, evenly spread.
+        ids: use exactly these images.
+
+    Raises:
+        ConfigError: no such depth folder.
+        DataError: files are missing, or the list cannot be read.
+    """
+    return from_listing(listing(root, depth, image_list), limit=limit, ids=ids)
+
+
+@dataclass(frozen=True)
+class SunRgbd(Recipe):
+    """SUN RGB-D: photographs, raw and filled depth, camera matrices.
+
+    Attributes:
+        everything: all images, not only the test images.
+    """
+
+    everything: bool = False
+
+    title: ClassVar[str] = "SUN RGB-D"
+    archives: ClassVar[str] = "SUNRGBD.zip (6.4 GB) of rgbd.cs.princeton.edu, or the folder SUNRGBD"
+    archive: ClassVar[str] = "SUNRGBD.zip"
+
+    def place(self, name: str, source: Source) -> str | None:
+        """See `Recipe`."""
+        match = _FILE.search(name)
+        if not match:
+            return None
+        target = f"{match['folder']}/{match['file']}"
+        return self.below(self._folder) + target if self.everything or target in self._wanted else None
+
+    def splits(self) -> Sequence[Callable[[], Listing]]:
+        """See `Recipe`."""
+        return [partial(listing, self._folder, depth) for depth in ("depth", "depth_bfx")]
+
+    def enough(self, states: Sequence[SplitState]) -> bool:
+        """Raw depth is enough; filled depth is for those who ask for it."""
+        return states[0].complete
+
+    @cached_property
+    def _folder(self) -> Path:
+        """``root/SUNRGBD``; ``root`` where it is that folder itself."""
+        here = any((self.root / sensor).is_dir() for sensor in _SENSORS)
+        return self.root if here and not (self.root / "SUNRGBD").is_dir() else self.root / "SUNRGBD"
+
+    @cached_property
+    def _wanted(self) -> frozenset[str]:
+        return frozenset(
+            f"{entry.folder}/{file}"
+            for entry in read_table()
+            for file in (
+                f"image/{entry.image}.jpg",
+                f"depth/{entry.depth}.png",
+                f"depth_bfx/{entry.depth}.png",
+                "intrinsics.txt",
+            )
+        )
+
+
+RECIPES = {"sunrgbd": SunRgbd}

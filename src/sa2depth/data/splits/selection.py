@@ -4,13 +4,14 @@ The released code selects its best model on the test images; here a part of the 
 for that.
 """
 
-from collections.abc import Sequence
-from typing import Literal, get_args
+from collections.abc import Iterable, Sequence
+from typing import Literal, TypeVar, get_args
 
 from sa2depth.data.frame import Frame
 from sa2depth.errors import ConfigError, DataError, nearest
 
 Part = Literal["all", "fit", "held_out"]
+_T = TypeVar("_T")
 
 
 def hold_out(frames: Sequence[Frame], part: Part, every: int) -> list[Frame]:
@@ -25,8 +26,7 @@ def hold_out(frames: Sequence[Frame], part: Part, every: int) -> list[Frame]:
     Raises:
         ConfigError: no such part, ``every`` below 2, or nothing would be left in the part.
     """
-    if part not in get_args(Part):
-        raise ConfigError(f"part={part!r}: choose one of {', '.join(get_args(Part))}")
+    require_choice(f"part={part!r}", part, get_args(Part))
     if part == "all":
         return list(frames)
     if every < 2:
@@ -70,5 +70,20 @@ def handful(
         return list(frames)
     if limit < 1:
         raise ConfigError(f"limit={limit}: at least 1, or null for all")
-    count = min(limit, len(frames))
-    return [frames[number * len(frames) // count] for number in range(count)]
+    return spread(frames, limit)
+
+
+def spread(items: Sequence[_T], count: int) -> list[_T]:
+    """At most ``count`` of some items, evenly spread."""
+    count = min(count, len(items))
+    return [items[number * len(items) // count] for number in range(count)]
+
+
+def require_choice(problem: str, value: object, choices: Iterable[str]) -> None:
+    """Fail unless ``value`` is one of some words.
+
+    Raises:
+        ConfigError: ``problem`` and the words to choose from.
+    """
+    if value not in (known := tuple(choices)):
+        raise ConfigError(f"{problem}: choose one of {', '.join(known)}")

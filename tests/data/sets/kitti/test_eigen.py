@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sa2depth.data import kitti_eigen, kitti_official
 from sa2depth.data.sets.kitti import eigen as kitti
 from sa2depth.data.sets.kitti.calibration import camera_intrinsics, read_calibration, scanner_to_image
-from sa2depth.data.sets.kitti.factory import kitti_eigen, kitti_official
 from sa2depth.data.sets.kitti.recordings import KittiTree, validation_drives
 from sa2depth.data.source import from_listing
 from sa2depth.data.splits.selection import hold_out

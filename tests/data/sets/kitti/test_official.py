@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sa2depth.data.sets.kitti.factory import kitti_official
+from sa2depth.data import kitti_official
 from sa2depth.data.sets.kitti.official import official
 from sa2depth.data.splits.tables import read_table
 from sa2depth.errors import ConfigError, DataError

@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sa2depth.data.frame import read_frame
 from sa2depth.data.io.depth_files import MILLIMETRE_PNG
 from sa2depth.data.prepare import execute, make_plan, what_is_missing
 from sa2depth.data.prepare.plan import State
 from sa2depth.data.prepare.sources import open_sources
 from sa2depth.data.sets import make_recipe, nyu
 from sa2depth.data.sets.nyu import labelled_mat as nyu_mat
-from sa2depth.data.sets.nyu import recipe as nyu_recipes
-from sa2depth.data.source import read_frame
 from sa2depth.errors import ConfigError, DataError
 
 SHARED = Path(__file__).parents[5] / "shared" / "data"
@@ -32,11 +31,11 @@ NUMBERS = (0, 1, 2, 1448)
 @pytest.fixture
 def short_tables(monkeypatch):
     """Four images instead of 1,449."""
-    nyu_recipes._frames.cache_clear()
-    for module in (nyu, nyu_mat, nyu_recipes):
+    nyu._frames.cache_clear()
+    for module in (nyu, nyu_mat):
         monkeypatch.setattr(module, "read_table", TABLES.__getitem__)
     yield
-    nyu_recipes._frames.cache_clear()
+    nyu._frames.cache_clear()
 
 
 def picture(number):

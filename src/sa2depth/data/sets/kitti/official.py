@@ -1,18 +1,26 @@
 """KITTI, official depth prediction: all annotated drives, the validation selection, the anonymous test images."""
 
 import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
+from typing import ClassVar
 
 from sa2depth.data.frame import Frame
-from sa2depth.data.listing import Listing
+from sa2depth.data.listing import Listing, files_of
+from sa2depth.data.prepare.members import Source
 from sa2depth.data.sets.kitti.recordings import (
     DEPTH_RANGE,
     KITTI_PNG,
     OFFICIAL_VAL_TABLE,
+    KittiRecipe,
     KittiTree,
     camera_folders,
     validation_drives,
 )
+from sa2depth.data.source import FileSource, from_listing
+from sa2depth.data.splits.selection import Part, require_choice
 from sa2depth.data.splits.tables import read_table
 from sa2depth.errors import ConfigError, DataError
 
@@ -25,6 +33,12 @@ TEST_IMAGES = 500
 
 _SELECTION_FOLDERS = ("depth_selection", "data_depth_selection/depth_selection", "data_depth_selection", "")
 _MAP = re.compile(r"(\d{10})\.png")
+_SELECTION = re.compile(
+    r"(?:^|/)(?P<part>val_selection_cropped|test_depth_prediction_anonymous)/"
+    r"(?P<file>(?:image|groundtruth_depth|intrinsics)/[\w.]+)$"
+)
+_PARTS = {"val_selection_cropped": "val", "test_depth_prediction_anonymous": "test"}
+_RECORDED = re.compile(r"(?P<drive>[^/]+_sync)/(?P<camera>image_0[23])/data/(?P<number>\d{10})\.(?:png|jpg)$")
 _ADVICE = (
     "It comes with data_depth_selection.zip of KITTI's depth prediction page: unpack it below the root. "
     "Set paths.data_dir (its folder 'kitti' is searched) or data.test.root."
@@ -48,8 +62,7 @@ def official(
         ConfigError: no such split or camera, or a camera for a split that has no choice.
         DataError: no annotated drive is found, or a calibration file is broken.
     """
-    if split not in SPLITS:
-        raise ConfigError(f"KITTI official has no split '{split}': choose one of {', '.join(SPLITS)}")
+    require_choice(f"KITTI official has no split '{split}'", split, SPLITS)
     folders = camera_folders(camera)
     if split == "train":
         return _train(KittiTree(root, depth_root), folders)
@@ -126,3 +139,93 @@ def _selection(root: Path, name: str) -> Path:
     """The folder of a selection; where it ought to be, if it is nowhere."""
     places = [root / above / name for above in _SELECTION_FOLDERS]
     return next((place for place in places if place.is_dir()), places[0])
+
+
+def kitti_official(
+    root: Path | str,
+    split: str = "train",
+    camera: str = "both",
+    depth_root: Path | str | None = None,
+    part: Part = "all",
+    every: int = 20,
+    limit: int | None = None,
+    ids: Sequence[str] | None = None,
+) -> FileSource:
+    """KITTI, the benchmark's own division: all training drives, 1,000 validation or 500 test images.
+
+    Args:
+        root: see `official`, as are the next three.
+        split: ``train``, ``val`` or ``test``; test images have no depth.
+        camera: ``both``, ``left`` or ``right``; of the training drives only.
+        depth_root: folder of the annotated depth, if it is not below ``root``; of the training drives only.
+        part: ``all``, ``fit`` or ``held_out``, see `sa2depth.data.splits.selection.hold_out`.
+        every: every ``every``-th drive is held out.
+        limit: use at most so many images, evenly spread.
+        ids: use exactly these images.
+
+    Raises:
+        ConfigError: no such split, camera or part.
+        DataError: files are missing.
+    """
+    listing = official(root, split, camera, depth_root)
+    return from_listing(listing, part, every, limit, ids, keep_without_truth=split == "test")
+
+
+@dataclass(frozen=True)
+class KittiOfficial(KittiRecipe):
+    """The benchmark's division: all annotated training drives, 1,000 validation and 500 test images.
+
+    ``everything`` also takes photographs without annotated depth, and the drives kept for validation.
+    """
+
+    title: ClassVar[str] = "KITTI official"
+    searched: ClassVar[bool] = True
+    archives: ClassVar[str] = (
+        "data_depth_selection.zip and data_depth_annotated.zip of KITTI's depth prediction page, and for training "
+        "2011_09_26_drive_0001_sync.zip ... and 2011_09_26_calib.zip ... of its raw data page"
+    )
+
+    def place(self, name: str, source: Source) -> str | None:
+        """See `Recipe`."""
+        if match := _SELECTION.search(name):
+            target = self._selections[_PARTS[match["part"]]].root / match["file"]
+            return self.below(target.parent) + target.name if target in self._selected else None
+        return self.tree.place(
+            name,
+            lambda drive, camera, number: self._of_training(drive),
+            lambda drive, camera, number: self._of_training(drive),
+            lambda drive, number: self.velodyne and self._of_training(drive),
+        )
+
+    def choose(self, targets: Collection[str]) -> Collection[str]:
+        """Without the photographs that have no annotated depth, here or in the tree: ten of each recording."""
+        if self.everything:
+            return targets
+        return [target for target in targets if self._annotated(target, targets)]
+
+    def splits(self) -> Sequence[Callable[[], Listing]]:
+        """See `Recipe`."""
+        return [partial(official, self.root, split) for split in SPLITS]
+
+    def origin(self, path: Path) -> str:
+        """See `Recipe`."""
+        selected = {"val_selection_cropped", "test_depth_prediction_anonymous"} & set(path.parts)
+        return "data_depth_selection.zip" if selected else super().origin(path)
+
+    @cached_property
+    def _selections(self) -> dict[str, Listing]:
+        return {split: official(self.root, split) for split in ("val", "test")}
+
+    @cached_property
+    def _selected(self) -> frozenset[Path]:
+        return frozenset(path for listing in self._selections.values() for path in files_of(listing.frames))
+
+    def _of_training(self, drive: str) -> bool:
+        return self.everything or drive not in validation_drives()
+
+    def _annotated(self, target: str, targets: Collection[str]) -> bool:
+        match = _RECORDED.search(target)
+        if not match:
+            return True
+        truth = self.tree.annotated(match["drive"], match["camera"]) / f"{match['number']}.png"
+        return truth.relative_to(self.root).as_posix() in targets or truth.exists()

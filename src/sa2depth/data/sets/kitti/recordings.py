@@ -5,13 +5,16 @@ Recordings: ``DATE/DRIVE/image_02/data/%010d.png`` and ``DATE/calib_cam_to_cam.t
 below the root, or in the official archives' ``train`` and ``val``. No file has to be moved.
 """
 
-from collections.abc import Iterable
-from functools import cache
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
 from sa2depth.data.frame import Frame
 from sa2depth.data.io.depth_files import DepthDecoder, PngDepth
+from sa2depth.data.prepare.recipe import Recipe
 from sa2depth.data.sets.kitti.calibration import (
     CAMERAS_FILE,
     SCANNER_FILE,
@@ -37,6 +40,16 @@ _FOLDERS = {"left": ("image_02",), "right": ("image_03",), "both": ("image_02", 
 _DAY, _DRIVE = "2011_[01][0-9]_[0-3][0-9]", "2011_*_drive_*_sync"
 _RAW = ("", "raw", "raw_data", "kitti_raw")
 _ARCHIVES = ("data_depth_annotated/train", "data_depth_annotated/val", "train", "val", "data_depth_annotated")
+
+_IN_DRIVE = r"(?:^|/)(?P<drive>2011_\d\d_\d\d_drive_\d{4}_sync)"
+_IMAGE = re.compile(rf"{_IN_DRIVE}/(?P<camera>image_0[23])/data/(?P<file>(?P<number>\d{{10}})\.(?:png|jpg))$")
+_TRUTH = re.compile(
+    rf"{_IN_DRIVE}/proj_depth/groundtruth/(?P<camera>image_0[23])/(?P<file>(?P<number>\d{{10}})\.png)$"
+)
+_SCAN = re.compile(rf"{_IN_DRIVE}/velodyne_points/data/(?P<file>(?P<number>\d{{10}})\.bin)$")
+_CALIBRATION = re.compile(
+    rf"(?:^|/)(?P<day>2011_\d\d_\d\d)/(?P<file>{re.escape(CAMERAS_FILE)}|{re.escape(SCANNER_FILE)})$"
+)
 
 _SOURCES = (
     "Recordings and calibration: KITTI's raw data page, archives DRIVE_sync.zip and DATE_calib.zip. Annotated depth: "
@@ -100,7 +113,7 @@ class KittiTree:
             DataError: a calibration file is broken; one that is absent is named by `Listing.require`.
         """
         day = self.raw / drive[:10]
-        images = day / drive / camera / "data"
+        images = self.images(drive, camera)
         present = _names(images)
         intrinsics = self._intrinsics(day, camera)
         # Calibration is read here. A file that is absent becomes one that the frame needs, and is missed by name.
@@ -110,7 +123,7 @@ class KittiTree:
         if truth == "annotated":
             maps = self.annotated(drive, camera)
         elif truth == "velodyne":
-            maps, suffix = day / drive / "velodyne_points" / "data", ".bin"
+            maps, suffix = self.scans(drive), ".bin"
             scanner = _scanner(day, camera)
             decode = scanner or KITTI_PNG
             needed = needed or (None if scanner else day / SCANNER_FILE)
@@ -126,6 +139,14 @@ class KittiTree:
             )
             for number in numbers
         ]
+
+    def images(self, drive: str, camera: str) -> Path:
+        """Folder with the photographs of one camera of a drive."""
+        return self.raw / drive[:10] / drive / camera / "data"
+
+    def scans(self, drive: str) -> Path:
+        """Folder with the scans of a drive."""
+        return self.raw / drive[:10] / drive / "velodyne_points" / "data"
 
     def annotated(self, drive: str, camera: str) -> Path:
         """Folder with the annotated depth of one camera; where it ought to be, if it is nowhere."""
@@ -150,6 +171,35 @@ class KittiTree:
                 if (drive / "proj_depth" / "groundtruth").is_dir()
             }
         )
+
+    def place(
+        self,
+        name: str,
+        image: Callable[[str, str, int], bool],
+        truth: Callable[[str, str, int], bool],
+        scan: Callable[[str, int], bool],
+    ) -> str | None:
+        """Where a member of an archive belongs below the root, if it is of a recording and wanted.
+
+        Args:
+            name: of the member.
+            image: whether the photograph of a drive, camera and number is wanted.
+            truth: whether its annotated depth map is.
+            scan: whether the scan of a drive and number is.
+        """
+        path = None
+        if match := _IMAGE.search(name):
+            if image(match["drive"], match["camera"], int(match["number"])):
+                path = self.images(match["drive"], match["camera"]) / match["file"]
+        elif match := _TRUTH.search(name):
+            if truth(match["drive"], match["camera"], int(match["number"])):
+                path = self.annotated(match["drive"], match["camera"]) / match["file"]
+        elif match := _SCAN.search(name):
+            if scan(match["drive"], int(match["number"])):
+                path = self.scans(match["drive"]) / match["file"]
+        elif match := _CALIBRATION.search(name):
+            path = self.raw / match["day"] / match["file"]
+        return None if path is None else path.relative_to(self.root).as_posix()
 
     def advice(self) -> str:
         """Where recordings and annotated depth were looked for and where they come from, for errors."""
@@ -185,3 +235,32 @@ def _image_name(number: int, present: frozenset[str]) -> str:
     """The PNG; the JPEG where a user has converted the recordings."""
     png, jpeg = f"{number:010d}.png", f"{number:010d}.jpg"
     return jpeg if jpeg in present and png not in present else png
+
+
+@dataclass(frozen=True)
+class KittiRecipe(Recipe):
+    """What the recipes of all divisions share.
+
+    Attributes:
+        everything: all that the archives hold, see the subclass.
+        velodyne: the laser scans as well.
+    """
+
+    everything: bool = False
+    velodyne: bool = False
+
+    def origin(self, path: Path) -> str:
+        """See `Recipe`."""
+        name = path.as_posix()
+        if _TRUTH.search(name):
+            return "data_depth_annotated.zip"
+        if match := (_IMAGE.search(name) or _SCAN.search(name)):
+            return f"{match['drive']}.zip"
+        if match := _CALIBRATION.search(name):
+            return f"{match['day']}_calib.zip"
+        return "KITTI's raw data page"
+
+    @cached_property
+    def tree(self) -> KittiTree:
+        """The folders that are being prepared."""
+        return KittiTree(self.root)

@@ -19,10 +19,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sa2depth.data.prepare.members import Accept, Member, Reader
-from sa2depth.data.sets.nyu import LABELLED_TABLES
 from sa2depth.data.splits.tables import read_table
 from sa2depth.errors import ConfigError, DataError
 
+LABELLED_TABLES = {"train": "nyu_v2_labelled_train_795", "test": "nyu_v2_test_654"}
 StoredDepth = Literal["raw", "filled"]
 
 IMAGES = 1449
