@@ -5,13 +5,20 @@ from PIL import Image
 
 from sa2depth.data.frame import Frame, read_frame
 from sa2depth.data.io.depth_files import PngDepth
-from sa2depth.data.io.images import read_mask, read_rgb
+from sa2depth.data.io.images import photograph_size, read_mask, read_rgb
 from sa2depth.errors import DataError
 
 
 @pytest.fixture
 def photo():
     return np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+
+
+def save(path, photo, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(photo).save(path, exif=exif)
+    return path
 
 
 def test_rgb_is_read_as_it_is(tmp_path, photo):
@@ -78,18 +85,14 @@ UPRIGHT = {
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
 def test_exif_orientation_is_applied(tmp_path, photo, orientation):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    Image.fromarray(photo).save(tmp_path / "a.png", exif=exif)
+    save(tmp_path / "a.png", photo, orientation)
     assert np.array_equal(read_rgb(tmp_path / "a.png"), UPRIGHT[orientation](photo))
-    Image.fromarray(photo[..., 0]).save(tmp_path / "m.png", exif=exif)
+    save(tmp_path / "m.png", photo[..., 0], orientation)
     assert np.array_equal(read_mask(tmp_path / "m.png"), UPRIGHT[orientation](photo[..., 0]) != 0)
 
 
 def test_depth_that_was_not_turned_with_its_photograph_is_refused(tmp_path, photo):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(photo).save(tmp_path / "a.jpg", exif=exif)
+    save(tmp_path / "a.jpg", photo, 6)
     cv2.imwrite(str(tmp_path / "d.png"), np.full((6, 9), 512, np.uint16))
     with pytest.raises(DataError, match=r"d\.png: expected the size of its image a\.jpg, 9x6, found 6x9"):
         read_frame(Frame(tmp_path / "a.jpg", tmp_path / "d.png", None, "a"))
@@ -199,3 +202,29 @@ def test_bad_depth_names_its_file_and_what_was_found(tmp_path, photo, name, foun
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:2500])
     with pytest.raises(DataError, match=f"{name}.*{found}"):
         PngDepth(1000)(tmp_path / name, (6, 9))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp"])
+def test_the_size_in_the_head_is_that_of_every_orientation(name, orientation, photo, tmp_path):
+    path = save(tmp_path / name, photo, orientation)
+    assert photograph_size(path) == read_rgb(path).shape[:2]
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+def test_the_size_of_jpeg_and_png_is_known_without_decoding(name, photo, tmp_path, monkeypatch):
+    path = save(tmp_path / name, photo, 6)
+    monkeypatch.setattr("sa2depth.data.io.images.read_rgb", lambda path: pytest.fail("decoded"))
+    assert photograph_size(path) == (9, 6)
+
+
+@pytest.mark.parametrize("contents", [b"", b"noise", None])
+def test_what_is_no_photograph_is_refused_as_by_its_reader(contents, tmp_path):
+    path = tmp_path / "a.jpg"
+    if contents is not None:
+        path.write_bytes(contents)
+    with pytest.raises(DataError) as expected:
+        read_rgb(path)
+    with pytest.raises(DataError) as found:
+        photograph_size(path)
+    assert str(found.value) == str(expected.value)

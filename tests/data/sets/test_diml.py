@@ -192,21 +192,6 @@ def test_nothing_found_says_what_was_looked_for(tmp_path, scene):
         diml.outdoor(tmp_path / "diml", "all")
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"split": "val"},
-        {"resolution": "MR"},
-        {"test_every": 1},
-        {"max_depth": 0.0},
-        {"max_depth": float("nan")},
-    ],
-)
-def test_options_that_do_not_exist(scene, options):
-    with pytest.raises(ConfigError, match=next(iter(options))):
-        diml.outdoor(scene("s"), **options)
-
-
 def test_all_in_test_folders_leaves_nothing_to_train_on(scene):
     with pytest.raises(DataError, match="none is left for split=train"):
         diml.outdoor(scene("test"), "train")

