@@ -80,8 +80,12 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:-200])
 
 
-def colour_depth(path):
-    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8))
+def holds(array):
+    return lambda path: path.write_bytes(cv2.imencode(".png", array)[1])
+
+
+def ramp(values):
+    return holds(values.reshape(24, 32).astype(np.uint16))
 
 
 def save_as_jpeg(path):
@@ -93,53 +97,18 @@ def save_as_jpeg(path):
 FAULTS = {
     "truncated photograph": ("image", cut, "unreadable", "truncated"),
     "empty photograph": ("image", lambda p: p.write_bytes(b""), "unreadable", "an empty file"),
-    "16-bit photograph": (
-        "image",
-        lambda p: Image.fromarray(np.ones((24, 32), np.uint16)).save(p, "png"),
-        "wrong_format",
-        "8-bit photograph",
-    ),
-    "missing photograph": ("image", lambda p: p.unlink(), "missing", "no such file"),
-    "blank photograph": (
-        "image",
-        lambda p: Image.new("RGB", (32, 24), (9, 9, 9)).save(p),
-        "blank_image",
-        "one colour",
-    ),
+    "16-bit photograph": ("image", holds(np.ones((24, 32), np.uint16)), "wrong_format", "8-bit photograph"),
+    "missing photograph": ("image", Path.unlink, "missing", "no such file"),
+    "blank photograph": ("image", holds(np.full((24, 32, 3), 9, np.uint8)), "blank_image", "one colour"),
     "truncated depth": ("depth", cut, "unreadable", "damaged or ends early"),
-    "missing depth": ("depth", lambda p: p.unlink(), "missing", "no such file"),
-    "8-bit depth": (
-        "depth",
-        lambda p: cv2.imwrite(str(p), np.ones((24, 32), np.uint8)),
-        "wrong_format",
-        "uint8",
-    ),
-    "coloured depth": ("depth", colour_depth, "wrong_format", "3 channel"),
+    "missing depth": ("depth", Path.unlink, "missing", "no such file"),
+    "8-bit depth": ("depth", holds(np.ones((24, 32), np.uint8)), "wrong_format", "uint8"),
+    "coloured depth": ("depth", holds(np.eye(24, 32)[..., None] * [9, 99, 199]), "wrong_format", "3 channel"),
     "depth through JPEG": ("depth", save_as_jpeg, "wrong_format", "JPEG"),
-    "small depth": (
-        "depth",
-        lambda p: cv2.imwrite(str(p), np.full((12, 16), 2000, np.uint16)),
-        "wrong_size",
-        "24x32, found 12x16",
-    ),
-    "empty depth": (
-        "depth",
-        lambda p: cv2.imwrite(str(p), np.zeros((24, 32), np.uint16)),
-        "empty_depth",
-        "found none",
-    ),
-    "depth in 1/5000 m": (
-        "depth",
-        lambda p: cv2.imwrite(str(p), np.linspace(5000, 60000, 768).reshape(24, 32).astype(np.uint16)),
-        "wrong_unit",
-        "fit as 1/5000 m",
-    ),
-    "depth all over": (
-        "depth",
-        lambda p: cv2.imwrite(str(p), np.geomspace(10, 60000, 768).reshape(24, 32).astype(np.uint16)),
-        "implausible_depth",
-        "% outside",
-    ),
+    "small depth": ("depth", holds(np.full((12, 16), 2000, np.uint16)), "wrong_size", "24x32, found 12x16"),
+    "empty depth": ("depth", holds(np.zeros((24, 32), np.uint16)), "empty_depth", "found none"),
+    "depth in 1/5000 m": ("depth", ramp(np.linspace(5000, 60000, 768)), "wrong_unit", "fit as 1/5000 m"),
+    "depth all over": ("depth", ramp(np.geomspace(10, 60000, 768)), "implausible_depth", "% outside"),
 }
 
 

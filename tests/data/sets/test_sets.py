@@ -1,6 +1,7 @@
 """What holds of every data set: its list, what is said without its files, its division, how it is found."""
 
 import pickle
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -22,7 +23,6 @@ from sa2depth.data.splits.selection import hold_out
 from sa2depth.errors import ConfigError, DataError
 from sa2depth.resources import conf_dir
 
-DATA_DIR = r"paths\.data_dir"
 # function, frames, frames without truth, files, what a message on missing files says
 LISTS = {
     "nyu_sync": (nyu.sync, 36253, 0, 72506, ["basement_0001a/rgb_00000.jpg", "sync.zip"]),
@@ -135,8 +135,7 @@ def test_the_names_that_configurations_use():
 
 MODULE = """
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import ClassVar
+from pathlib import Path
 
 from sa2depth.data.frame import Frame
 from sa2depth.data.listing import Listing
@@ -147,22 +146,21 @@ __all__ = ["toy_yard"]
 
 
 def listing(root):
-    frames = tuple(Frame(Path(root) / f"{n}.jpg", Path(root) / f"{n}.png", None, n, n) for n in "ab")
-    return Listing("Toy yard", Path(root), frames, "Build one.")
+    frames = (Frame(Path(root, f"{n}.jpg"), Path(root, f"{n}.png"), None, n, n) for n in "ab")
+    return Listing("Toy yard", Path(root), tuple(frames), "Build one.")
 
 
-def toy_yard(root, part="all"):
-    return from_listing(listing(root), part, 2)
+def toy_yard(root, split, **chosen):
+    return from_listing(listing(root), **chosen)
 
 
 @dataclass(frozen=True)
 class ToyYard(Recipe):
-    title: ClassVar[str] = "Toy yard"
-    archives: ClassVar[str] = "a folder"
-    archive: ClassVar[str] = "toys.zip"
+    title = "Toy yard"
+    archives = "a folder"
 
     def place(self, name, source):
-        return PurePosixPath(name).name if name.endswith(("jpg", "png")) else None
+        return Path(name).name if name.endswith(("jpg", "png")) else None
 
     def splits(self):
         return [lambda: listing(self.root)]
@@ -171,15 +169,10 @@ class ToyYard(Recipe):
 RECIPES = {"toy_yard": ToyYard}
 """
 YAML = """
-_target_: sa2depth.data.DepthDataModule
-train: {_target_: sa2depth.data.toy_yard, _partial_: true, root: "${paths.data_dir}/toys", part: fit}
-val: {_target_: sa2depth.data.sets.toys.toy_yard, _partial_: true, root: "${..train.root}", part: held_out}
+defaults: [nyu_labelled, _self_]
+train: {_target_: sa2depth.data.toy_yard}
+val: {_target_: sa2depth.data.sets.toys.toy_yard}
 test: null
-augment: ${augment}
-batch_size: 1
-eval_batch_size: 1
-num_workers: 0
-seed: ${seed}
 """
 
 
@@ -189,14 +182,9 @@ def toys(tmp_path, monkeypatch):
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "toys.py").write_text(MODULE)
     monkeypatch.setattr(sets, "__path__", [*sets.__path__, str(tmp_path / "more")])
-    monkeypatch.setitem(sys.modules, "sa2depth.data.sets.toys", None)
-    monkeypatch.delitem(sys.modules, "sa2depth.data.sets.toys")
-    conf = tmp_path / "conf"
-    conf.mkdir()
-    for entry in conf_dir().iterdir():
-        if entry.name != "data":
-            (conf / entry.name).symlink_to(entry)
-    (conf / "data").mkdir()
+    monkeypatch.setitem(sys.modules, "sa2depth.data.sets.toys", None)  # so that it is forgotten in the end
+    del sys.modules["sa2depth.data.sets.toys"]
+    conf = shutil.copytree(conf_dir(), tmp_path / "conf")
     (conf / "data" / "toy_yard.yaml").write_text(YAML)
     monkeypatch.setattr("sa2depth.cli.data.choose.conf_dir", lambda: conf)
     folder = tmp_path / "unpacked"

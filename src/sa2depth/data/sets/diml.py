@@ -209,16 +209,7 @@ def diml_outdoor(
 ) -> FileSource:
     """Street scenes with depth in metres up to ``max_depth``.
 
-    Args:
-        root: folder below which ``outleft`` and ``depthmap`` are looked for.
-        split: ``test``, ``train`` or ``all``; see `outdoor` for which is which.
-        test_every: every so many places are for testing, where no folder is named ``test`` or ``validation``.
-        resolution: ``HR`` or ``LR`` where both are there.
-        max_depth: metres; depth beyond counts as not measured.
-        part: ``all``, ``fit`` or ``held_out``, see `sa2depth.data.splits.selection.hold_out`.
-        every: every ``every``-th place is held out.
-        limit: use at most so many images, evenly spread.
-        ids: use exactly these images.
+    The first five arguments are those of `outdoor`, the others are those of `sa2depth.data.source.from_listing`.
 
     Raises:
         ConfigError: an option that does not exist, or ``resolution`` is needed.

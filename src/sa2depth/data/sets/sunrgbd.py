@@ -192,12 +192,7 @@ def sunrgbd(
 ) -> FileSource:
     """The 5,050 test images of SUN RGB-D, on which models trained elsewhere are evaluated.
 
-    Args:
-        root: see `listing`.
-        depth: ``depth`` (as measured) or ``depth_bfx`` (holes filled).
-        image_list: a list of one's own instead of the 5,050; null: the 5,050.
-        limit: use at most so many images, evenly spread.
-        ids: use exactly these images.
+    The first three arguments are those of `listing`, the others are those of `sa2depth.data.source.from_listing`.
 
     Raises:
         ConfigError: no such depth folder.

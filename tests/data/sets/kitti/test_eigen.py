@@ -145,11 +145,9 @@ def test_intrinsics_are_those_of_the_day(tree):
 def test_a_missing_calibration_is_an_error_with_its_name(tree):
     root = tree([(TEST, "image_02", 6)])
     (root / "2011_09_26" / "calib_cam_to_cam.txt").unlink()
-    with pytest.raises(DataError) as caught:
+    told = r"(?s)1 of 3 files are missing.*2011_09_26/calib_cam_to_cam\.txt.*DATE_calib\.zip"
+    with pytest.raises(DataError, match=told):
         kitti_eigen(root, "test", ids=[f"{TEST}/image_02/0000000006"])
-    assert "1 of 3 files are missing" in str(caught.value)
-    assert "2011_09_26/calib_cam_to_cam.txt" in str(caught.value)
-    assert "DATE_calib.zip" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -165,9 +163,8 @@ def test_a_missing_calibration_is_an_error_with_its_name(tree):
 def test_a_broken_calibration_is_an_error_at_once(tree, text, complaint):
     root = tree([(TEST, "image_02", 6)])
     (root / "2011_09_26" / "calib_cam_to_cam.txt").write_text(text)
-    with pytest.raises(DataError, match=complaint) as caught:
+    with pytest.raises(DataError, match=rf"2011_09_26/calib_cam_to_cam\.txt: .*{complaint}"):
         kitti.eigen(root, "test")
-    assert "2011_09_26/calib_cam_to_cam.txt" in str(caught.value)
 
 
 def test_an_annotated_map_that_should_be_there_is_missed(tree):
@@ -175,12 +172,9 @@ def test_an_annotated_map_that_should_be_there_is_missed(tree):
     root = tree([(TEST, "image_02", 6), (TEST, "image_02", 9)], "official archives")
     folder = root / "data_depth_annotated" / "val" / TEST / "proj_depth" / "groundtruth" / "image_02"
     (folder / "0000000009.png").unlink()
-    with pytest.raises(DataError) as caught:
+    told = rf"(?s)1 of 4 files are missing.*data_depth_annotated/val/{TEST}/.*/image_02/0000000009\.png"
+    with pytest.raises(DataError, match=told):
         kitti_eigen(root, "test", ids=[f"{TEST}/image_02/{number:010d}" for number in (6, 9)])
-    assert "1 of 4 files are missing" in str(caught.value)
-    assert f"data_depth_annotated/val/{TEST}/proj_depth/groundtruth/image_02/0000000009.png" in str(
-        caught.value
-    )
 
 
 def test_frames_without_truth_are_left_out_and_counted(tmp_path, monkeypatch):
@@ -256,9 +250,8 @@ def test_official_training_needs_the_image_of_every_map(tree):
 
 
 def test_official_training_without_a_drive_says_where_was_looked(tmp_path):
-    with pytest.raises(DataError, match="no annotated drive was found") as caught:
+    with pytest.raises(DataError, match=rf"(?s)no annotated drive was found.*{tmp_path}"):
         kitti_official(tmp_path)
-    assert str(tmp_path) in str(caught.value)
 
 
 def test_calibration_matrices(tmp_path):

@@ -98,17 +98,8 @@ def kitti_eigen(
 ) -> FileSource:
     """KITTI, Eigen's division: 23,158 training images, or 652 test images and a count of 45 without ground truth.
 
-    Args:
-        root: see `eigen`, as are the next four.
-        split: ``train`` or ``test``.
-        camera: ``left``; for training also ``right`` or ``both``.
-        truth: ``annotated``, ``velodyne`` or ``annotated_or_velodyne``.
-        depth_root: folder of the annotated depth, if it is not below ``root``.
-        part: ``all``, ``fit`` or ``held_out``, see `sa2depth.data.splits.selection.hold_out`.
-        every: every ``every``-th drive is held out. The 33 drives are of very different length: every 10th is 4
-            drives and 2,022 images of the left camera.
-        limit: use at most so many images, evenly spread.
-        ids: use exactly these images.
+    The first five arguments are those of `eigen`, the others are those of `sa2depth.data.source.from_listing`. The 33
+    drives are of very different length: every 10th is 4 drives and 2,022 images of the left camera.
 
     Raises:
         ConfigError: no such split, camera, truth or part.

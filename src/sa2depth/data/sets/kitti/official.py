@@ -153,15 +153,8 @@ def kitti_official(
 ) -> FileSource:
     """KITTI, the benchmark's own division: all training drives, 1,000 validation or 500 test images.
 
-    Args:
-        root: see `official`, as are the next three.
-        split: ``train``, ``val`` or ``test``; test images have no depth.
-        camera: ``both``, ``left`` or ``right``; of the training drives only.
-        depth_root: folder of the annotated depth, if it is not below ``root``; of the training drives only.
-        part: ``all``, ``fit`` or ``held_out``, see `sa2depth.data.splits.selection.hold_out`.
-        every: every ``every``-th drive is held out.
-        limit: use at most so many images, evenly spread.
-        ids: use exactly these images.
+    The first four arguments are those of `official`, the others are those of `sa2depth.data.source.from_listing`. Test
+    images have no depth.
 
     Raises:
         ConfigError: no such split, camera or part.

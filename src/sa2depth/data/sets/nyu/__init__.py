@@ -118,13 +118,7 @@ def nyu_sync(
 ) -> FileSource:
     """NYU v2 raw sequences for training.
 
-    Args:
-        root: see `sync`.
-        split: ``36253`` or ``24231``.
-        part: ``all``, ``fit`` or ``held_out``, see `sa2depth.data.splits.selection.hold_out`.
-        every: every ``every``-th place is held out.
-        limit: use at most so many images, evenly spread.
-        ids: use exactly these images.
+    The first two arguments are those of `sync`, the others are those of `sa2depth.data.source.from_listing`.
 
     Raises:
         ConfigError: no such split or part.
@@ -141,7 +135,7 @@ def nyu_labelled(
     limit: int | None = None,
     ids: Sequence[str] | None = None,
 ) -> FileSource:
-    """NYU v2 labelled set: 795 training or 654 test images; arguments and errors as in `nyu_sync`."""
+    """NYU v2 labelled set: 795 training or 654 test images; the same with `labelled`."""
     return from_listing(labelled(root, split), part, every, limit, ids)
 
 
