@@ -88,7 +88,7 @@ def depth_of_frame(frame: Frame, size: tuple[int, int]) -> DepthMap | None:
 
 
 def size_problem(frame: Frame, found: tuple[int, ...], size: tuple[int, int]) -> str | None:
-    """What is wrong with the size of a frame's depth map beside its photograph of ``size``; None: nothing."""
+    """The fault in the size of a frame's depth map beside its photograph of ``size``; None: nothing."""
     if frame.smaller_depth:
         return why_not((found[0], found[1]), size, frame.image.name)
     if found == size:

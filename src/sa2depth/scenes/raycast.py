@@ -82,7 +82,7 @@ def _directions(axes: Array, grid: Grid, rows: slice, columns: slice) -> list[Ar
 
 
 def _slabs(origin: Array, half: Array, rays: list[Array]) -> tuple[Array, Array]:
-    """Where rays enter and leave a box ``(h, w)``; entering after leaving means a miss."""
+    """The points at which rays enter and leave a box ``(h, w)``; entering after leaving means a miss."""
     enter = leave = None
     for k in range(3):
         inverse = np.reciprocal(rays[k] + np.float32(1e-20))

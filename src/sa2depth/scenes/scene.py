@@ -1,4 +1,4 @@
-"""What a synthetic scene consists of: solids, materials, lights, a sky and a camera.
+"""The parts of a synthetic scene: solids, materials, lights, a sky and a camera.
 
 World axes: x east, y north, z up, metres. Camera axes: x right, y down, z forward (the pinhole convention).
 """
@@ -97,7 +97,7 @@ class Light:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Where a pinhole camera stands.
+    """The place of a pinhole camera.
 
     Attributes:
         position: ``(3,)`` world position, m.

@@ -1,4 +1,4 @@
-"""The one door to albumentations.
+"""The only module that imports albumentations.
 
 Unless told not to, it asks the network for a newer version of itself when it is imported.
 """

@@ -21,7 +21,7 @@ from sa2depth.errors import ConfigError, DataError
 
 
 class Augmentation:
-    """What happens to a training sample, in this order; every part is off by default.
+    """The changes of a training sample, in this order; every part is off by default.
 
     Args:
         border: fixed treatment of a border without depth, e.g. `sa2depth.data.augment.borders.NyuBorder`; None: none.

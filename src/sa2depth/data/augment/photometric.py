@@ -20,7 +20,7 @@ _SHARES_OF_255 = np.arange(256, dtype=np.float32) / np.float32(255)
 
 
 class PhotometricJitter:
-    """``clip(image ** gamma * brightness * color[c], 0, 1)``, all three drawn anew for each image.
+    """``clip(image ** gamma * brightness * color[c], 0, 1)``, all three drawn again for each image.
 
     Args:
         probability: chance that an image is changed, in [0, 1]; the three always come together.

@@ -49,7 +49,7 @@ Advance = Callable[[int], None]
 
 @dataclass
 class SplitReport:
-    """What was found in one list of frames.
+    """The findings in one list of frames.
 
     Attributes:
         name: the splits that take their images from it, e.g. ``train, val``.
@@ -83,7 +83,7 @@ class SplitReport:
 
 @dataclass
 class Report:
-    """What was found in a data set.
+    """The findings in a data set.
 
     Attributes:
         splits: one part for each list of frames.
@@ -317,7 +317,7 @@ def _check_samples(name: str, source: Source, run: _Run, quick: bool, advance: A
 
 
 class _Depths:
-    """Where the depths of a split lie."""
+    """The range of the depths of a split."""
 
     def __init__(self) -> None:
         self.low, self.high = math.inf, 0.0
@@ -334,7 +334,7 @@ class _Depths:
         return (self.low, statistics.median(self.medians), self.high) if self.medians else None
 
     def unit_of_all(self, depth_range: tuple[float, float], units: float | None) -> str | None:
-        """What is odd about the unit of the split as a whole."""
+        """A sentence on what is odd about the unit of the split as a whole; None: nothing."""
         if units is None or len(self.medians) < _ENOUGH:
             return None
         hint = too_near(self.high, depth_range, units)

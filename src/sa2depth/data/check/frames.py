@@ -84,7 +84,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What is known of a frame after looking at it; small, because there may be 36,000 of them.
+    """The facts about a frame after looking at it; small, because there may be 36,000 of them.
 
     Attributes:
         problems: what is wrong with it.
@@ -101,7 +101,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What the frames of a split have in common.
+    """The properties that the frames of a split have in common.
 
     Attributes:
         size: ``(H, W)`` of all images; None where they differ.
@@ -178,7 +178,7 @@ def look_at_sample(sample: RawSample, expected: Expected) -> Finding:
 
 
 def spread_of(depth: DepthMap, depth_range: tuple[float, float]) -> Spread | None:
-    """Where the measured depths of ``(H, W)`` metres lie; None if nothing is measured."""
+    """The range of the measured depths of ``(H, W)`` metres; None if nothing is measured."""
     measured = depth[depth > 0]
     if measured.size == 0:
         return None

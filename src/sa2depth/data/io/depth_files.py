@@ -212,4 +212,4 @@ def _decode(data: bytes) -> npt.NDArray[Any] | None:
 
 
 MILLIMETRE_PNG = PngDepth(1000.0)
-"""What most indoor data sets use."""
+"""Most indoor data sets use it."""

@@ -23,7 +23,7 @@ _CANNOT_BE = 3.5
 
 
 class Spread(NamedTuple):
-    """Where the measured depths of an image lie, in metres.
+    """The range of the measured depths of an image, in metres.
 
     Attributes:
         low: 1st percentile.
@@ -60,7 +60,7 @@ def fitting_units(
 
 
 def too_near(farthest: float, depth_range: tuple[float, float], units_per_metre: float) -> str | None:
-    """What a whole split may be in whose farthest depth stays far below the end of the range; None: nothing odd.
+    """The unit of a whole split whose farthest depth stays far below the end of the range; None: nothing odd.
 
     A scale that makes everything too small leaves each image inside a range that begins at a few centimetres; over a
     whole split it shows.

@@ -21,7 +21,7 @@ from sa2depth.data.sample import RawSample, full_depth
 from sa2depth.data.source import FileSource
 
 STAGES = ("decode image", "decode depth", "make sample", "prepare", "augment", "tensor", "collate")
-"""What happens to an image, in this order. Files are decoded, synthetic samples are made."""
+"""The stages of an image, in this order. Files are decoded, synthetic samples are made."""
 
 _WARM_BATCHES = 2
 """Batches of each worker that are not timed: their first includes its start, the rest what it had ready."""

@@ -6,8 +6,8 @@ carries it out so that it may be killed at any moment and run again; `what_is_mi
 
 from sa2depth.data.prepare.engine import Outcome, execute
 from sa2depth.data.prepare.plan import Plan, make_plan
-from sa2depth.data.prepare.recipe import Recipe
-from sa2depth.data.prepare.verdict import SplitState, what_is_missing
+from sa2depth.data.prepare.recipe import Recipe, SplitState
+from sa2depth.data.prepare.verdict import what_is_missing
 
 __all__ = [
     "Outcome",

@@ -1,14 +1,42 @@
-"""A recipe: which files belong to a data set, where they lie in its tree, and where one gets them."""
+"""A recipe: which files belong to a data set, where they lie in its tree, and where one gets them; a split's state."""
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 from sa2depth.data.listing import Listing
 from sa2depth.data.prepare.members import Source
-from sa2depth.data.prepare.verdict import SplitState
+
+
+@dataclass(frozen=True)
+class SplitState:
+    """One split after preparing.
+
+    Attributes:
+        title: what people are told it is.
+        frames: number of images it holds.
+        files: number of files it needs.
+        missing: those that are not there, dangling links included.
+        origins: archive to number of missing files that it holds.
+        problem: why the split cannot even be listed, e.g. because nothing of it was found.
+        later: whether that is only because the plan has not been carried out.
+    """
+
+    title: str
+    frames: int = 0
+    files: int = 0
+    missing: tuple[Path, ...] = ()
+    origins: Counter[str] = field(default_factory=Counter)
+    problem: str = ""
+    later: bool = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether every file is there, or nothing is known to be absent."""
+        return not self.missing and (self.later or not self.problem)
 
 
 @dataclass(frozen=True)
@@ -34,7 +62,7 @@ class Recipe(ABC):
 
     @abstractmethod
     def place(self, name: str, source: Source) -> str | None:
-        """Where a member belongs.
+        """The place of a member.
 
         Args:
             name: of the member, with ``/`` between folders; absolute in folders.

@@ -37,7 +37,7 @@ _SCALE_HELP = (
 
 @dataclass(frozen=True)
 class Defaults:
-    """What holds for every image whose own row does not say otherwise.
+    """The values for every image whose own row does not say otherwise.
 
     Attributes:
         scale: value in the depth files that stands for one metre; None: every row gives its own.
@@ -159,7 +159,7 @@ def from_list(path: Path | str, defaults: Defaults, split: str | None = None) ->
     for needed in ("image", "depth"):
         if needed not in columns:
             raise DataError(f"{path}: expected a column '{needed}', found {', '.join(sorted(columns))}")
-    # Of all rows, so that ids and places do not depend on the split.
+    # All rows are used, so that ids and places do not depend on the split.
     below = _below_shared(path.parent, [_required(row, "image") for row in rows])
     names: dict[str, str] = {}
     frames = []

@@ -17,8 +17,7 @@ from sa2depth.data.frame import Frame
 from sa2depth.data.io.depth_files import RotatedPngDepth
 from sa2depth.data.listing import Listing
 from sa2depth.data.prepare.members import Source
-from sa2depth.data.prepare.recipe import Recipe
-from sa2depth.data.prepare.verdict import SplitState
+from sa2depth.data.prepare.recipe import Recipe, SplitState
 from sa2depth.data.source import FileSource, from_listing
 from sa2depth.data.splits.selection import require_choice
 from sa2depth.errors import DataError

@@ -1,4 +1,4 @@
-"""Where KITTI's files lie: recordings as unpacked, annotated depth wherever people put it.
+"""The places of KITTI's files: recordings as unpacked, annotated depth wherever people put it.
 
 Recordings: ``DATE/DRIVE/image_02/data/%010d.png`` and ``DATE/calib_cam_to_cam.txt``. Annotated depth:
 ``DRIVE/proj_depth/groundtruth/image_02/%010d.png`` below the recording's day (the merged layout of the BTS family),
@@ -179,7 +179,7 @@ class KittiTree:
         truth: Callable[[str, str, int], bool],
         scan: Callable[[str, int], bool],
     ) -> str | None:
-        """Where a member of an archive belongs below the root, if it is of a recording and wanted.
+        """The place of a member of an archive below the root, if it is of a recording and wanted.
 
         Args:
             name: of the member.
@@ -202,7 +202,7 @@ class KittiTree:
         return None if path is None else path.relative_to(self.root).as_posix()
 
     def advice(self) -> str:
-        """Where recordings and annotated depth were looked for and where they come from, for errors."""
+        """The folders that were searched and the archives to get, for errors."""
         state = "" if self.raw.is_dir() else " (this folder does not exist)"
         inside = ",".join(("DATE", *_ARCHIVES, "."))
         depth = "\n  ".join(f"{base}/{{{inside}}}/DRIVE" for base in self._bases)
@@ -239,7 +239,7 @@ def _image_name(number: int, present: frozenset[str]) -> str:
 
 @dataclass(frozen=True)
 class KittiRecipe(Recipe):
-    """What the recipes of all divisions share.
+    """The part that the recipes of all divisions share.
 
     Attributes:
         everything: all that the archives hold, see the subclass.

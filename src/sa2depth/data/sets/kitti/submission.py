@@ -110,7 +110,7 @@ def write_submission(output: Path | str, predictions: Iterable[tuple[int, DepthM
 
 @dataclass(frozen=True)
 class SubmissionReport:
-    """What is wrong with a submission.
+    """The faults of a submission.
 
     Attributes:
         path: the zip.
@@ -173,7 +173,7 @@ def validate_submission(
 
 @dataclass(frozen=True)
 class _Map:
-    """What is kept of a depth map: pixels that are not 0, whether all are equal, median (of a sample) in metres."""
+    """Facts about a depth map: pixels that are not 0, whether all are equal, median (of a sample) in metres."""
 
     measured: int
     constant: bool

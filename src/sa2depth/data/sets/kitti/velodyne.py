@@ -93,6 +93,6 @@ def project(
     depth = depth[inside]
     far_to_near = np.argsort(-depth, kind="stable")
     result = np.zeros(size, np.float32)
-    # Of several values for one pixel NumPy keeps the last, here the nearest.
+    # NumPy keeps the last of several values for one pixel, here the nearest.
     result[row[far_to_near], column[far_to_near]] = depth[far_to_near]
     return result

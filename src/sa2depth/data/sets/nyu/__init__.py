@@ -14,8 +14,7 @@ from typing import ClassVar
 from sa2depth.data.frame import Frame
 from sa2depth.data.listing import Listing
 from sa2depth.data.prepare.members import Source
-from sa2depth.data.prepare.recipe import Recipe
-from sa2depth.data.prepare.verdict import SplitState
+from sa2depth.data.prepare.recipe import Recipe, SplitState
 from sa2depth.data.sets.nyu.labelled_mat import DATASETS, LABELLED_TABLES, LabelledMat, StoredDepth
 from sa2depth.data.source import FileSource, from_listing
 from sa2depth.data.splits.selection import Part, require_choice

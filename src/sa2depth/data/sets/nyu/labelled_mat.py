@@ -142,7 +142,7 @@ _HDF5 = threading.Lock()
 
 
 def mark_of(dataset: str, number: int) -> str:
-    """What a made file says of itself, in a JPEG comment or PNG text: it tells raw from in-painted depth."""
+    """The mark of a made file, written as a JPEG comment or PNG text: it tells raw from in-painted depth."""
     return f"nyu_depth_v2_labeled.mat {dataset}[{number}], sa2depth {_VERSION}"
 
 
