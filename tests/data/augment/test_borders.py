@@ -1,11 +1,40 @@
-"""The bottom-centre window of KITTI."""
+"""The border of NYU v2 images and the bottom-centre window of KITTI."""
 
 import numpy as np
 import pytest
 
 from sa2depth.data.augment.augmentation import Augmentation
-from sa2depth.data.augment.borders import BottomCentre
+from sa2depth.data.augment.borders import BottomCentre, NyuBorder
+from sa2depth.data.loading.samplers import stream
 from sa2depth.errors import ConfigError, DataError
+
+
+def test_nyu_border_masks_depth_alone(raw_sample):
+    sample = raw_sample(480, 640)
+    result = NyuBorder("mask")(sample)
+    assert np.array_equal(result.image, sample.image)
+    assert (result.depth > 0).sum() == 427 * 565
+    assert np.array_equal(result.depth[45:472, 43:608], sample.depth[45:472, 43:608])
+    assert (sample.depth > 0).all()
+
+
+def test_nyu_border_crops_both(raw_sample):
+    sample = raw_sample(480, 640)
+    result = NyuBorder("crop")(sample)
+    assert result.image.shape == (427, 565, 3)
+    assert np.array_equal(result.depth, sample.depth[45:472, 43:608])
+    assert (result.intrinsics[:2, 2] == sample.intrinsics[:2, 2] - [43, 45]).all()
+    assert Augmentation(border=NyuBorder("crop"), crop=[416, 544])(sample, stream(0)).depth.shape == (
+        416,
+        544,
+    )
+
+
+def test_nyu_border_is_for_nyu_images(raw_sample):
+    with pytest.raises(DataError, match="48x64"):
+        NyuBorder()(raw_sample())
+    with pytest.raises(ConfigError):
+        NyuBorder("blur")
 
 
 def test_window_of_a_kitti_frame(raw_sample):

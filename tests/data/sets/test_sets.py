@@ -171,7 +171,7 @@ RECIPES = {"toy_yard": ToyYard}
 YAML = """
 defaults: [nyu_labelled, _self_]
 train: {_target_: sa2depth.data.toy_yard}
-val: {_target_: sa2depth.data.sets.toys.toy_yard}
+val: {_target_: toys.toy_yard}
 test: null
 """
 
@@ -182,8 +182,10 @@ def toys(tmp_path, monkeypatch):
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "toys.py").write_text(MODULE)
     monkeypatch.setattr(sets, "__path__", [*sets.__path__, str(tmp_path / "more")])
-    monkeypatch.setitem(sys.modules, "sa2depth.data.sets.toys", None)  # so that it is forgotten in the end
-    del sys.modules["sa2depth.data.sets.toys"]
+    monkeypatch.syspath_prepend(tmp_path / "more")  # the same file is also a user's own module ``toys``
+    for name in ("sa2depth.data.sets.toys", "toys"):
+        monkeypatch.setitem(sys.modules, name, None)  # so that it is forgotten in the end
+        del sys.modules[name]
     conf = shutil.copytree(conf_dir(), tmp_path / "conf")
     (conf / "data" / "toy_yard.yaml").write_text(YAML)
     monkeypatch.setattr("sa2depth.cli.data.choose.conf_dir", lambda: conf)

@@ -1,6 +1,5 @@
 import json
 
-import pytest
 from typer.testing import CliRunner
 
 from sa2depth.cli import app
@@ -25,18 +24,3 @@ def test_all_rows_are_printed_and_written(tmp_path):
     assert measured["batch_size"] == 2
     assert measured["size"] == [24, 32]
     assert measured["enough_workers"] in (0, 1)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["synthetic", "--workers", "many"], "whole numbers, for example 0,1,4"),
-        (["synthetic", "--workers", "2,-1"], "whole numbers"),
-        (["synthetic", *SMALL, "--batch-size", 8, "--workers", 0, "--seconds", 0], "do not fill one batch"),
-        (["nyu_labelled", "--root", "nowhere", "--workers", 0], "files are missing"),
-    ],
-)
-def test_wrong_usage_is_explained(arguments, words):
-    result = run(*arguments)
-    assert result.exit_code == 2
-    assert words in result.output

@@ -87,23 +87,6 @@ def test_damaged_members_are_named_and_the_status_is_1(archive, tmp_path):
     assert result.stdout.splitlines()[-1].startswith("INCOMPLETE: some sources are damaged")
 
 
-def test_mistakes_have_status_2(archive, tmp_path):
-    root = tmp_path / "diml"
-    cases = [
-        (("diml_outdoor", "--root", root), "say with --from what to prepare DIML outdoor from"),
-        (("diml", "--from", archive, "--root", root), "did you mean diml_outdoor"),
-        (("diml_outdoor", "--from", archive, "--root", root, "--depth", "raw"), "no choice of --depth"),
-        (("nyu_labelled", "--from", archive, "--root", root, "--depth", "raw"), "no such file was given"),
-        (("diml_outdoor", "--from", tmp_path / "x.zip", "--root", root), "no such file or folder"),
-        (("sunrgbd", "--from", archive, "--root", root), "nothing of SUN RGB-D was found"),
-    ]
-    for arguments, message in cases:
-        result = run(*arguments)
-        assert result.exit_code == 2, result.output
-        assert message in " ".join(result.stderr.split())
-        assert not root.exists()
-
-
 def test_ctrl_c_says_that_it_continues(archive, tmp_path, monkeypatch):
     def stopped(*args, **options):
         raise KeyboardInterrupt

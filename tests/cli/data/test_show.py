@@ -87,18 +87,3 @@ def test_a_tree_that_lacks_files_shows_what_is_there(tmp_path, rows):
     nothing = run(*arguments[:2], tmp_path / "none", *arguments[3:])
     assert nothing.exit_code == 2
     assert "1,308 of 1,308 files are missing" in nothing.output
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["synthetic", "-o", "sheet.jpg"], "name it sheet.png"),
-        (["synthetic", "--split", "tset"], "choose one of train, val, test"),
-        (["synthetic", "--augment", "nyuu"], "did you mean nyu"),
-        (["synthetic", *SMALL, "--augment", "nyu", "--count", "1"], "NYU border is defined on 480x640"),
-    ],
-)
-def test_wrong_usage_is_explained(arguments, words):
-    result = run(*arguments)
-    assert result.exit_code == 2
-    assert words in result.output

@@ -82,24 +82,6 @@ def test_synthetic_scenes_can_be_checked(run):
     assert "all 4 images opened" in result.output
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["nyu_labeled"], "did you mean nyu_labelled"),
-        (["nyu_sync", "data.train.splt=24231"], "did you mean data.train.split"),
-        (["nyu_sync", "24231"], "write KEY=VALUE"),
-        (["nyu_sync", "data.train.split=5"], "no split '5'"),
-        (["nyu_sync", "--split", "trian"], "choose one of train, val, test, all"),
-        (["sunrgbd", "--split", "train"], "it has: test"),
-        (["synthetic", "--root", "here"], "no folder of that kind"),
-    ],
-)
-def test_wrong_usage_is_explained_with_status_2(run, arguments, words):
-    result = run(*arguments)
-    assert result.exit_code == 2
-    assert words in result.output
-
-
 def test_ctrl_c_gives_no_verdict(run, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
