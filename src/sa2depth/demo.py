@@ -19,7 +19,7 @@ with loading("PyTorch and Lightning", command=__name__ == "__main__"):
     from rich.console import Console
 
     from sa2depth.config import launch
-    from sa2depth.data.images import read_rgb
+    from sa2depth.data.io.images import read_rgb
     from sa2depth.infer import Predictor, write
     from sa2depth.quoting import argument, hydra_quoted
     from sa2depth.report import colorize

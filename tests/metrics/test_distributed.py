@@ -23,7 +23,7 @@ SIZES = (5, 7, 654)
 # Every process of the group of three; two of them form the group of two afterwards.
 WORKER = """
 import json, sys, torch, torch.distributed as dist
-from sa2depth.data.samplers import EvaluationSampler
+from sa2depth.data.loading.samplers import EvaluationSampler
 from sa2depth.metrics import DepthMetrics, Protocol
 
 torch.set_num_threads(1)

@@ -20,10 +20,12 @@ from torch import nn
 
 from sa2depth import eval as evaluation_program
 from sa2depth import train as training_program
-from sa2depth.data.borders import BottomCentre
-from sa2depth.data.index import kitti, listing, nyu
+from sa2depth.data.augment.borders import BottomCentre
+from sa2depth.data.listing import Listing
 from sa2depth.data.sample import RawSample, camera_matrix
-from sa2depth.data.sources import missing_files_allowed
+from sa2depth.data.sets import nyu
+from sa2depth.data.sets.kitti import eigen as kitti
+from sa2depth.data.source import missing_files_allowed
 from sa2depth.errors import DataError, ShapeError
 from sa2depth.lit import DepthModule
 from sa2depth.masks import valid_mask
@@ -317,7 +319,7 @@ def training(cfg):
         seen.counted = int(valid_mask(depth, module.min_depth, module.max_depth).sum())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(listing, "require_files", lambda *args, **kwargs: None)
+        patch.setattr(Listing, "require", lambda *args, **kwargs: None)
         for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
             patch.setenv(name, "0")
         patch.setattr(L.Trainer, "fit", fit)
@@ -352,7 +354,7 @@ def evaluation(cfg):
         raise _LoadedError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(listing, "require_files", lambda *args, **kwargs: None)
+        patch.setattr(Listing, "require", lambda *args, **kwargs: None)
         for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
             patch.setenv(name, "0")
         patch.setattr(evaluation_program, "load_model", load_model)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
-from sa2depth.data import DepthDataModule, synthetic
+from sa2depth.data import DepthDataModule
 from sa2depth.models import BinHead, ConvDecoder, ConvHead, SA2Depth
 
 

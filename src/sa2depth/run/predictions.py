@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sa2depth.data.depth_files import PngDepth
+from sa2depth.data.io.depth_files import PngDepth
 from sa2depth.errors import ConfigError, DataError
 from sa2depth.metrics import Protocol, cut_frame
 from sa2depth.metrics.sizes import resize_map
