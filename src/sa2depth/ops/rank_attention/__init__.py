@@ -8,7 +8,7 @@ from sa2depth.errors import ShapeError
 from sa2depth.ops.dispatch import choose
 from sa2depth.ops.precision import no_autocast
 from sa2depth.ops.rank_attention import cpu, cuda, torch, triton
-from sa2depth.ops.registry import Backend, Example, Operator, drawing, leaves, register
+from sa2depth.ops.registry import Example, Operator, as_leaves, drawing, register
 
 RANK_TENTHS = (1, 3, 5, 7)
 """Upper ends of the rank ranges, in tenths of the number of keys."""
@@ -74,19 +74,9 @@ def _example(device: device, dtype: dtype) -> Example:
     steps = linspace(-2, 2, 45, device=device, dtype=dtype)[:, None]
     direction = query[:, :, :1] / query[:, :, :1].square().sum(-1, keepdim=True)
     key = direction * steps * 8
-    query, key, value = inputs = leaves([query, key, draw(2, 2, 45, 64)])
+    query, key, value = inputs = as_leaves([query, key, draw(2, 2, 45, 64)])
     return lambda: rank_attention(query, key, value, 0.125), inputs
 
 
-OPERATOR = register(
-    Operator(
-        "rank_attention",
-        (
-            Backend("cuda", cuda.run, cuda.why_not, cuda.SOURCES),
-            Backend("triton", triton.run, triton.why_not, triton.SOURCES),
-            Backend("cpu", cpu.run, cpu.why_not, cpu.SOURCES),
-            Backend("torch", torch.run),
-        ),
-        _example,
-    )
-)
+_BACKENDS = (cuda.BACKEND, triton.BACKEND, cpu.BACKEND, torch.BACKEND)
+OPERATOR = register(Operator("rank_attention", _BACKENDS, _example))

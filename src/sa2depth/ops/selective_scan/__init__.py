@@ -5,7 +5,7 @@ from torch import Tensor, arange, device, dtype
 from sa2depth.errors import ShapeError
 from sa2depth.ops.dispatch import choose
 from sa2depth.ops.precision import no_autocast
-from sa2depth.ops.registry import Backend, Example, Operator, drawing, leaves, register
+from sa2depth.ops.registry import Example, Operator, as_leaves, drawing, register
 from sa2depth.ops.selective_scan import cpu, cuda, mamba, torch, triton
 
 
@@ -59,20 +59,9 @@ def _example(device: device, dtype: dtype) -> Example:
     draw = drawing(3, device, dtype)
     a_log = arange(1.0, 17, device=device, dtype=dtype).log().repeat(4 * 40, 1)
     parameters = [draw(4, 36, 40) * 0.15, draw(4, 40, 4) * 0.5, draw(4, 40) - 3, a_log, draw(160)]
-    inputs = leaves([draw(2, 40, 9, 13), *parameters])
+    inputs = as_leaves([draw(2, 40, 9, 13), *parameters])
     return lambda: selective_scan_2d(*inputs), inputs
 
 
-OPERATOR = register(
-    Operator(
-        "selective_scan_2d",
-        (
-            Backend("cuda", cuda.run, cuda.why_not, cuda.SOURCES),
-            Backend("triton", triton.run, triton.why_not, triton.SOURCES),
-            Backend("cpu", cpu.run, cpu.why_not, cpu.SOURCES),
-            Backend("mamba_ssm", mamba.run, mamba.why_not, on_request=True),
-            Backend("torch", torch.run),
-        ),
-        _example,
-    )
-)
+_BACKENDS = (cuda.BACKEND, triton.BACKEND, cpu.BACKEND, mamba.BACKEND, torch.BACKEND)
+OPERATOR = register(Operator("selective_scan_2d", _BACKENDS, _example))

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sa2depth.ops.precision import at_least_float32
+from sa2depth.ops.registry import Backend
 
 _STEPS = 16  # tokens in a block of the scan
 
@@ -169,3 +170,6 @@ def _shift(tensor: Tensor, reverse: bool) -> Tensor:
     else:
         shifted[1:] = tensor[:-1]
     return shifted
+
+
+BACKEND = Backend("torch", run)
