@@ -42,5 +42,5 @@ def _example(device: device, dtype: dtype) -> Example:
     return lambda: gated_conv(*inputs), inputs
 
 
-_BACKENDS = (cuda.BACKEND, triton.BACKEND, cpu.BACKEND, torch.BACKEND)
+_BACKENDS = (cpu.BACKEND, cuda.BACKEND, triton.BACKEND, torch.BACKEND)
 OPERATOR = register(Operator("gated_conv", _BACKENDS, _example))
