@@ -14,9 +14,8 @@ from sa2depth.ops.runtime.gpu import ready
 
 KERNEL_SIZES = (3, 5, 7, 9, 11)
 
-_ROWS_OF_START = (
-    6  # what a thread does besides its rows, in rows: two rows of margin, and the wait for the first
-)
+# What a thread does besides its rows, in rows: two rows of margin, and the wait for the first.
+_ROWS_OF_START = 6
 
 
 def run_channels_last(

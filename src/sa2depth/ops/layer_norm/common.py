@@ -47,9 +47,8 @@ def rows_in_memory(x: Tensor) -> tuple[Tensor, int]:
     vector = VECTOR_BYTES // x.element_size()
     if stride < x.shape[-1] or stride % vector or x.data_ptr() % VECTOR_BYTES:
         return ready(x), x.shape[-1]
-    if (
-        stride > x.shape[-1]
-    ):  # the launcher takes what is contiguous: everything from the first number to the last
+    if stride > x.shape[-1]:
+        # the launcher takes what is contiguous: everything from the first number to the last
         x = x.as_strided(((x.numel() // x.shape[-1] - 1) * stride + x.shape[-1],), (1,))
     return x, stride
 

@@ -230,9 +230,8 @@ def _shared_bytes(dim: int, slots: int, size: int) -> dict[str, int]:
     query = (1 + OUTPUTS) * row + 4 * _FACT_WORDS
     buffers = 1 if size == 4 else 2
     forward = _FORWARD_QUERIES * (scores + row) + 2 * _KEY_TILE * row
-    slices = (
-        4  # warps that share 16 queries; in the forward pass two of them the channels if their sums are short
-    )
+    # warps that share 16 queries; in the forward pass two of them the channels if their sums are short
+    slices = 4
     channel_tiles = math.ceil(dim / 8 / (2 if size == 2 and dim <= 64 else slices))
     forward = max(forward, _FORWARD_THREADS // 64 * 16 * 32 * (OUTPUTS * channel_tiles + 1))
     sums = 16 * 32 * _QUERIES_QUERIES // 16 * (slices - 1) * dim // 8

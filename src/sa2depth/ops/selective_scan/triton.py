@@ -200,9 +200,8 @@ def _image_gradients(
     b_and_c = states.new_empty((blocks, length, DIRECTIONS, 2 * sizes["STATES"]))
     a = states.new_empty((count, *states.shape[2:]))
     *inputs, shares = scanned
-    options = (
-        {"maxnreg": _REGISTERS} if torch.version.cuda else {}
-    )  # which other makers' compilers do not know
+    # other makers' compilers do not know this
+    options = {"maxnreg": _REGISTERS} if torch.version.cuda else {}
     with launching_on(x.device):
         scan_chunks_backward[(programs,)](
             *(*inputs, scratch, shares, steps, b_and_c, a, height, length, image, batch),
