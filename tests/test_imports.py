@@ -29,14 +29,15 @@ ALLOWED = {
     "ops": set(),
     "nn": {"ops"},
     "models": {"nn", "ops"},
+    "runtime": {"models", "nn", "ops"},
     "losses": set(),
     "metrics": set(),
     "data": set(),
     "report": {"metrics"},
     "weights": {"models", "nn", "ops"},
     "export": {"models", "nn", "ops", "infer", "weights"},
-    "infer": {"models", "nn", "ops", "weights", "metrics", "report"},
-    "lit": {"models", "nn", "ops", "losses", "metrics", "data", "weights", "report"},
+    "infer": {"runtime", "models", "nn", "ops", "weights", "metrics", "report"},
+    "lit": {"runtime", "models", "nn", "ops", "losses", "metrics", "data", "weights", "report"},
 }
 # Public names and the room behind each.
 PUBLIC = {"create_model": "factory", "load_model": "weights", "__version__": "version"}

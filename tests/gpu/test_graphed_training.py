@@ -14,11 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 from sa2depth import create_model
 from sa2depth.infer import Predictor
 from sa2depth.losses import SILog
-from sa2depth.models.checkpointing import checkpoint_layers
-from sa2depth.models.compiled import compile_layers
-from sa2depth.models.graphed import GraphedTraining
-from sa2depth.models.replayed import capture
 from sa2depth.nn.sync_batch_norm import synchronize_batch_norms
+from sa2depth.runtime.checkpointing import checkpoint_layers
+from sa2depth.runtime.compiled import compile_layers
+from sa2depth.runtime.graphed import GraphedTraining
+from sa2depth.runtime.replayed import capture
 
 pytestmark = pytest.mark.gpu
 
@@ -257,7 +257,7 @@ class Step(torch.nn.Module):
 # As Lightning does: what ends the process group waits for graphs that hold collectives.
 FAILING = """
 import atexit, sys, torch, torch.distributed as dist
-from sa2depth.models.capture import captured, memory_pool
+from sa2depth.runtime.capture import captured, memory_pool
 
 rank = int(sys.argv[1])
 torch.cuda.set_device(rank)

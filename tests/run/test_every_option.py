@@ -54,7 +54,7 @@ CHANGES = {
         "max_depth": (20.0, "model training.counted"),
         # continues for real in test_train.py: test_goes_on_from_the_last_checkpoint
         "resume": (__file__, "training.resume"),
-        # what it does: lit/test_module.py, models/test_compiled.py
+        # what it does: lit/test_module.py, runtime/test_compiled.py
         "compile": (False, "training.module.compile_layers"),
         "cuda_graph": (False, "training.module.cuda_graph"),
         "gradient_checkpointing": (

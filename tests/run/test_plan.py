@@ -9,9 +9,9 @@ from sa2depth.data import DepthDataModule
 from sa2depth.data.synthetic import SyntheticScenes
 from sa2depth.errors import ConfigError
 from sa2depth.metrics import load_protocol
-from sa2depth.models.checkpointing import checkpoint_layers
 from sa2depth.run.build import build_trainer
 from sa2depth.run.plan import describe_ways, note_of_protocol
+from sa2depth.runtime.checkpointing import checkpoint_layers
 
 AS_SHIPPED = {"ops": None, "float32_matmul_precision": "highest", "compile": "auto", "cuda_graph": "auto"}
 

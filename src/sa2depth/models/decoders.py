@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from sa2depth.errors import ConfigError, ShapeError
-from sa2depth.models.checkpointing import run_layer
 from sa2depth.nn import SelectiveAttentionBlock, Upsample
+from sa2depth.nn.recompute import run_layer
 
 OFFSET_KERNELS = (9, 7, 5, 3)
 OFFSET_STRIDES = (8, 4, 2, 1)

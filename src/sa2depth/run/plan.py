@@ -13,7 +13,7 @@ from torch import nn
 from sa2depth.data import DepthDataModule
 from sa2depth.data.synthetic import SyntheticScenes
 from sa2depth.metrics import Protocol
-from sa2depth.models.checkpointing import PARTS
+from sa2depth.runtime.checkpointing import PARTS
 
 
 def count_parameters(model: nn.Module) -> str:

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from sa2depth.models.capture import captured, memory_pool, warm_up
+from sa2depth.runtime.capture import captured, memory_pool, warm_up
 
 Result = TypeVar("Result")
 

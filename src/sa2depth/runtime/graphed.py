@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from sa2depth.models.capture import captured, memory_pool, warm_up
 from sa2depth.models.sa2depth import DepthOutput
+from sa2depth.runtime.capture import captured, memory_pool, warm_up
 
 _log = logging.getLogger(__name__)
 
