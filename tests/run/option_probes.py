@@ -29,7 +29,7 @@ from sa2depth.lit import DepthModule
 from sa2depth.masks import valid_mask
 from sa2depth.metrics import DepthMetrics, evaluate_image, load_protocol
 from sa2depth.models.sa2depth import DepthOutput
-from sa2depth.ops.backends import backend
+from sa2depth.ops.choice import backend
 from sa2depth.report import Evaluation, write_metrics
 from sa2depth.resources import conf_dir
 from sa2depth.run.build import build_network, build_trainer

@@ -24,7 +24,7 @@ from sa2depth.bench.timing import allocated, measure, replayed
 from sa2depth.errors import ConfigError, nearest
 from sa2depth.models import SA2Depth
 from sa2depth.ops import use_backend
-from sa2depth.ops.backends import NAMES
+from sa2depth.ops.choice import NAMES
 from sa2depth.ops.precision import float32_products
 from sa2depth.runtime.compiled import why_not_compiled
 

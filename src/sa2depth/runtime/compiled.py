@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from sa2depth.nn.traits import stated
-from sa2depth.ops.triton.machine import why_unavailable
+from sa2depth.ops.runtime.triton import why_unavailable
 
 _log = logging.getLogger(__name__)
 
