@@ -1,4 +1,4 @@
-"""Fusion of all levels by channel-wise selection (paper section III-D; ``SFU`` of the released code)."""
+"""Fusion of all levels: by channel-wise selection (paper section III-D; ``SFU`` of the released code) or as a sum."""
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,26 @@ class SelectiveFusion(nn.Module):
         fused = projected[0] * weights[0]
         for level, weight in zip(projected[1:], weights[1:], strict=True):
             fused = fused + enlarge(level * weight, size)
+        return fused
+
+
+class SumFusion(nn.Module):
+    """Bring every level to the finest size and add them up as they are.
+
+    Args:
+        channels: channels of each level, fine to coarse.
+        dim: channels of the result.
+    """
+
+    def __init__(self, channels: list[int], dim: int) -> None:
+        super().__init__()
+        self.projections = nn.ModuleList(PointwiseConv(level, dim) for level in channels)
+
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        """Levels ``(B, C_i, H / 2**i, W / 2**i)``, fine to coarse, to ``(B, dim, H, W)``."""
+        fused = self.projections[0](levels[0])
+        for project, level in zip(self.projections[1:], levels[1:], strict=True):
+            fused = fused + enlarge(project(level), fused.shape[2:])
         return fused
 
 

@@ -1,5 +1,7 @@
 """Selective scan of an image along rows and columns, both ways (SS2D of VMamba, Liu et al. 2024)."""
 
+from collections.abc import Callable
+
 from torch import Tensor, arange, device, dtype
 
 from sa2depth.errors import ShapeError
@@ -7,12 +9,13 @@ from sa2depth.ops.dispatch import choose
 from sa2depth.ops.precision import no_autocast
 from sa2depth.ops.registry import Backend, Example, Operator, drawing, leaves, register
 from sa2depth.ops.selective_scan import cpu, cuda, mamba, torch, triton
+from sa2depth.ops.selective_scan.common import DIRECTIONS
 
 
 def selective_scan_2d(
     x: Tensor, x_proj_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor, a_log: Tensor, d_skip: Tensor
 ) -> Tensor:
-    """Sum of four selective scans: row by row, column by column, and both from the last token to the first.
+    """Sum of selective scans: row by row, column by column, and both from the last token to the first.
 
     Each scan follows ``h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t`` and ``y_t = C_t h_t + D x_t`` with
     ``A = -exp(a_log)``; ``dt, B, C`` are projections of the token, ``dt`` through a softplus. Computed in
@@ -22,12 +25,13 @@ def selective_scan_2d(
 
     Args:
         x: ``(B, D, H, W)``; in channels-last memory it is read as it is on the back ends cuda and triton.
-        x_proj_weight: ``(4, R + 2N, D)``, projections to the rank of dt, B and C for the directions row,
-            column, reversed row, reversed column; ``N`` is the state size.
-        dt_weight: ``(4, D, R)``.
-        dt_bias: ``(4, D)``.
-        a_log: ``(4 * D, N)``, direction major.
-        d_skip: ``(4 * D)``, direction major.
+        x_proj_weight: ``(K, R + 2N, D)``, projections to the rank of dt, B and C for ``K`` directions: 4 are row,
+            column, reversed row, reversed column; 2 are row, reversed row; 1 is row. The kernels have four. ``N`` is
+            the state size.
+        dt_weight: ``(K, D, R)``.
+        dt_bias: ``(K, D)``.
+        a_log: ``(K * D, N)``, direction major.
+        d_skip: ``(K * D)``, direction major.
 
     Returns:
         ``(B, D, H, W)``, of the type of ``x``. On the back ends cuda, triton and cpu, in channels-last memory.
@@ -35,17 +39,17 @@ def selective_scan_2d(
     Raises:
         ShapeError: if the parameters do not belong to ``D`` channels.
     """
-    channels = x.shape[1]
+    channels, ways = x.shape[1], len(x_proj_weight)
     states, rank = a_log.shape[-1], dt_weight.shape[-1]
     shapes = [tuple(p.shape) for p in (x_proj_weight, dt_weight, dt_bias, a_log, d_skip)]
     expected = [
-        (4, rank + 2 * states, channels),
-        (4, channels, rank),
-        (4, channels),
-        (4 * channels, states),
-        (4 * channels,),
+        (ways, rank + 2 * states, channels),
+        (ways, channels, rank),
+        (ways, channels),
+        (ways * channels, states),
+        (ways * channels,),
     ]
-    if shapes != expected:
+    if shapes != expected or ways not in torch.ORDERS:
         raise ShapeError(
             f"selective_scan_2d on {channels} channels wants parameters {expected}, got {shapes}"
         )
@@ -53,6 +57,17 @@ def selective_scan_2d(
     run = choose(OPERATOR, *inputs)
     with no_autocast(x):
         return run(*inputs).to(x.dtype)
+
+
+def _four_ways(why_not: Callable[..., str]) -> Callable[..., str]:
+    """``why_not`` of a back end that scans in all four directions."""
+
+    def with_directions(x: Tensor, x_proj_weight: Tensor, *others: Tensor) -> str:
+        if len(x_proj_weight) != DIRECTIONS:
+            return f"the kernels scan in {DIRECTIONS} directions, not {len(x_proj_weight)}"
+        return why_not(x, x_proj_weight, *others)
+
+    return with_directions
 
 
 def _example(device: device, dtype: dtype) -> Example:
@@ -67,10 +82,10 @@ OPERATOR = register(
     Operator(
         "selective_scan_2d",
         (
-            Backend("cuda", cuda.run, cuda.why_not, cuda.SOURCES),
-            Backend("triton", triton.run, triton.why_not, triton.SOURCES),
-            Backend("cpu", cpu.run, cpu.why_not, cpu.SOURCES),
-            Backend("mamba_ssm", mamba.run, mamba.why_not, on_request=True),
+            Backend("cuda", cuda.run, _four_ways(cuda.why_not), cuda.SOURCES),
+            Backend("triton", triton.run, _four_ways(triton.why_not), triton.SOURCES),
+            Backend("cpu", cpu.run, _four_ways(cpu.why_not), cpu.SOURCES),
+            Backend("mamba_ssm", mamba.run, _four_ways(mamba.why_not), on_request=True),
             Backend("torch", torch.run),
         ),
         _example,
