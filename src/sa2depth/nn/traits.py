@@ -9,6 +9,8 @@ says nothing is run as it is.
 ``fold_norms``      method without arguments: fold the batch norms inside me, see `sa2depth.nn.folding`
 ``take_affine``     method ``(scale, shift) -> bool``: from now on take the input ``x`` in place of
                     ``scale * x + shift`` (both ``(C,)``) and give the same result; False if I cannot
+``plain_conv``      ``True``: I am a convolution whose weight and bias say all that I compute
+``plain_norm``      method without arguments: whether I am a batch norm and nothing more
 ``keep_float32``    ``False``: under autocast, weights of my matrix products and dense convolutions may be rounded once
                     instead of at every call (my own, those of layers of torch and timm inside me, and what I merge)
 ==================  ====================================================================================================
