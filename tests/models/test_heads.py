@@ -38,7 +38,7 @@ def test_uniform_bins(levels):
 def test_a_sum_in_place_of_the_selection(levels):
     head = ScanHead(CHANNELS, 8, 5, 4, directions=1, fusion=SumFusion, feed_forward=Mlp)
     fine, coarse = (project(level) for project, level in zip(head.fusion.projections, levels, strict=True))
-    enlarged = torch.nn.functional.interpolate(coarse, (8, 12), mode="bilinear")
-    torch.testing.assert_close(head.fusion(levels), fine + enlarged)
+    upsampled = torch.nn.functional.interpolate(coarse, (8, 12), mode="bilinear")
+    torch.testing.assert_close(head.fusion(levels), fine + upsampled)
     head(levels).square().sum().backward()
     assert all(p.grad.any() for p in head.parameters())

@@ -41,8 +41,8 @@ def fold(norm: nn.Module, behind: nn.Module) -> nn.Module:
 
     Returns:
         What takes the place of the norm: nothing (an identity), or itself where it cannot be folded: it is no plain
-        batch norm with running statistics, ``behind`` does not say that it can take its input, or somebody watches
-        the input by a hook.
+        batch norm with running statistics, ``behind`` does not say that it can take its input, or a hook
+        watches the input.
     """
     take_affine = stated(behind, "take_affine")
     affine = _affine(norm)

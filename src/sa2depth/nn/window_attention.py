@@ -75,7 +75,7 @@ class WindowAttention(nn.Module):
         return fold_into((self.query_key_value,), scale, shift)
 
     def _beyond(self, x: Tensor) -> Tensor:
-        """What is added to the scores of keys: 0, or minus infinity beyond the map; ``(B * windows, 1, 1, N)``."""
+        """The bias of the padding, ``(B * windows, 1, 1, N)``: 0 for keys in the map, minus infinity beyond it."""
         height, width = x.shape[2:]
         inside = x.new_zeros(1, 1, height, width)
         padded = F.pad(inside, (0, -width % self.window, 0, -height % self.window), value=float("-inf"))

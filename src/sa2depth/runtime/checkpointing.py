@@ -17,7 +17,7 @@ def checkpoint_layers(model: nn.Module, parts: str | Collection[str] | None) -> 
         parts: of ``encoder``, ``decoder``; one of them may stand alone.
 
     Raises:
-        ConfigError: a part that there is not, or that cannot do it.
+        ConfigError: no part has this name, or the part cannot do it.
     """
     names = (parts,) if isinstance(parts, str) else parts or ()
     if isinstance(names, Mapping) or not isinstance(names, Collection):
