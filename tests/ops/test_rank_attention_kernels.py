@@ -328,4 +328,4 @@ def test_what_the_kernels_cannot_take_is_said(changes, reason, monkeypatch):
     inputs = make(**{"keys": 20, **changes})
     if changes:
         monkeypatch.setattr(Tensor, "is_cuda", True)
-    assert reason in module.why_not(*inputs)
+    assert reason in module.why_not(*inputs, 0.4, rank_ranges(inputs[1].shape[2]), None)

@@ -92,6 +92,6 @@ def drawing(seed: int, device: torch.device, dtype: torch.dtype) -> Callable[...
     return lambda *shape: torch.randn(*shape, generator=generator, device="cpu").to(device, dtype)
 
 
-def leaves(tensors: Sequence[Tensor]) -> list[Tensor]:
+def as_leaves(tensors: Sequence[Tensor]) -> list[Tensor]:
     """For examples: the tensors as leaves that ask for gradients."""
     return [tensor.detach().requires_grad_() for tensor in tensors]

@@ -9,7 +9,7 @@ from sa2depth.errors import ShapeError
 from sa2depth.ops.dcnv3 import cpu, cuda, torch, triton
 from sa2depth.ops.dispatch import choose
 from sa2depth.ops.precision import no_autocast
-from sa2depth.ops.registry import Backend, Example, Operator, drawing, leaves, register
+from sa2depth.ops.registry import Example, Operator, as_leaves, drawing, register
 
 
 def dcnv3(
@@ -66,7 +66,7 @@ def dcnv3(
         expected = (input.shape[0], rows, columns, last)
         if tuple(tensor.shape) != expected:
             raise ShapeError(f"dcnv3 wants {name} of shape {expected}, got {tuple(tensor.shape)}")
-    options = (groups, kernel_size, stride, padding, dilation, offset_scale, remove_center, softmax)
+    options = (groups, kernel_size, stride, padding, dilation, float(offset_scale), remove_center, softmax)
     run = choose(OPERATOR, input, (offset, mask), *options)
     with no_autocast(input):
         return run(input, (offset, mask), *options)
@@ -112,7 +112,7 @@ def dcnv3_fused(
     expected = (input.shape[0], rows, columns, 3 * masks)
     if found[:-1] != expected[:-1] or found[-1] < expected[-1]:
         raise ShapeError(f"dcnv3 wants offsets and logits of shape {expected} or wider, got {found}")
-    options = (groups, kernel_size, stride, padding, dilation, offset_scale, remove_center, True)
+    options = (groups, kernel_size, stride, padding, dilation, float(offset_scale), remove_center, True)
     run = choose(OPERATOR, input, (offset_and_logits,), *options)
     with no_autocast(input):
         return run(input, (offset_and_logits,), *options)
@@ -142,19 +142,9 @@ def _output_shape(
 def _example(device: device, dtype: dtype) -> Example:
     draw = drawing(1, device, dtype)
     mask = draw(2, 13, 17, 3, 9).softmax(-1).flatten(-2)
-    inputs = leaves([draw(2, 13, 17, 48), draw(2, 13, 17, 54), mask])
+    inputs = as_leaves([draw(2, 13, 17, 48), draw(2, 13, 17, 54), mask])
     return lambda: dcnv3(*inputs, groups=3), inputs
 
 
-OPERATOR = register(
-    Operator(
-        "dcnv3",
-        (
-            Backend("cuda", cuda.run, cuda.why_not, cuda.SOURCES),
-            Backend("triton", triton.run, triton.why_not, triton.SOURCES),
-            Backend("cpu", cpu.run, cpu.why_not, cpu.SOURCES),
-            Backend("torch", torch.run),
-        ),
-        _example,
-    )
-)
+_BACKENDS = (cuda.BACKEND, triton.BACKEND, cpu.BACKEND, torch.BACKEND)
+OPERATOR = register(Operator("dcnv3", _BACKENDS, _example))

@@ -1,13 +1,14 @@
 """DCNv3 on the CPU: a ``torch.library`` operator around ``csrc/cpu/dcnv3.h``."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from sa2depth.ops.dcnv3.common import joined, like_output, register
+from sa2depth.ops.registry import Backend, kernel_sources
 from sa2depth.ops.runtime import cpp
 from sa2depth.ops.runtime.cpp.library import Dcnv3Shape, call
-
-SOURCES = cpp.SOURCES
 
 _MOST_POINTS = 64
 
@@ -19,21 +20,9 @@ def why_not(input: Tensor, points: tuple[Tensor, ...], groups: int, kernel_size:
     return cpp.why_not("dcnv3", input, *points)
 
 
-def run(
-    input: Tensor,
-    points: tuple[Tensor, ...],
-    groups: int,
-    kernel_size: int,
-    stride: int,
-    padding: int,
-    dilation: int,
-    offset_scale: float,
-    remove_center: bool,
-    softmax: bool,
-) -> Tensor:
+def run(input: Tensor, points: tuple[Tensor, ...], groups: int, kernel_size: int, *options: Any) -> Tensor:
     """``ops.dcnv3`` for arguments that ``why_not`` has nothing against."""
-    options = (groups, kernel_size, stride, padding, dilation, float(offset_scale), remove_center, softmax)
-    return dcnv3(input.float(), joined(points).float(), *options).to(input.dtype)
+    return dcnv3(input.float(), joined(points).float(), groups, kernel_size, *options).to(input.dtype)
 
 
 @torch.library.custom_op("sa2depth::dcnv3_cpu", mutates_args=(), device_types="cpu")
@@ -84,18 +73,8 @@ def dcnv3_backward(
     return grad_input, grad_points
 
 
-def _shape(
-    input: Tensor,
-    points: Tensor,
-    groups: int,
-    kernel_size: int,
-    stride: int,
-    padding: int,
-    dilation: int,
-    offset_scale: float,
-    remove_center: bool,
-    softmax: bool,
-) -> Dcnv3Shape:
+def _shape(input: Tensor, points: Tensor, groups: int, *options: Any) -> Dcnv3Shape:
+    kernel_size, stride, padding, dilation, offset_scale, remove_center, softmax = options
     batch, height, width, channels = input.shape
     sizes = (batch, height, width, *points.shape[1:3], groups, channels // groups)
     flags = (int(remove_center), int(softmax))
@@ -103,3 +82,4 @@ def _shape(
 
 
 register(dcnv3, dcnv3_backward, "cpu")
+BACKEND = Backend("cpu", run, why_not, kernel_sources("cpu/*"))

@@ -9,26 +9,16 @@ atomics of twice the size. All else is the same in every run anyway.
 import ctypes
 import functools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sa2depth.ops.dcnv3.common import KERNEL_SIZE, fixed_point, joined, like_output, register
-from sa2depth.ops.registry import kernel_sources
+from sa2depth.ops.registry import Backend, kernel_sources
 from sa2depth.ops.runtime import nvrtc
 from sa2depth.ops.runtime.gpu import multiprocessors, ready
-from sa2depth.ops.runtime.nvrtc import (
-    INDEX_LIMIT,
-    LARGEST_GRID,
-    TYPES,
-    Argument,
-    Source,
-    int32,
-    launch,
-    why_not_on,
-)
-
-SOURCES = kernel_sources("dcnv3/*", "*.cuh")
+from sa2depth.ops.runtime.nvrtc import TYPES, Argument, Source, int32, launch, why_not_on
 
 _GROUP_CHANNELS = (8, 16, 32, 64)
 
@@ -60,26 +50,18 @@ def why_not(input: Tensor, points: tuple[Tensor, ...], groups: int, kernel_size:
     # Tensors may be larger: counted in 32 bits are the numbers of 32 rows, and blocks, of which each has at least one
     # half of a group of one pixel.
     counted = (32 * max(columns, width) * row, 2 * batch * rows * columns * groups)
-    if max(counted) >= INDEX_LIMIT or max(batch, rows) > LARGEST_GRID or max(height, width) > _LARGEST_SIDE:
+    if (
+        max(counted) >= nvrtc.INDEX_LIMIT
+        or max(batch, rows) > nvrtc.LARGEST_GRID
+        or max(height, width) > _LARGEST_SIDE
+    ):
         return f"the input has shape {tuple(input.shape)}"
     return why_not_on("dcnv3", input.device.index)
 
 
-def run(
-    input: Tensor,
-    points: tuple[Tensor, ...],
-    groups: int,
-    kernel_size: int,
-    stride: int,
-    padding: int,
-    dilation: int,
-    offset_scale: float,
-    remove_center: bool,
-    softmax: bool,
-) -> Tensor:
+def run(input: Tensor, points: tuple[Tensor, ...], groups: int, kernel_size: int, *options: Any) -> Tensor:
     """``ops.dcnv3`` for arguments that ``why_not`` has nothing against."""
-    options = (groups, stride, padding, dilation, float(offset_scale), remove_center, softmax)
-    return dcnv3(input, joined(points), *options)
+    return dcnv3(input, joined(points), groups, *options)
 
 
 @torch.library.custom_op("sa2depth::dcnv3_cuda", mutates_args=())
@@ -239,3 +221,4 @@ def _sizes(
 
 
 register(dcnv3, dcnv3_backward, "cuda")
+BACKEND = Backend("cuda", run, why_not, kernel_sources("dcnv3/*", "*.cuh"))

@@ -9,6 +9,7 @@ from einops import rearrange
 from torch import Tensor
 
 from sa2depth.ops.precision import at_least_float32
+from sa2depth.ops.registry import Backend
 
 
 def run(
@@ -78,3 +79,6 @@ def _sampling_points(
     x = displaced[0] + stride * torch.arange(columns, device=offset.device, dtype=offset.dtype)
     y = displaced[1] + stride * torch.arange(rows, device=offset.device, dtype=offset.dtype)[:, None]
     return x, y
+
+
+BACKEND = Backend("torch", run)

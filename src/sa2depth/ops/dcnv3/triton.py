@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from sa2depth.ops.dcnv3.common import KERNEL_SIZE, fixed_point, joined, like_output, register
+from sa2depth.ops.registry import Backend
 from sa2depth.ops.runtime import triton as machine
 from sa2depth.ops.runtime.gpu import ready
-
-SOURCES = machine.sources(__file__)
 
 _GROUP_CHANNELS = (4, 8, 16, 32, 64)
 
@@ -51,21 +50,9 @@ def why_not(input: Tensor, points: tuple[Tensor, ...], groups: int, kernel_size:
     return machine.why_not("dcnv3", input=input, **dict(zip(names, points, strict=False)))
 
 
-def run(
-    input: Tensor,
-    points: tuple[Tensor, ...],
-    groups: int,
-    kernel_size: int,
-    stride: int,
-    padding: int,
-    dilation: int,
-    offset_scale: float,
-    remove_center: bool,
-    softmax: bool,
-) -> Tensor:
+def run(input: Tensor, points: tuple[Tensor, ...], groups: int, kernel_size: int, *options: Any) -> Tensor:
     """``ops.dcnv3`` for arguments that ``why_not`` has nothing against."""
-    options = (groups, stride, padding, dilation, float(offset_scale), remove_center, softmax)
-    return dcnv3(input, joined(points), *options)
+    return dcnv3(input, joined(points), groups, *options)
 
 
 @torch.library.custom_op("sa2depth::dcnv3_triton", mutates_args=())
@@ -204,3 +191,4 @@ def _options(
 
 
 register(dcnv3, dcnv3_backward, "triton")
+BACKEND = Backend("triton", run, why_not, machine.sources(__file__))

@@ -5,7 +5,7 @@ from torch import Tensor, device, dtype
 from sa2depth.errors import ShapeError
 from sa2depth.ops.depthwise_conv import cuda, torch, triton
 from sa2depth.ops.dispatch import choose
-from sa2depth.ops.registry import Backend, Example, Operator, drawing, leaves, register
+from sa2depth.ops.registry import Example, Operator, as_leaves, drawing, register
 
 
 def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -47,18 +47,9 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 def _example(device: device, dtype: dtype) -> Example:
     draw = drawing(4, device, dtype)
-    inputs = leaves([draw(2, 40, 13, 17), draw(40, 1, 11, 11) * 0.1, draw(40)])
+    inputs = as_leaves([draw(2, 40, 13, 17), draw(40, 1, 11, 11) * 0.1, draw(40)])
     return lambda: depthwise_conv(*inputs), inputs
 
 
-OPERATOR = register(
-    Operator(
-        "depthwise_conv",
-        (
-            Backend("cuda", cuda.run, cuda.why_not, cuda.SOURCES),
-            Backend("triton", triton.run, triton.why_not, triton.SOURCES),
-            Backend("torch", torch.run),
-        ),
-        _example,
-    )
-)
+_BACKENDS = (cuda.BACKEND, triton.BACKEND, torch.BACKEND)
+OPERATOR = register(Operator("depthwise_conv", _BACKENDS, _example))

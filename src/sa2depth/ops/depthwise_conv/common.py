@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sa2depth.ops.autograd import CustomOp, refuse_second_derivative
 from sa2depth.ops.precision import no_autocast
+from sa2depth.ops.runtime.gpu import ready
 
 KERNEL_SIZES = (3, 5, 7, 9, 11)
 
@@ -41,6 +42,36 @@ def rows_of_least_time(height: int, columns: int, places: int) -> int:
     return min((math.ceil(height / count) for count in range(1, height + 1)), key=time)
 
 
+def gradients(
+    kernels: tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[..., None]],
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    wants_input: bool,
+    wants_weight: bool,
+    wants_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of ``x``, weight and bias, empty where not wanted; ``grad`` is that of the output.
+
+    ``kernels`` are a convolution, a function of ``(grad, x, kernel_size)`` that sums the gradients of weight and bias
+    by parts of the image, and one that writes the sums of those to the two.
+    """
+    convolve, weight_parts, sum_chunks = kernels
+    grad = ready(grad)
+    grad_x = convolve(grad, weight, None, flipped=True) if wants_input else x.new_empty(0)
+    if not wants_weight and not wants_bias:
+        return grad_x, weight.new_empty(0), weight.new_empty(0)
+    # The kernels sum both.
+    grad_weight = weight.new_empty(weight.shape)
+    grad_bias = weight.new_empty(weight.shape[0] if wants_bias else 0)
+    if grad.numel():
+        sum_chunks(weight_parts(grad, ready(x), weight.shape[-1]), grad_weight, grad_bias)
+    else:
+        grad_weight.zero_()
+        grad_bias.zero_()
+    return grad_x, grad_weight if wants_weight else weight.new_empty(0), grad_bias
+
+
 def register(forward: CustomOp, backward: CustomOp, backend: str) -> None:
     """Make a differentiable operator of a pair that computes depthwise convolution.
 
@@ -66,12 +97,12 @@ def register(forward: CustomOp, backward: CustomOp, backend: str) -> None:
     def save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:2])
 
-    def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def formula(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         wanted = ctx.needs_input_grad
         found = backward(grad, *ctx.saved_tensors, *wanted)
         return tuple(gradient if wants else None for gradient, wants in zip(found, wanted, strict=True))
 
     forward.register_fake(like_output)
     backward.register_fake(like_gradients)
-    forward.register_autograd(gradients, setup_context=save)
+    forward.register_autograd(formula, setup_context=save)
     backward.register_autograd(refuse_second_derivative("depthwise_conv", backend))

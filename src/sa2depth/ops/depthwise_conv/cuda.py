@@ -11,13 +11,17 @@ import math
 import torch
 from torch import Tensor
 
-from sa2depth.ops.depthwise_conv.common import KERNEL_SIZES, register, rows_of_least_time, run_channels_last
-from sa2depth.ops.registry import kernel_sources
+from sa2depth.ops.depthwise_conv.common import (
+    KERNEL_SIZES,
+    gradients,
+    register,
+    rows_of_least_time,
+    run_channels_last,
+)
+from sa2depth.ops.registry import Backend, kernel_sources
 from sa2depth.ops.runtime import nvrtc
 from sa2depth.ops.runtime.gpu import multiprocessors, ready, shared_bytes_limit
 from sa2depth.ops.runtime.nvrtc import INDEX_LIMIT, LARGEST_GRID, TYPES, Source, int32, launch, why_not_on
-
-SOURCES = kernel_sources("depthwise_conv/*", "*.cuh")
 
 _CHANNELS = 8  # their number is a multiple
 
@@ -68,7 +72,7 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 @torch.library.custom_op("sa2depth::depthwise_conv_cuda", mutates_args=())
 def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """As ``ops.depthwise_conv`` with ``x`` and the result ``(B, H, W, C)``, weight and bias float32."""
-    return _convolve(ready(x), ready(weight), None if bias is None else ready(bias), flipped=False)
+    return _convolve(ready(x), weight, None if bias is None else ready(bias), flipped=False)
 
 
 @torch.library.custom_op("sa2depth::depthwise_conv_cuda_backward", mutates_args=())
@@ -76,21 +80,8 @@ def depthwise_conv_backward(
     grad: Tensor, x: Tensor, weight: Tensor, wants_input: bool, wants_weight: bool, wants_bias: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``x``, weight and bias; empty where not wanted. ``grad`` is that of the output."""
-    grad = ready(grad)
-    grad_x = x.new_empty(0)
-    if wants_input:
-        grad_x = _convolve(grad, ready(weight), None, flipped=True)
-    if not wants_weight and not wants_bias:
-        return grad_x, weight.new_empty(0), weight.new_empty(0)
-    # The kernels sum both.
-    grad_weight = weight.new_empty(weight.shape)
-    grad_bias = weight.new_empty(weight.shape[0] if wants_bias else 0)
-    if grad.numel():
-        _sum_chunks(_weight_parts(grad, ready(x), weight.shape[-1]), grad_weight, grad_bias)
-    else:
-        grad_weight.zero_()
-        grad_bias.zero_()
-    return grad_x, grad_weight if wants_weight else weight.new_empty(0), grad_bias
+    kernels = (_convolve, _weight_parts, _sum_chunks)
+    return gradients(kernels, grad, x, weight, wants_input, wants_weight, wants_bias)
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, flipped: bool) -> Tensor:
@@ -99,7 +90,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, flipped: bool) -> 
         return output
     batch, height, width, channels = x.shape
     kernel_size = weight.shape[-1]
-    tensors = (x, weight, bias, output)
+    tensors = (x, ready(weight), bias, output)
     if kernel_size == 3:
         vectors, tiles = _direct_tiles(x)
         rows = _direct_rows(x, tiles * batch)
@@ -224,3 +215,4 @@ def _source(name: str, x: Tensor, **macros: int) -> Source:
 
 
 register(depthwise_conv, depthwise_conv_backward, "cuda")
+BACKEND = Backend("cuda", run, why_not, kernel_sources("depthwise_conv/*", "*.cuh"))

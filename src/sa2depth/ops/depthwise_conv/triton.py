@@ -10,12 +10,17 @@ import math
 import torch
 from torch import Tensor
 
-from sa2depth.ops.depthwise_conv.common import KERNEL_SIZES, register, rows_of_least_time, run_channels_last
+from sa2depth.ops.depthwise_conv.common import (
+    KERNEL_SIZES,
+    gradients,
+    register,
+    rows_of_least_time,
+    run_channels_last,
+)
+from sa2depth.ops.registry import Backend
 from sa2depth.ops.runtime import triton as machine
 from sa2depth.ops.runtime.gpu import multiprocessors, ready
 from sa2depth.ops.runtime.triton import power_of_two
-
-SOURCES = machine.sources(__file__)
 
 _INDEX_LIMIT = 2**31  # of what is counted in 32 bits
 _MOST_ROWS = 65535  # as on CUDA; how to cut them up is tried in all ways
@@ -78,19 +83,8 @@ def depthwise_conv_backward(
     grad: Tensor, x: Tensor, weight: Tensor, wants_input: bool, wants_weight: bool, wants_bias: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``x``, weight and bias; empty where not wanted. ``grad`` is that of the output."""
-    grad = ready(grad)
-    grad_x = _convolve(grad, weight, None, flipped=True) if wants_input else x.new_empty(0)
-    if not wants_weight and not wants_bias:
-        return grad_x, weight.new_empty(0), weight.new_empty(0)
-    # The kernels sum both.
-    grad_weight = weight.new_empty(weight.shape)
-    grad_bias = weight.new_empty(weight.shape[0] if wants_bias else 0)
-    if grad.numel():
-        _sum_chunks(_weight_parts(grad, ready(x), weight.shape[-1]), grad_weight, grad_bias)
-    else:
-        grad_weight.zero_()
-        grad_bias.zero_()
-    return grad_x, grad_weight if wants_weight else weight.new_empty(0), grad_bias
+    kernels = (_convolve, _weight_parts, _sum_chunks)
+    return gradients(kernels, grad, x, weight, wants_input, wants_weight, wants_bias)
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, flipped: bool) -> Tensor:
@@ -204,3 +198,4 @@ def _strip_of_least_time(width: int, kernel_size: int, strips: tuple[int, ...], 
 
 
 register(depthwise_conv, depthwise_conv_backward, "triton")
+BACKEND = Backend("triton", run, why_not, machine.sources(__file__))

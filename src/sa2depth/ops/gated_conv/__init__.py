@@ -6,7 +6,7 @@ from sa2depth.errors import ShapeError
 from sa2depth.ops.dispatch import choose
 from sa2depth.ops.gated_conv import cpu, cuda, torch, triton
 from sa2depth.ops.gated_conv.common import GROUP
-from sa2depth.ops.registry import Backend, Example, Operator, drawing, leaves, register
+from sa2depth.ops.registry import Example, Operator, as_leaves, drawing, register
 
 
 def gated_conv(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
@@ -38,19 +38,9 @@ def gated_conv(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
 
 def _example(device: device, dtype: dtype) -> Example:
     draw = drawing(5, device, dtype)
-    inputs = leaves([draw(2, 72, 13, 17), draw(72, 4, 3, 3) * 0.3, draw(72)])
+    inputs = as_leaves([draw(2, 72, 13, 17), draw(72, 4, 3, 3) * 0.3, draw(72)])
     return lambda: gated_conv(*inputs), inputs
 
 
-OPERATOR = register(
-    Operator(
-        "gated_conv",
-        (
-            Backend("cuda", cuda.run, cuda.why_not, cuda.SOURCES),
-            Backend("triton", triton.run, triton.why_not, triton.SOURCES),
-            Backend("cpu", cpu.run, cpu.why_not, cpu.SOURCES, inference_only=True),
-            Backend("torch", torch.run),
-        ),
-        _example,
-    )
-)
+_BACKENDS = (cpu.BACKEND, cuda.BACKEND, triton.BACKEND, torch.BACKEND)
+OPERATOR = register(Operator("gated_conv", _BACKENDS, _example))

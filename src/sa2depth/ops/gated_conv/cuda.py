@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 
 from sa2depth.ops.gated_conv.common import GROUP, register, run_channels_last
-from sa2depth.ops.registry import kernel_sources
+from sa2depth.ops.registry import Backend, kernel_sources
 from sa2depth.ops.runtime import nvrtc
 from sa2depth.ops.runtime.gpu import multiprocessors, ready
 from sa2depth.ops.runtime.nvrtc import INDEX_LIMIT, TYPES, Argument, Source, int32, launch, why_not_on
-
-SOURCES = kernel_sources("gated_conv/*", "*.cuh")
 
 # As in csrc/gated_conv/*.
 _BLOCK_GROUPS = 16
@@ -120,3 +118,4 @@ def _slabs(channels: int) -> int:
 
 
 register(gated_conv, gated_conv_backward, "cuda")
+BACKEND = Backend("cuda", run, why_not, kernel_sources("gated_conv/*", "*.cuh"))

@@ -12,10 +12,9 @@ from einops import rearrange
 from torch import Tensor
 
 from sa2depth.ops.gated_conv.common import GROUP, register, run_channels_last
+from sa2depth.ops.registry import Backend
 from sa2depth.ops.runtime import triton as machine
 from sa2depth.ops.runtime.gpu import multiprocessors, ready
-
-SOURCES = machine.sources(__file__)
 
 # Of a program, which is one warp: a thread for each group of each pixel. Rows are loaded STAGES - 1 ahead.
 _TILE = {"PIXELS": 4, "GROUPS": 8, "STAGES": 4}
@@ -143,3 +142,4 @@ def _programs_held(device: torch.device) -> int:
 
 
 register(gated_conv, gated_conv_backward, "triton")
+BACKEND = Backend("triton", run, why_not, machine.sources(__file__))

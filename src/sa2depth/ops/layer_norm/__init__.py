@@ -6,7 +6,7 @@ from torch.compiler import is_compiling
 from sa2depth.errors import ShapeError
 from sa2depth.ops.dispatch import choose
 from sa2depth.ops.layer_norm import cuda, torch, triton
-from sa2depth.ops.registry import Backend, Example, Operator, drawing, leaves, register
+from sa2depth.ops.registry import Example, Operator, as_leaves, drawing, register
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, *, gelu: bool = False) -> Tensor:
@@ -46,18 +46,9 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor) -> None:
 
 def _example(device: device, dtype: dtype) -> Example:
     draw = drawing(6, device, dtype)
-    inputs = leaves([draw(2, 13, 17, 40), draw(40), draw(40)])
-    return lambda: layer_norm(*inputs, gelu=True), inputs
+    x, weight, bias = inputs = as_leaves([draw(2, 13, 17, 40), draw(40), draw(40)])
+    return lambda: layer_norm(x, weight, bias, gelu=True), inputs
 
 
-OPERATOR = register(
-    Operator(
-        "layer_norm",
-        (
-            Backend("cuda", cuda.run, cuda.why_not, cuda.SOURCES),
-            Backend("triton", triton.run, triton.why_not, triton.SOURCES),
-            Backend("torch", torch.run),
-        ),
-        _example,
-    )
-)
+_BACKENDS = (cuda.BACKEND, triton.BACKEND, torch.BACKEND)
+OPERATOR = register(Operator("layer_norm", _BACKENDS, _example))

@@ -19,12 +19,10 @@ from sa2depth.ops.layer_norm.common import (
     rows_in_memory,
     run_directly,
 )
-from sa2depth.ops.registry import kernel_sources
+from sa2depth.ops.registry import Backend, kernel_sources
 from sa2depth.ops.runtime import nvrtc
 from sa2depth.ops.runtime.gpu import multiprocessors, ready
 from sa2depth.ops.runtime.nvrtc import TYPES, Source, launch, why_not_on
-
-SOURCES = kernel_sources("layer_norm/*", "*.cuh")
 
 _CHANNELS = 8  # their number is a multiple
 
@@ -162,3 +160,4 @@ def _source(name: str, input: torch.dtype, output: torch.dtype, gelu: bool) -> S
 
 
 register(layer_norm, layer_norm_backward, "cuda")
+BACKEND = Backend("cuda", run, why_not, kernel_sources("layer_norm/*", "*.cuh"))

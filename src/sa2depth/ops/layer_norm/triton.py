@@ -18,11 +18,10 @@ from sa2depth.ops.layer_norm.common import (
     rows_in_memory,
     run_directly,
 )
+from sa2depth.ops.registry import Backend
 from sa2depth.ops.runtime import triton as machine
 from sa2depth.ops.runtime.gpu import VECTOR_BYTES, multiprocessors, ready
 from sa2depth.ops.runtime.triton import launching_on
-
-SOURCES = machine.sources(__file__)
 
 _MOST_CHANNELS = 8192
 _MOST_CHUNKS = 10
@@ -173,3 +172,4 @@ def _programs(rows: int, tile_rows: int, resident: int, device: torch.device) ->
 
 
 register(layer_norm, layer_norm_backward, "triton")
+BACKEND = Backend("triton", run, why_not, machine.sources(__file__))

@@ -1,6 +1,6 @@
 """Attention over all keys and inside ranges of rank (top-k flexible attention, paper section III-B)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor, device, dtype, linspace
@@ -9,8 +9,7 @@ from sa2depth.errors import ShapeError
 from sa2depth.ops.dispatch import choose
 from sa2depth.ops.precision import no_autocast
 from sa2depth.ops.rank_attention import cpu, cuda, torch, triton
-from sa2depth.ops.rank_attention.common import FEWEST_KEYS, ends
-from sa2depth.ops.registry import Backend, Example, Operator, drawing, leaves, register
+from sa2depth.ops.registry import Example, Operator, as_leaves, drawing, register
 
 RANKS = ((0.0, 0.1), (0.1, 0.3), (0.3, 0.5), (0.5, 0.7))
 """The paper's ranges of rank, as shares of the keys."""
@@ -81,28 +80,6 @@ def rank_attention(
         return run(query, key, value, scale, ranges, block_queries)
 
 
-def _in_four_groups(why_not: Callable[..., str]) -> Callable[..., str]:
-    """``why_not`` of a kernel, which takes the ends of four adjoining groups."""
-
-    def with_ranges(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scale: float,
-        ranges: list[tuple[int, int]],
-        *others: object,
-    ) -> str:
-        few = key.shape[2] < FEWEST_KEYS  # of which it says so itself: groups then share keys
-        starts = [start for start, _ in ranges]
-        if not few and starts != [0, *ends(ranges)[:3]]:
-            return (
-                f"the kernels take four groups, each from where the one before ends, not the ranks {ranges}"
-            )
-        return why_not(query, key, value, scale, ranges, *others)
-
-    return with_ranges
-
-
 def _example(device: device, dtype: dtype) -> Example:
     draw = drawing(2, device, dtype)
     # Scores far enough from each other that no rank depends on rounding.
@@ -112,19 +89,9 @@ def _example(device: device, dtype: dtype) -> Example:
     steps = linspace(-2, 2, 45, device=device, dtype=dtype)[:, None]
     direction = query[:, :, :1] / query[:, :, :1].square().sum(-1, keepdim=True)
     key = direction * steps * 8
-    query, key, value = inputs = leaves([query, key, draw(2, 2, 45, 64)])
+    query, key, value = inputs = as_leaves([query, key, draw(2, 2, 45, 64)])
     return lambda: rank_attention(query, key, value, 0.125), inputs
 
 
-OPERATOR = register(
-    Operator(
-        "rank_attention",
-        (
-            Backend("cuda", cuda.run, _in_four_groups(cuda.why_not), cuda.SOURCES),
-            Backend("triton", triton.run, _in_four_groups(triton.why_not), triton.SOURCES),
-            Backend("cpu", cpu.run, _in_four_groups(cpu.why_not), cpu.SOURCES),
-            Backend("torch", torch.run),
-        ),
-        _example,
-    )
-)
+_BACKENDS = (cuda.BACKEND, triton.BACKEND, cpu.BACKEND, torch.BACKEND)
+OPERATOR = register(Operator("rank_attention", _BACKENDS, _example))

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from sa2depth.ops.autograd import CustomOp, refuse_second_derivative
 
+Ranges = Sequence[tuple[int, int]]
+"""First rank, and the one after the last, of each group."""
+
 OUTPUTS = 5
 """All keys, and the four groups."""
 
@@ -14,9 +17,16 @@ FEWEST_KEYS = 4
 """Below, groups share keys."""
 
 
-def ends(ranges: Sequence[tuple[int, int]]) -> list[int]:
+def ends(ranges: Ranges) -> list[int]:
     """Ends of the groups' ranges, which begin where the one before ends."""
     return [end for _, end in ranges]
+
+
+def why_not_ranges(ranges: Ranges) -> str:
+    """Why kernels, which take the ends of four groups, cannot take these ranges; empty if they can."""
+    if [start for start, _ in ranges] == [0, *ends(ranges)[:3]]:
+        return ""
+    return f"the kernels take four groups, each from where the one before ends, not the ranks {ranges}"
 
 
 def of_one_type(*tensors: Tensor) -> list[Tensor]:
@@ -55,9 +65,12 @@ def register(
     """Make a differentiable operator of a pair that computes rank-grouped attention on a GPU.
 
     Args:
-        forward: ``(query, key, value, scale, bounds, keep) -> output, *kept``. Without ``keep`` nothing is kept for the
-            backward pass and there is no gradient.
-        backward: ``(grad, query, key, value, output, *kept, scale) ->`` gradients of queries, and of keys and values.
+        forward: ``(query, key, value, scale, bounds, keep) -> output, *kept``: queries ``(B, h, Q, d)``, keys and
+            values ``(B, h, N, d)`` of one type, factor of the scores and rising ends of the groups' ranks to
+            ``(5, B, h, Q, d)``, a view of ``(5, B, Q, h, d)``. Without ``keep`` nothing is kept (no query) and there is
+            no gradient; none flows through what is kept.
+        backward: ``(grad, query, key, value, output, *kept, scale)`` to the gradient of the queries, a view of
+            ``(B, Q, h, d)``, and of keys and values in one, ``(2, B, h, N, d)``, a view of ``(2, B, N, h, d)``.
         backend: for the message about second derivatives.
         like_outputs: ``(query, key, keep) ->`` outputs as of ``forward``, uninitialised.
     """

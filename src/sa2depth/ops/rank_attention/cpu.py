@@ -1,34 +1,29 @@
 """Rank-grouped attention on the CPU: a ``torch.library`` operator around ``csrc/cpu/rank_attention.h``."""
 
 import ctypes
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sa2depth.ops.autograd import refuse_second_derivative
-from sa2depth.ops.rank_attention.common import FEWEST_KEYS, OUTPUTS, ends
+from sa2depth.ops.rank_attention.common import FEWEST_KEYS, OUTPUTS, Ranges, ends, why_not_ranges
+from sa2depth.ops.registry import Backend, kernel_sources
 from sa2depth.ops.runtime import cpp
 from sa2depth.ops.runtime.cpp.library import AttentionShape, AttentionStrides, call
 
-SOURCES = cpp.SOURCES
 
-
-def why_not(query: Tensor, key: Tensor, value: Tensor, *others: object) -> str:
+def why_not(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, ranges: Ranges, *others: int | None
+) -> str:
     """Why the library cannot take these arguments; empty if it can."""
     if not FEWEST_KEYS <= key.shape[2] < 2**31 or not query.shape[-1]:
         return f"there are {key.shape[2]} keys of width {key.shape[3]}"
-    return cpp.why_not("rank_attention", query, key, value)
+    return why_not_ranges(ranges) or cpp.why_not("rank_attention", query, key, value)
 
 
 def run(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-    ranges: Sequence[tuple[int, int]],
-    block_queries: int | None,
+    query: Tensor, key: Tensor, value: Tensor, scale: float, ranges: Ranges, block_queries: int | None
 ) -> Tensor:
     """``ops.rank_attention`` for arguments that ``why_not`` has nothing against."""
     output = rank_attention(query.float(), key.float(), value.float(), float(scale), ends(ranges))
@@ -92,21 +87,7 @@ def _like_output(query: Tensor) -> Tensor:
     return query.new_empty((OUTPUTS, batch, heads, dim, queries)).transpose(-1, -2)
 
 
-@rank_attention.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, scale: float, bounds: list[int]) -> Tensor:
-    return _like_output(query)
-
-
-@rank_attention_backward.register_fake
-def _(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    output: Tensor,
-    scale: float,
-    bounds: list[int],
-) -> tuple[Tensor, Tensor, Tensor]:
+def _like_inputs(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *others: Any) -> tuple[Tensor, ...]:
     return _like_query(query), key.new_empty(key.shape), value.new_empty(value.shape)
 
 
@@ -119,5 +100,8 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (*rank_attention_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.bounds), None, None)
 
 
+rank_attention.register_fake(lambda query, *others: _like_output(query))
+rank_attention_backward.register_fake(_like_inputs)
 rank_attention.register_autograd(_gradients, setup_context=_save)
 rank_attention_backward.register_autograd(refuse_second_derivative("rank_attention", "cpu"))
+BACKEND = Backend("cpu", run, why_not, kernel_sources("cpu/*"))

@@ -9,7 +9,6 @@ import ctypes
 import functools
 import math
 import struct
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,19 +17,19 @@ from sa2depth.ops.autograd import wants_gradient
 from sa2depth.ops.rank_attention.common import (
     FEWEST_KEYS,
     OUTPUTS,
+    Ranges,
     ends,
     new_tokens,
     of_one_type,
     parts,
     register,
     token_major,
+    why_not_ranges,
 )
-from sa2depth.ops.registry import kernel_sources
+from sa2depth.ops.registry import Backend, kernel_sources
 from sa2depth.ops.runtime.gpu import multiprocessors, shared_bytes_limit
 from sa2depth.ops.runtime.notices import say_once
 from sa2depth.ops.runtime.nvrtc import LARGEST_GRID, TYPES, Source, int32, launch, why_unavailable
-
-SOURCES = kernel_sources("rank_attention/*", "*.cuh")
 
 # As in csrc/rank_attention.
 _KEY_TILE = 64
@@ -46,7 +45,9 @@ _FILLS = 2  # how often that gradient's grid fills the machine
 _FEWEST_QUERIES = 64  # in a part of it
 
 
-def why_not(query: Tensor, key: Tensor, value: Tensor, *others: object) -> str:
+def why_not(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, ranges: Ranges, *others: int | None
+) -> str:
     """Why the kernels cannot take these arguments; empty if they can."""
     batch, heads, queries, dim = query.shape
     keys = key.shape[2]
@@ -59,6 +60,8 @@ def why_not(query: Tensor, key: Tensor, value: Tensor, *others: object) -> str:
         return f"the kernels have heads of 16, 32 ... {_LARGEST_DIM} channels, not {dim}"
     if not FEWEST_KEYS <= keys <= _MOST_KEYS:
         return f"the kernels take {FEWEST_KEYS} to {_MOST_KEYS} keys, not {keys}"
+    if reason := why_not_ranges(ranges):
+        return reason
     if query.numel() == 0 or batch * heads > LARGEST_GRID or queries > 2**31 - 64:
         return f"the queries have shape {tuple(query.shape)}"
     size = max(4 if len({t.dtype for t in (query, key, value)}) > 1 else 0, query.element_size())
@@ -80,12 +83,7 @@ def _why_unavailable(index: int, dim: int, slots: int, size: int, has_gradient: 
 
 
 def run(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-    ranges: Sequence[tuple[int, int]],
-    block_queries: int | None,
+    query: Tensor, key: Tensor, value: Tensor, scale: float, ranges: Ranges, block_queries: int | None
 ) -> Tensor:
     """``ops.rank_attention`` for arguments that ``why_not`` has nothing against.
 
@@ -100,21 +98,10 @@ def run(
 def rank_attention(
     query: Tensor, key: Tensor, value: Tensor, scale: float, bounds: list[int], keep: bool
 ) -> tuple[Tensor, Tensor]:
-    """Attention over all keys and inside four groups.
+    """Attention over all keys and inside four groups, as ``common.register`` describes it.
 
-    Inputs are taken without a copy if the channels of a head lie side by side, from multiples of 16 bytes on.
-
-    Args:
-        query: ``(B, h, Q, d)``; float32, bfloat16 or float16.
-        key: ``(B, h, N, d)``, of the same type.
-        value: ``(B, h, N, d)``.
-        scale: factor of the scores.
-        bounds: ends of the groups' ranks, rising, four.
-        keep: return what the backward pass needs.
-
-    Returns:
-        ``(5, B, h, Q, d)``, a view of ``(5, B, Q, h, d)``; and ``(B, h, Q, 12)`` float32, thresholds, ties and
-        logarithms of sums of each query (no query without ``keep``). No gradient flows through the latter.
+    Inputs are taken without a copy if the channels of a head lie side by side, from multiples of 16 bytes on. Kept are
+    ``(B, h, Q, 12)`` float32: thresholds, ties and logarithms of sums of each query.
     """
     query, key, value = (_aligned(t) for t in (query, key, value))
     batch, heads, queries, _ = query.shape
@@ -137,21 +124,7 @@ def rank_attention(
 def rank_attention_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, rows: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the first three arguments of ``rank_attention``.
-
-    Args:
-        grad: ``(5, B, h, Q, d)``, of its output.
-        query: as there.
-        key: as there.
-        value: as there.
-        output: the first result, a view of a token-major tensor.
-        rows: the second result.
-        scale: as there.
-
-    Returns:
-        Gradient of the queries, a view of ``(B, Q, h, d)``; gradients of keys and values in one, ``(2, B, h, N, d)``, a
-        view of ``(2, B, N, h, d)``.
-    """
+    """Gradients of the first three arguments of ``rank_attention``, as ``common.register`` describes them."""
     grad, query, key, value = (_aligned(t) for t in (grad, query, key, value))
     batch, heads, queries, dim = query.shape
     keys = key.shape[2]
@@ -271,3 +244,4 @@ def _shared_bytes(dim: int, slots: int, size: int) -> dict[str, int]:
 
 
 register(rank_attention, rank_attention_backward, "cuda", _new_outputs)
+BACKEND = Backend("cuda", run, why_not, kernel_sources("rank_attention/*", "*.cuh"))

@@ -3,25 +3,20 @@
 The released code (``TKFA`` in ``sade_layers.py``) ranks four times; here one stable sort serves all groups.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sa2depth.ops.precision import at_least_float32, no_autocast
+from sa2depth.ops.rank_attention.common import Ranges
+from sa2depth.ops.registry import Backend
 
 # Scores held at once: cache-sized on a CPU, large enough on a GPU to keep it busy.
 _SCORES_PER_BLOCK = {"cpu": 1 << 21, "cuda": 1 << 26}
 
 
 def run(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-    ranges: Sequence[tuple[int, int]],
-    block_queries: int | None = None,
+    query: Tensor, key: Tensor, value: Tensor, scale: float, ranges: Ranges, block_queries: int | None = None
 ) -> Tensor:
     """``rank_attention`` on any device, for any number of keys and any ranges."""
     if block_queries is None:
@@ -37,9 +32,7 @@ def run(
     return torch.cat(outputs, dim=3)
 
 
-def _attend(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, ranges: Sequence[tuple[int, int]]
-) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float, ranges: Ranges) -> Tensor:
     with no_autocast(query):
         scores = at_least_float32(query) @ at_least_float32(key).transpose(-1, -2) * scale
         ranked, order = scores.sort(dim=-1, descending=True, stable=True)
@@ -51,3 +44,6 @@ def _attend(
             )
             outputs.append(weights @ values)
         return torch.stack(outputs).to(value.dtype)
+
+
+BACKEND = Backend("torch", run)

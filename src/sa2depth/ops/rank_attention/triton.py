@@ -6,7 +6,6 @@ a score are kept. Inputs may be views ``(B, h, Q, d)`` of token-major tensors; w
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,17 +14,18 @@ from sa2depth.ops.autograd import wants_gradient
 from sa2depth.ops.rank_attention.common import (
     FEWEST_KEYS,
     OUTPUTS,
+    Ranges,
     ends,
     new_tokens,
     of_one_type,
     parts,
     register,
     token_major,
+    why_not_ranges,
 )
+from sa2depth.ops.registry import Backend
 from sa2depth.ops.runtime import triton as machine
 from sa2depth.ops.runtime.gpu import multiprocessors
-
-SOURCES = machine.sources(__file__)
 
 _PLANES = 11  # numbers that are known of a query
 _FACTS = 10  # and of those that the backward pass finds
@@ -45,7 +45,9 @@ _FILLS = 8  # programs of a multiprocessor, for the gradients of keys and values
 _FEWEST_QUERIES = 64  # of one of them
 
 
-def why_not(query: Tensor, key: Tensor, value: Tensor, *others: object) -> str:
+def why_not(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, ranges: Ranges, *others: int | None
+) -> str:
     """Why the kernels cannot take these arguments; empty if they can."""
     batch, heads, queries, dim = query.shape
     keys = key.shape[2]
@@ -53,18 +55,15 @@ def why_not(query: Tensor, key: Tensor, value: Tensor, *others: object) -> str:
         return f"the kernels have heads of up to {_LARGEST_DIM} channels, not {dim}"
     if not FEWEST_KEYS <= keys <= _MOST_KEYS:
         return f"the kernels take {FEWEST_KEYS} to {_MOST_KEYS} keys, not {keys}"
+    if reason := why_not_ranges(ranges):
+        return reason
     if batch * heads > _LARGEST_GRID or queries > 2**26:
         return f"the queries have shape {tuple(query.shape)}"
     return machine.why_not("rank_attention", query=query, key=key, value=value)
 
 
 def run(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-    ranges: Sequence[tuple[int, int]],
-    block_queries: int | None,
+    query: Tensor, key: Tensor, value: Tensor, scale: float, ranges: Ranges, block_queries: int | None
 ) -> Tensor:
     """``ops.rank_attention`` for arguments that ``why_not`` has nothing against.
 
@@ -79,20 +78,10 @@ def run(
 def rank_attention(
     query: Tensor, key: Tensor, value: Tensor, scale: float, bounds: list[int], keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention over all keys and inside four groups.
+    """Attention over all keys and inside four groups, as ``common.register`` describes it.
 
-    Args:
-        query: ``(B, h, Q, d)``; float32, bfloat16 or float16.
-        key: ``(B, h, N, d)``, of the same type.
-        value: ``(B, h, N, d)``.
-        scale: factor of the scores.
-        bounds: ends of the groups' ranks, rising, four.
-        keep: return what the backward pass needs.
-
-    Returns:
-        ``(5, B, h, Q, d)``, a view of ``(5, B, Q, h, d)``; what is known of the queries, ``(11, B, h, Q)`` float32; and
-        the group of each key, ``(B, h, Q, N + padding)`` int8 (no query without ``keep``). No gradient flows through
-        the latter two.
+    Kept are what is known of the queries, ``(11, B, h, Q)`` float32, and the group of each key,
+    ``(B, h, Q, N + padding)`` int8.
     """
     query, key, value = (_with_rows(t) for t in (query, key, value))
     batch, heads, queries, dim = query.shape
@@ -135,22 +124,7 @@ def rank_attention_backward(
     groups: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the first three arguments of ``rank_attention``.
-
-    Args:
-        grad: ``(5, B, h, Q, d)``, of its output.
-        query: as there.
-        key: as there.
-        value: as there.
-        output: the first result, a view of a token-major tensor.
-        rows: the second result.
-        groups: the third result.
-        scale: as there.
-
-    Returns:
-        Gradient of the queries, a view of ``(B, Q, h, d)``; gradients of keys and values in one, ``(2, B, h, N, d)``, a
-        view of ``(2, B, N, h, d)``.
-    """
+    """Gradients of the first three arguments of ``rank_attention``, as ``common.register`` describes them."""
     grad, query, key, value = (_with_rows(t) for t in (grad, query, key, value))
     batch, heads, queries, dim = query.shape
     keys = key.shape[2]
@@ -241,3 +215,4 @@ def _precision(tensor: Tensor) -> str:
 
 
 register(rank_attention, rank_attention_backward, "triton", _new_outputs)
+BACKEND = Backend("triton", run, why_not, machine.sources(__file__))

@@ -1,15 +1,12 @@
 """Selective scan of an image along rows and columns, both ways (SS2D of VMamba, Liu et al. 2024)."""
 
-from collections.abc import Callable
-
 from torch import Tensor, arange, device, dtype
 
 from sa2depth.errors import ShapeError
 from sa2depth.ops.dispatch import choose
 from sa2depth.ops.precision import no_autocast
-from sa2depth.ops.registry import Backend, Example, Operator, drawing, leaves, register
+from sa2depth.ops.registry import Example, Operator, as_leaves, drawing, register
 from sa2depth.ops.selective_scan import cpu, cuda, mamba, torch, triton
-from sa2depth.ops.selective_scan.common import DIRECTIONS
 
 
 def selective_scan_2d(
@@ -39,7 +36,7 @@ def selective_scan_2d(
     Raises:
         ShapeError: if the parameters do not belong to ``D`` channels.
     """
-    channels, ways = x.shape[1], len(x_proj_weight)
+    channels, ways = x.shape[1], len(x_proj_weight) if len(x_proj_weight) in torch.ORDERS else 4
     states, rank = a_log.shape[-1], dt_weight.shape[-1]
     shapes = [tuple(p.shape) for p in (x_proj_weight, dt_weight, dt_bias, a_log, d_skip)]
     expected = [
@@ -49,7 +46,7 @@ def selective_scan_2d(
         (ways * channels, states),
         (ways * channels,),
     ]
-    if shapes != expected or ways not in torch.ORDERS:
+    if shapes != expected:
         raise ShapeError(
             f"selective_scan_2d on {channels} channels wants parameters {expected}, got {shapes}"
         )
@@ -59,35 +56,13 @@ def selective_scan_2d(
         return run(*inputs).to(x.dtype)
 
 
-def _four_ways(why_not: Callable[..., str]) -> Callable[..., str]:
-    """``why_not`` of a back end that scans in all four directions."""
-
-    def with_directions(x: Tensor, x_proj_weight: Tensor, *others: Tensor) -> str:
-        if len(x_proj_weight) != DIRECTIONS:
-            return f"the kernels scan in {DIRECTIONS} directions, not {len(x_proj_weight)}"
-        return why_not(x, x_proj_weight, *others)
-
-    return with_directions
-
-
 def _example(device: device, dtype: dtype) -> Example:
     draw = drawing(3, device, dtype)
     a_log = arange(1.0, 17, device=device, dtype=dtype).log().repeat(4 * 40, 1)
     parameters = [draw(4, 36, 40) * 0.15, draw(4, 40, 4) * 0.5, draw(4, 40) - 3, a_log, draw(160)]
-    inputs = leaves([draw(2, 40, 9, 13), *parameters])
+    inputs = as_leaves([draw(2, 40, 9, 13), *parameters])
     return lambda: selective_scan_2d(*inputs), inputs
 
 
-OPERATOR = register(
-    Operator(
-        "selective_scan_2d",
-        (
-            Backend("cuda", cuda.run, _four_ways(cuda.why_not), cuda.SOURCES),
-            Backend("triton", triton.run, _four_ways(triton.why_not), triton.SOURCES),
-            Backend("cpu", cpu.run, _four_ways(cpu.why_not), cpu.SOURCES),
-            Backend("mamba_ssm", mamba.run, _four_ways(mamba.why_not), on_request=True),
-            Backend("torch", torch.run),
-        ),
-        _example,
-    )
-)
+_BACKENDS = (cuda.BACKEND, triton.BACKEND, cpu.BACKEND, mamba.BACKEND, torch.BACKEND)
+OPERATOR = register(Operator("selective_scan_2d", _BACKENDS, _example))

@@ -22,15 +22,22 @@ def chunks(length: int) -> int:
     return -(-length // CHUNK)
 
 
+def why_not_ways(x_proj_weight: Tensor) -> str:
+    """Why kernels cannot scan in so many directions; empty if they can."""
+    found = len(x_proj_weight)
+    return "" if found == DIRECTIONS else f"the kernels scan in {DIRECTIONS} directions, not {found}"
+
+
 def register(
     forward: CustomOp, backward: CustomOp, backend: str, like_outputs: Callable[..., tuple[Tensor, ...]]
 ) -> None:
     """Make a differentiable operator of a pair that computes the selective scan of tokens.
 
     Args:
-        forward: ``(x, projection, dt_weight, dt_bias, a_log, d_skip, height, keep) -> output, *kept``, with
-            ``x (B, L, D)``; ``projection`` is what the back end projects with or has projected. Without ``keep``
-            nothing is kept for the backward pass and there is no gradient.
+        forward: ``(x, projection, dt_weight, dt_bias, a_log, d_skip, height, keep) -> output, *kept``, with ``x`` and
+            output ``(B, L, D)`` of one type and the others float32: ``(4, D, R)``, ``(4, D)``, ``(4 * D, N)``,
+            ``(4 * D)``; ``projection`` is what the back end projects with or has projected. Without ``keep`` nothing is
+            kept for the backward pass and there is no gradient; none flows through what is kept.
         backward: ``(grad, x, projection, dt_weight, dt_bias, a_log, d_skip, *kept, height) -> six gradients``.
         backend: for messages.
         like_outputs: as ``forward``, but the outputs are uninitialised.

@@ -9,11 +9,10 @@ from einops import rearrange
 from torch import Tensor
 
 from sa2depth.ops.autograd import wants_gradient
+from sa2depth.ops.registry import Backend, kernel_sources
 from sa2depth.ops.runtime import cpp
 from sa2depth.ops.runtime.cpp.library import ScanShape, call
-from sa2depth.ops.selective_scan.common import CHUNK, DIRECTIONS, chunks, register
-
-SOURCES = cpp.SOURCES
+from sa2depth.ops.selective_scan.common import CHUNK, DIRECTIONS, chunks, register, why_not_ways
 
 _CHANNEL_PAD = 16  # as kChannelPad in csrc/cpu/selective_scan.h
 _LARGEST = 64  # rank and state size
@@ -26,7 +25,7 @@ def why_not(
     states, rank = a_log.shape[-1], dt_weight.shape[-1]
     if states > _LARGEST or rank > _LARGEST:
         return f"it has state sizes and ranks up to {_LARGEST}, not {states} and {rank}"
-    return cpp.why_not("selective_scan_2d", x)
+    return why_not_ways(x_proj_weight) or cpp.why_not("selective_scan_2d", x)
 
 
 def run(
@@ -54,21 +53,10 @@ def selective_scan(
     height: int,
     keep_states: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Sum of the four scans and the skips.
+    """Sum of the four scans and the skips, as ``common.register`` describes it, in float32.
 
-    Args:
-        x: ``(B, L, D)`` float32.
-        projected: ``(B, L, 4 * (R + 2N))``: for each direction the low-rank dt, B and C.
-        dt_weight: ``(4, D, R)``.
-        dt_bias: ``(4, D)``.
-        a_log: ``(4 * D, N)``.
-        d_skip: ``(4 * D)``.
-        height: ``H``; ``W = L / H``.
-        keep_states: return the states that the backward pass starts from.
-
-    Returns:
-        ``(B, L, D)``; and ``(B, chunks, 4, N, D')``, the states before each chunk of 64 tokens, ``D'`` being ``D``
-        rounded up to 16 (no chunk without ``keep_states``). No gradient flows through the states.
+    ``projected`` is ``(B, L, 4 * (R + 2N))``: for each direction the low-rank dt, B and C. Kept are
+    ``(B, chunks, 4, N, D')``, the states before each chunk, ``D'`` being ``D`` rounded up to 16.
     """
     output, states = _like_outputs(x, a_log, keep_states)
     if x.numel():
@@ -121,3 +109,4 @@ register(
     "cpu",
     lambda x, projected, dt_weight, dt_bias, a_log, d_skip, height, keep: _like_outputs(x, a_log, keep),
 )
+BACKEND = Backend("cpu", run, why_not, kernel_sources("cpu/*"))

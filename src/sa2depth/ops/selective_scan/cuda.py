@@ -19,15 +19,13 @@ from torch import Tensor
 
 from sa2depth.ops.autograd import wants_gradient
 from sa2depth.ops.precision import no_autocast
-from sa2depth.ops.registry import kernel_sources
+from sa2depth.ops.registry import Backend, kernel_sources
 from sa2depth.ops.runtime import nvrtc
 from sa2depth.ops.runtime.gpu import multiprocessors, ready, shared_bytes_limit
 from sa2depth.ops.runtime.notices import say_once
 from sa2depth.ops.runtime.nvrtc import LARGEST_GRID, TYPES, Argument, Source, int32, launch, why_unavailable
-from sa2depth.ops.selective_scan.common import CHUNK, DIRECTIONS, LARGEST_RANK, chunks, register
+from sa2depth.ops.selective_scan.common import CHUNK, DIRECTIONS, LARGEST_RANK, chunks, register, why_not_ways
 from sa2depth.ops.selective_scan.tokens import add_projection_gradients, project_tokens
-
-SOURCES = kernel_sources("selective_scan/*", "*.cuh")
 
 STATES = 16
 """State size that the kernels are written for."""
@@ -50,7 +48,7 @@ def why_not(
 ) -> str:
     """Why the kernels cannot take these arguments; empty if they can."""
     states, rank = a_log.shape[-1], dt_weight.shape[-1]
-    if reason := nvrtc.why_not(("input", x)):
+    if reason := nvrtc.why_not(("input", x)) or why_not_ways(x_proj_weight):
         return reason
     if states != STATES or rank > LARGEST_RANK:
         return f"the kernels have state size {STATES} and ranks up to {LARGEST_RANK}, not {states} and {rank}"
@@ -148,22 +146,11 @@ def selective_scan(
     height: int,
     keep_states: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of the four scans and the skips.
+    """Sum of the four scans and the skips, as ``common.register`` describes it.
 
-    Args:
-        x: ``(B, L, D)``, ``D`` a multiple of 64; all weights are float32.
-        x_proj_weight: ``(4, R + 32, D)``, ``R`` a multiple of 4.
-        dt_weight: ``(4, D, R)``.
-        dt_bias: ``(4, D)``.
-        a_log: ``(4 * D, 16)``.
-        d_skip: ``(4 * D)``.
-        height: ``H``; ``W = L / H``.
-        keep_states: return what the backward pass starts from.
-
-    Returns:
-        ``(B, L, D)``, of the type of ``x``; and, float32 and empty without ``keep_states``,
-        ``(B, L, 4 * (R + 32))``, for each direction the low-rank dt, B and C, and ``(B, chunks, 4, D, 16)``, the
-        states before each chunk of 64 tokens. No gradient flows through the latter two.
+    ``D`` is a multiple of 64, ``R`` of 4, ``N`` is 16, and ``x_proj_weight`` is ``(4, R + 2N, D)``. Kept are, in
+    float32, ``(B, L, 4 * (R + 2N))``, for each direction the low-rank dt, B and C, and ``(B, chunks, 4, D, N)``, the
+    states before each chunk.
     """
     x, dt_weight, dt_bias, a_log, d_skip = (ready(t) for t in (x, dt_weight, dt_bias, a_log, d_skip))
     batch, length, channels = x.shape
@@ -352,3 +339,4 @@ def _to_image(ctx: Any, grad: Tensor) -> Tensor:
 
 to_tokens.register_autograd(_to_image, setup_context=_save_size)
 register(selective_scan, selective_scan_backward, "cuda", _like_outputs)
+BACKEND = Backend("cuda", run, why_not, kernel_sources("selective_scan/*", "*.cuh"))

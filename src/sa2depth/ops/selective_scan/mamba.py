@@ -11,14 +11,18 @@ from einops import rearrange
 from torch import Tensor
 
 from sa2depth.ops.precision import at_least_float32
+from sa2depth.ops.registry import Backend
+from sa2depth.ops.selective_scan.common import why_not_ways
 
 
-def why_not(x: Tensor, *parameters: Tensor) -> str:
+def why_not(x: Tensor, x_proj_weight: Tensor, *others: Tensor) -> str:
     """Why ``mamba_ssm`` cannot take these arguments; empty if it can."""
     if not x.is_cuda:
         return f"the input is on {x.device}"
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"the input is {x.dtype}"
+    if reason := why_not_ways(x_proj_weight):
+        return reason
     for module in ("mamba_ssm", "selective_scan_cuda"):
         if importlib.util.find_spec(module) is None:
             return (
@@ -56,3 +60,6 @@ def run(
     rows = rearrange(row + row_back.flip(-1), "b d (h w) -> b d h w", h=height)
     columns = rearrange(column + column_back.flip(-1), "b d (w h) -> b d h w", h=height)
     return (rows + columns).to(dtype)
+
+
+BACKEND = Backend("mamba_ssm", run, why_not, on_request=True)

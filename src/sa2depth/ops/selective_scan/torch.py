@@ -15,13 +15,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sa2depth.ops.precision import at_least_float32
+from sa2depth.ops.registry import Backend
 
 ORDERS = {
     4: ((False, False), (True, False), (False, True), (True, True)),
     2: ((False, False), (False, True)),
     1: ((False, False),),
 }
-"""Of the directions, by how many they are: whether along columns, and whether from the last token to the first."""
+"""Directions by their number: whether each runs along columns, and whether from the last token to the first."""
 
 _STEPS = 16  # tokens in a block of the scan
 
@@ -178,3 +179,6 @@ def _shift(tensor: Tensor, reverse: bool) -> Tensor:
     else:
         shifted[1:] = tensor[:-1]
     return shifted
+
+
+BACKEND = Backend("torch", run)

@@ -16,13 +16,12 @@ from torch import Tensor
 
 from sa2depth.ops.autograd import wants_gradient
 from sa2depth.ops.precision import no_autocast
+from sa2depth.ops.registry import Backend
 from sa2depth.ops.runtime import triton as machine
 from sa2depth.ops.runtime.gpu import multiprocessors
 from sa2depth.ops.runtime.triton import launching_on, power_of_two
-from sa2depth.ops.selective_scan.common import CHUNK, DIRECTIONS, LARGEST_RANK, chunks, register
+from sa2depth.ops.selective_scan.common import CHUNK, DIRECTIONS, LARGEST_RANK, chunks, register, why_not_ways
 from sa2depth.ops.selective_scan.tokens import add_projection_gradients, project_tokens, sum_of_products
-
-SOURCES = machine.sources(__file__)
 
 _BURST = 2  # tokens whose states are in registers, in the backward pass
 _BLOCK_CHANNELS = 32  # of a program, which is one warp
@@ -41,6 +40,8 @@ def why_not(
 ) -> str:
     """Why the kernels cannot take these arguments; empty if they can."""
     states, rank = a_log.shape[-1], dt_weight.shape[-1]
+    if reason := why_not_ways(x_proj_weight):
+        return reason
     if states > _LARGEST_STATES or rank > LARGEST_RANK:
         return (
             f"the kernels have state sizes up to {_LARGEST_STATES} and ranks up to {LARGEST_RANK}, "
@@ -77,22 +78,10 @@ def selective_scan(
     height: int,
     keep_states: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of the four scans and the skips.
+    """Sum of the four scans and the skips, as ``common.register`` describes it.
 
-    Args:
-        x: ``(B, L, D)``; all weights are float32.
-        x_proj_weight: ``(4, R + 2N, D)``.
-        dt_weight: ``(4, D, R)``.
-        dt_bias: ``(4, D)``.
-        a_log: ``(4 * D, N)``.
-        d_skip: ``(4 * D)``.
-        height: ``H``; ``W = L / H``.
-        keep_states: return what the backward pass starts from.
-
-    Returns:
-        ``(B, L, D)``, of the type of ``x``; and, float32 and empty without ``keep_states``,
-        ``(B, L, 4 * (R + 2N))``, for each direction the low-rank dt, B and C, and ``(B, chunks, 4, N, D)``, the
-        states before each chunk of 64 tokens. No gradient flows through the latter two.
+    ``x_proj_weight`` is ``(4, R + 2N, D)``. Kept are, in float32, ``(B, L, 4 * (R + 2N))``, for each direction the
+    low-rank dt, B and C, and ``(B, chunks, 4, N, D)``, the states before each chunk.
     """
     from sa2depth.ops.selective_scan import triton_kernels as kernels
 
@@ -313,3 +302,4 @@ def _like_outputs(
 
 
 register(selective_scan, selective_scan_backward, "triton", _like_outputs)
+BACKEND = Backend("triton", run, why_not, machine.sources(__file__))

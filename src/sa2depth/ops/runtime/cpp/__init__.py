@@ -1,6 +1,5 @@
 """Operators on the CPU in C++: forward and backward in float32, without a compiler at run time."""
 
-from sa2depth.ops.registry import kernel_sources
 from sa2depth.ops.runtime.cpp.build import BuildError
 from sa2depth.ops.runtime.cpp.inputs import why_not
 from sa2depth.ops.runtime.cpp.library import (
@@ -13,11 +12,7 @@ from sa2depth.ops.runtime.cpp.library import (
     why_unavailable,
 )
 
-SOURCES = kernel_sources("cpu/*")
-"""Of all operators of the library."""
-
 __all__ = [
-    "SOURCES",
     "BuildError",
     "call",
     "library_file",
