@@ -30,11 +30,10 @@ class WindowAttention(nn.Module):
 
     def __init__(self, channels: int, dim_head: int, *_offset: int, window: int = 8) -> None:
         super().__init__()
-        if channels % dim_head or window < 1:
-            raise ConfigError(
-                f"window attention on {channels} channels: dim_head {dim_head} must divide them, and the window's "
-                f"side must be at least 1 pixel, not {window}"
-            )
+        if channels % dim_head:
+            raise ConfigError(f"window attention: dim_head {dim_head} does not divide {channels} channels")
+        if window < 1:
+            raise ConfigError(f"window attention: a window's side is at least 1 pixel, not {window}")
         self.heads = channels // dim_head
         self.window = window
         self.query_key_value = PointwiseConv(channels, 3 * channels)
@@ -57,7 +56,8 @@ class WindowAttention(nn.Module):
             y=self.window,
             x=self.window,
         )
-        bias = self.position_bias[:, self.pairs].to(query.dtype)
+        # of four dimensions: with three, CUDA's fused kernels decline
+        bias = self.position_bias[None, :, self.pairs].to(query.dtype)
         if down or right:
             bias = bias + self._beyond(x).to(query.dtype)
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
