@@ -21,7 +21,6 @@ with loading("PyTorch and Lightning", command=__name__ == "__main__"):
     from sa2depth.lit import Continuation, CsvLog, DepthModule
     from sa2depth.metrics import load_protocol
     from sa2depth.models import SA2Depth
-    from sa2depth.models.checkpointing import checkpoint_layers
     from sa2depth.run.build import (
         TRAIN_KEYS,
         build_data,
@@ -44,6 +43,7 @@ with loading("PyTorch and Lightning", command=__name__ == "__main__"):
     from sa2depth.run.results import finish
     from sa2depth.run.stage_times import is_first
     from sa2depth.run.summary import protocol_rows
+    from sa2depth.runtime.checkpointing import checkpoint_layers
     from sa2depth.weights import TrainingState, load_encoder, read_training_state
 
 

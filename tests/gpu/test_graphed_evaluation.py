@@ -8,7 +8,7 @@ import torch
 from sa2depth import create_model
 from sa2depth.lit import DepthModule
 from sa2depth.metrics import load_protocol
-from sa2depth.models.replayed import Graphed
+from sa2depth.runtime.replayed import Graphed
 
 pytestmark = pytest.mark.gpu
 

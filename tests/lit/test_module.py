@@ -12,8 +12,8 @@ from sa2depth.errors import ConfigError, DataError, ShapeError, UserError
 from sa2depth.lit import DepthModule, polynomial
 from sa2depth.losses import SILog
 from sa2depth.metrics import Protocol, evaluate_image, flip_average
-from sa2depth.models.compiled import compile_layers, compiled
 from sa2depth.report import Sizes
+from sa2depth.runtime.compiled import compile_layers, compiled
 
 
 class Output(NamedTuple):

@@ -74,9 +74,9 @@ def model(cfg):
 
 
 def bin_head(cfg):
-    """Parameters of the bin head alone: its number of bins must not differ from the depth head's."""
+    """Weights and bins of the bin head alone: its number of bins must not differ from the depth head's."""
     head = instantiate(cfg.bins)(CHANNELS, min_depth=0.1, max_depth=10.0)
-    return [tuple(p.shape) for p in head.parameters()]
+    return head.bins, [tuple(p.shape) for p in head.parameters()]
 
 
 def depth_head(cfg):

@@ -35,6 +35,8 @@ COMPOSITIONS = {
         *("data=nyu_sync", "augment=nyu", "data.val.limit=null", "trainer=ddp", "logger=wandb"),
     ),
     "labelled": ("encoder=efficientnet_lite0", *NANO[1:], "data=nyu_labelled", "augment=nyu", "trainer=cpu"),
+    "paper": ("attention=flexible", "feed_forward=gated"),
+    "variants": ("attention=window", "feed_forward=mlp", "bins=uniform", "bins.bins=64"),
     "ddp_sim": ("trainer=ddp_sim",),
     "anomaly": ("debug=anomaly",),
     "eval": ("checkpoint=one.safetensors",),
@@ -54,7 +56,7 @@ CHANGES = {
         "max_depth": (20.0, "model training.counted"),
         # continues for real in test_train.py: test_goes_on_from_the_last_checkpoint
         "resume": (__file__, "training.resume"),
-        # what it does: lit/test_module.py, models/test_compiled.py
+        # what it does: lit/test_module.py, runtime/test_compiled.py
         "compile": (False, "training.module.compile_layers"),
         "cuda_graph": (False, "training.module.cuda_graph"),
         "gradient_checkpointing": (
@@ -227,6 +229,15 @@ CHANGES = {
         "data.val.part": ("all", "data.val"),
         "data.val.limit": (5, "data.val"),
         "data.val.ids": (["train/basement_0001/00489"], "data.val"),
+    },
+    "paper": {
+        "decoder.attention.ranks": ([[0, 1]], "model"),
+        "decoder.feed_forward.expansion": (2, "model"),
+    },
+    "variants": {
+        "decoder.attention.window": (1, "model"),
+        "decoder.feed_forward.expansion": (2, "model"),
+        "bins.bins": (24, "bin_head"),
     },
     "ddp_sim": {
         "trainer.strategy.process_group_backend": ("nccl", "trainer.strategy._process_group_backend")

@@ -1,7 +1,7 @@
 """Data: files and scenes in, batches out.
 
 Names are imported when used, so that listings (`sa2depth.data.sets`) need no torch. The data sets' own factories are
-names of this package too, for example `sa2depth.data.nyu_sync`.
+names of this package too, for example `sa2depth.data.nyu_sync`; so is `sa2depth.data.SyntheticScenes`.
 """
 
 from importlib import import_module
@@ -24,7 +24,6 @@ __all__ = [
     "NyuBorder",
     "RawSample",
     "Source",
-    "SyntheticScenes",
 ]
 
 _HOMES = {

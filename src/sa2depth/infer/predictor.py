@@ -19,10 +19,10 @@ from sa2depth.infer.images import ImageLike, to_picture
 from sa2depth.infer.prediction import Prediction
 from sa2depth.infer.sizes import pad_to_multiple, resize_image, resize_map, working_size
 from sa2depth.metrics import flip_average
-from sa2depth.models.compiled import compile_layers, why_not_compiled
-from sa2depth.models.inference import for_inference
-from sa2depth.models.replayed import Graphed
 from sa2depth.nn import expected_depth
+from sa2depth.runtime.compiled import compile_layers, why_not_compiled
+from sa2depth.runtime.inference import for_inference
+from sa2depth.runtime.replayed import Graphed
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Predictor:
 
     Args:
         model: From ``load_model`` or ``create_model``. The predictor works with a copy on the device, in which layers
-            are merged (`sa2depth.models.inference.for_inference`); later changes of the model do not reach it.
+            are merged (`sa2depth.runtime.inference.for_inference`); later changes of the model do not reach it.
         device: A torch device, or ``"auto"`` for CUDA where there is one.
         precision: ``"bf16"`` runs under autocast; ranks, the scan and the expectation stay float32 inside the
             model.

@@ -22,10 +22,10 @@ from sa2depth.errors import ConfigError, DataError, ShapeError, UserError
 from sa2depth.masks import valid_mask
 from sa2depth.metrics import DepthMetrics, Protocol, cut_frame, cut_truth, predict_frame
 from sa2depth.metrics.sizes import resize_map
-from sa2depth.models.compiled import compile_layers, compiled, why_not_compiled
-from sa2depth.models.graphed import GraphedTraining
-from sa2depth.models.replayed import Graphed
 from sa2depth.report import Evaluation, Examples, Sizes, offer_all
+from sa2depth.runtime.compiled import compile_layers, compiled, why_not_compiled
+from sa2depth.runtime.graphed import GraphedTraining
+from sa2depth.runtime.replayed import Graphed
 
 _log = logging.getLogger(__name__)
 

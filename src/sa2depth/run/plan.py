@@ -12,7 +12,7 @@ from torch import nn
 
 from sa2depth.data import DepthDataModule
 from sa2depth.metrics import Protocol
-from sa2depth.models.checkpointing import PARTS
+from sa2depth.runtime.checkpointing import PARTS
 from sa2depth.scenes import SyntheticScenes
 
 

@@ -9,11 +9,11 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from sa2depth.errors import ConfigError
-from sa2depth.models.checkpointing import run_layer
 from sa2depth.nn.drop_path import DropPath
 from sa2depth.nn.layout import from_tokens
 from sa2depth.nn.merged import MergesWeights
 from sa2depth.nn.norm import TokenNorm
+from sa2depth.nn.recompute import run_layer
 from sa2depth.ops import dcnv3_fused, depthwise_conv, layer_norm
 
 _EPS = 1e-6

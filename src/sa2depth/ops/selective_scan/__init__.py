@@ -12,7 +12,7 @@ from sa2depth.ops.selective_scan import cpu, cuda, mamba, torch, triton
 def selective_scan_2d(
     x: Tensor, x_proj_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor, a_log: Tensor, d_skip: Tensor
 ) -> Tensor:
-    """Sum of four selective scans: row by row, column by column, and both from the last token to the first.
+    """Sum of selective scans: row by row, column by column, and both from the last token to the first.
 
     Each scan follows ``h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t`` and ``y_t = C_t h_t + D x_t`` with
     ``A = -exp(a_log)``; ``dt, B, C`` are projections of the token, ``dt`` through a softplus. Computed in
@@ -22,12 +22,13 @@ def selective_scan_2d(
 
     Args:
         x: ``(B, D, H, W)``; in channels-last memory it is read as it is on the back ends cuda and triton.
-        x_proj_weight: ``(4, R + 2N, D)``, projections to the rank of dt, B and C for the directions row,
-            column, reversed row, reversed column; ``N`` is the state size.
-        dt_weight: ``(4, D, R)``.
-        dt_bias: ``(4, D)``.
-        a_log: ``(4 * D, N)``, direction major.
-        d_skip: ``(4 * D)``, direction major.
+        x_proj_weight: ``(K, R + 2N, D)``, projections to the rank of dt, B and C for ``K`` directions: 4 are row,
+            column, reversed row, reversed column; 2 are row, reversed row; 1 is row. The kernels have four. ``N`` is
+            the state size.
+        dt_weight: ``(K, D, R)``.
+        dt_bias: ``(K, D)``.
+        a_log: ``(K * D, N)``, direction major.
+        d_skip: ``(K * D)``, direction major.
 
     Returns:
         ``(B, D, H, W)``, of the type of ``x``. On the back ends cuda, triton and cpu, in channels-last memory.
@@ -35,15 +36,15 @@ def selective_scan_2d(
     Raises:
         ShapeError: if the parameters do not belong to ``D`` channels.
     """
-    channels = x.shape[1]
+    channels, ways = x.shape[1], len(x_proj_weight) if len(x_proj_weight) in torch.ORDERS else 4
     states, rank = a_log.shape[-1], dt_weight.shape[-1]
     shapes = [tuple(p.shape) for p in (x_proj_weight, dt_weight, dt_bias, a_log, d_skip)]
     expected = [
-        (4, rank + 2 * states, channels),
-        (4, channels, rank),
-        (4, channels),
-        (4 * channels, states),
-        (4 * channels,),
+        (ways, rank + 2 * states, channels),
+        (ways, channels, rank),
+        (ways, channels),
+        (ways * channels, states),
+        (ways * channels,),
     ]
     if shapes != expected:
         raise ShapeError(

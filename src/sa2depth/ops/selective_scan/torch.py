@@ -17,6 +17,13 @@ from torch.autograd.function import once_differentiable
 from sa2depth.ops.precision import at_least_float32
 from sa2depth.ops.registry import Backend
 
+ORDERS = {
+    4: ((False, False), (True, False), (False, True), (True, True)),
+    2: ((False, False), (False, True)),
+    1: ((False, False),),
+}
+"""Directions by their number: whether each runs along columns, and whether from the last token to the first."""
+
 _STEPS = 16  # tokens in a block of the scan
 
 # States held at once: cache-sized on a CPU, large enough on a GPU to keep it busy.
@@ -34,18 +41,20 @@ def run(
     x, x_proj_weight, dt_weight, dt_bias, a_log, d_skip = map(
         at_least_float32, (x, x_proj_weight, dt_weight, dt_bias, a_log, d_skip)
     )
-    decay_rate = -rearrange(a_log, "(k d) n -> k n d", k=4).exp()
-    by_rows = rearrange(x, "b d h w -> (h w) b d")
-    by_columns = rearrange(x, "b d h w -> (w h) b d")
-    outputs = []
-    for direction, tokens in enumerate((by_rows, by_columns, by_rows, by_columns)):
+    order = ORDERS[len(x_proj_weight)]
+    decay_rate = -rearrange(a_log, "(k d) n -> k n d", k=len(order)).exp()
+    scanned: dict[bool, Tensor] = {}
+    for direction, (by_columns, reverse) in enumerate(order):
+        tokens = rearrange(x, "b d h w -> (w h) b d" if by_columns else "b d h w -> (h w) b d")
         projected = F.linear(tokens, x_proj_weight[direction])
         low_rank, b, c = torch.split(projected, [rank, states, states], dim=-1)
         dt = F.softplus(F.linear(low_rank, dt_weight[direction], dt_bias[direction]))
-        outputs.append(_scan_tokens(tokens, dt, decay_rate[direction], b, c, reverse=direction >= 2))
-    rows = rearrange(outputs[0] + outputs[2], "(h w) b d -> b d h w", h=height)
-    columns = rearrange(outputs[1] + outputs[3], "(w h) b d -> b d h w", h=height)
-    return rows + columns + x * rearrange(d_skip, "(k d) -> k d 1 1", k=4).sum(dim=0)
+        output = _scan_tokens(tokens, dt, decay_rate[direction], b, c, reverse=reverse)
+        scanned[by_columns] = scanned[by_columns] + output if by_columns in scanned else output
+    total = rearrange(scanned[False], "(h w) b d -> b d h w", h=height)
+    if True in scanned:
+        total = total + rearrange(scanned[True], "(w h) b d -> b d h w", h=height)
+    return total + x * rearrange(d_skip, "(k d) -> k d 1 1", k=len(order)).sum(dim=0)
 
 
 def _scan_tokens(x: Tensor, dt: Tensor, decay_rate: Tensor, b: Tensor, c: Tensor, reverse: bool) -> Tensor:

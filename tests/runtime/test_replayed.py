@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sa2depth.models import replayed
-from sa2depth.models.replayed import Graphed
+from sa2depth.runtime import replayed
+from sa2depth.runtime.replayed import Graphed
 
 
 @pytest.fixture

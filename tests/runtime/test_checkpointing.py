@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from sa2depth.errors import ConfigError
-from sa2depth.models import PRESETS, ConvDecoder, build_model, checkpointing
-from sa2depth.models.checkpointing import checkpoint_layers
+from sa2depth.models import PRESETS, ConvDecoder, build_model
 from sa2depth.models.decoders import ConvBlock
 from sa2depth.models.encoders import TimmEncoder
+from sa2depth.nn import recompute
+from sa2depth.runtime.checkpointing import checkpoint_layers
 
 BOTH = ("encoder", "decoder")
 
@@ -104,7 +105,7 @@ def test_less_is_kept():
 
 def test_nothing_is_computed_again_without_gradients(monkeypatch):
     model = checkpointed(network())
-    monkeypatch.setattr(checkpointing, "checkpoint", None)
+    monkeypatch.setattr(recompute, "checkpoint", None)
     with torch.no_grad():
         loss(model)
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from sa2depth.models import PRESETS, ConvHead, SelectiveAttentionDecoder, build_model, create_model
-from sa2depth.models.inference import for_inference
 from sa2depth.nn import FlexibleAttention, MergesWeights
+from sa2depth.runtime.inference import for_inference
 from sa2depth.weights import from_official
 
 CONV = {

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from sa2depth.models.capture import captured, memory_pool, warm_up
+from sa2depth.runtime.capture import captured, memory_pool, warm_up
 
 Result = TypeVar("Result")
 
@@ -107,7 +107,7 @@ def capture(function: Callable[[], Result], device: torch.device) -> tuple[torch
         device: a CUDA device.
 
     Returns:
-        The graph, and the function's result, whose memory each replay fills anew.
+        The graph, and the function's result, whose memory each replay fills again.
 
     Raises:
         RuntimeError: it cannot be captured; the device works on as before.

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from sa2depth.models import capture, graphed
-from sa2depth.models.graphed import GraphedTraining, Passes, replay
 from sa2depth.models.sa2depth import DepthOutput
+from sa2depth.runtime import capture, graphed
+from sa2depth.runtime.graphed import GraphedTraining, Passes, replay
 
 
 class Recorded:

@@ -1,6 +1,6 @@
-"""Gradient checkpointing (Chen et al., 2016): layers run again in the backward pass, and keep less for it."""
+"""A layer run again in the backward pass instead of keeping what it made (Chen et al., 2016)."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -8,36 +8,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.checkpoint import checkpoint
-
-from sa2depth.errors import ConfigError, as_typed, nearest
-
-PARTS = ("encoder", "decoder")
-
-
-def checkpoint_layers(model: nn.Module, parts: str | Collection[str] | None) -> None:
-    """Recompute the layers of some parts of a network in the backward pass: less memory, about a third more time.
-
-    Args:
-        model: with the attributes ``encoder`` and ``decoder``.
-        parts: of ``encoder``, ``decoder``; one of them may stand alone.
-
-    Raises:
-        ConfigError: a part that there is not, or that cannot do it.
-    """
-    names = (parts,) if isinstance(parts, str) else parts or ()
-    if isinstance(names, Mapping) or not isinstance(names, Collection):
-        raise ConfigError(
-            f"gradient_checkpointing={as_typed(parts)}: choose any of [{', '.join(PARTS)}], or [] for none"
-        )
-    for name in names:
-        if name not in PARTS:
-            raise ConfigError(f"gradient_checkpointing={as_typed(name)}: {nearest(name, PARTS)}")
-        part = getattr(model, name)
-        if not hasattr(part, "gradient_checkpointing"):
-            raise ConfigError(
-                f"gradient_checkpointing={name}: a {type(part).__name__} does not offer it; leave {name} out"
-            )
-        part.gradient_checkpointing = True
 
 
 def run_layer(layer: nn.Module, x: Tensor, *, again: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""Bilinear enlargement of a map whose gradient is two matrix products, not a sum by atomics."""
+"""Bilinear upsampling of a map whose gradient is two matrix products, not a sum by atomics."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from sa2depth.ops.precision import no_autocast
 
 
-def enlarge(x: Tensor, size: torch.Size) -> Tensor:
+def upsample_bilinear(x: Tensor, size: torch.Size) -> Tensor:
     """``F.interpolate(x, size, mode="bilinear")`` in the dtype of ``x``, whatever the autocast state.
 
     Args:
@@ -25,11 +25,11 @@ def enlarge(x: Tensor, size: torch.Size) -> Tensor:
     with no_autocast(x):  # which would compute in float32 what the kernel keeps in float32 anyway
         if x.device.type == "cpu":  # whose own gradient is no slower
             return F.interpolate(x, size, mode="bilinear")
-        enlarged: Tensor = _Enlarge.apply(x, size[0], size[1])  # type: ignore[no-untyped-call]
-        return enlarged
+        upsampled: Tensor = _Upsample.apply(x, size[0], size[1])  # type: ignore[no-untyped-call]
+        return upsampled
 
 
-class _Enlarge(torch.autograd.Function):
+class _Upsample(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, height: int, width: int) -> Tensor:
         ctx.size = x.shape[2:]
@@ -42,7 +42,7 @@ class _Enlarge(torch.autograd.Function):
 
 
 def shrink(grad: Tensor, height: int, width: int) -> Tensor:
-    """The transposed map of the enlargement: ``(B, C, H, W)`` to ``(B, C, height, width)``.
+    """The transpose of the upsampling: ``(B, C, H, W)`` to ``(B, C, height, width)``.
 
     Rows and columns are weighted separately, each by one matrix product on the channels of the pixels side by side.
     """

@@ -1,10 +1,10 @@
-"""The gradient of the enlargement, written as matrix products."""
+"""The gradient of bilinear upsampling, written as matrix products."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from sa2depth.nn.enlarge import _Enlarge, enlarge, shrink
+from sa2depth.nn.bilinear import _Upsample, shrink, upsample_bilinear
 
 
 @pytest.mark.parametrize("size", [(8, 12), (16, 24), (7, 9), (4, 6), (5, 24)])
@@ -13,7 +13,7 @@ def test_its_gradient_is_that_of_interpolate(size):
     x = torch.randn(2, 3, 4, 6, dtype=torch.float64, generator=generator).requires_grad_()
     weights = torch.randn(2, 3, *size, dtype=torch.float64, generator=generator)
     expected = F.interpolate(x, size, mode="bilinear")
-    actual = _Enlarge.apply(x, *size)
+    actual = _Upsample.apply(x, *size)
     torch.testing.assert_close(actual, expected)
     (reference,) = torch.autograd.grad((expected * weights).sum(), x)
     (gradient,) = torch.autograd.grad((actual * weights).sum(), x)
@@ -30,6 +30,6 @@ def test_weights_of_whole_factors_are_exact_in_bf16():
 def test_autocast_leaves_the_dtype_alone():
     x = torch.rand(1, 2, 3, 4, dtype=torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
-        assert enlarge(x, torch.Size((6, 8))).dtype == torch.bfloat16
-        assert enlarge(x.float(), torch.Size((6, 8))).dtype == torch.float32
-    assert enlarge(x, torch.Size((3, 4))) is x
+        assert upsample_bilinear(x, torch.Size((6, 8))).dtype == torch.bfloat16
+        assert upsample_bilinear(x.float(), torch.Size((6, 8))).dtype == torch.float32
+    assert upsample_bilinear(x, torch.Size((3, 4))) is x

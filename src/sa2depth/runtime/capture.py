@@ -31,7 +31,7 @@ def warm_up(function: Callable[[], object], device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class Pool:
-    """What graphs that run one after the other share.
+    """Memory and stream, shared by graphs that run one after the other.
 
     Attributes:
         handle: of their memory.
@@ -43,7 +43,7 @@ class Pool:
 
 
 def captured(function: Callable[[], Result], pool: Pool) -> tuple[torch.cuda.CUDAGraph, Result]:
-    """A graph of what a function does on the current device, and its result, which each replay fills anew.
+    """A graph of what a function does on the current device, and its result, which each replay fills again.
 
     Other threads may use the device meanwhile: loaders pin memory, and NCCL's watchdog looks at its events.
     """

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from sa2depth.models.capture import captured, memory_pool, warm_up
 from sa2depth.models.sa2depth import DepthOutput
+from sa2depth.runtime.capture import captured, memory_pool, warm_up
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class GraphedTraining:
     The optimiser, the loss and all-reduces of gradients stay outside; those of synchronised batch norms are captured,
     too. Weights are read where they lie: they may change in place, not be replaced. A batch of another shape, under
     another autocast or with other weights frozen runs without graphs. Set gradients to None between steps: each replay
-    writes them anew where the last ones lie, so that they can neither be accumulated nor zeroed, which raises
+    writes them again where the last ones lie, so that they can neither be accumulated nor zeroed, which raises
     ``RuntimeError``. What wraps the network in ``DistributedDataParallel`` does so under a side stream, as Lightning
     does, and calls `release` before it ends the process group, which would wait for the graphs.
 
@@ -53,7 +53,7 @@ class GraphedTraining:
         return DepthOutput(*replay(self._passes, image))
 
     def release(self) -> None:
-        """Give the graphs and their memory back; the next call captures anew."""
+        """Give the graphs and their memory back; the next call captures again."""
         if self._passes is not None:
             self._passes.forward.reset()
             self._passes.backward.reset()

@@ -13,10 +13,10 @@ from torch._dynamo.utils import counters
 
 from agreement import assert_same_depth, assert_same_values
 from sa2depth.models import PRESETS, ConvDecoder, build_model
-from sa2depth.models.checkpointing import checkpoint_layers
-from sa2depth.models.compiled import compile_layers, compiled, why_not_compiled
 from sa2depth.models.decoders import ConvBlock
 from sa2depth.ops import cpu, use_backend
+from sa2depth.runtime.checkpointing import checkpoint_layers
+from sa2depth.runtime.compiled import compile_layers, compiled, why_not_compiled
 
 NANO = PRESETS["sa2depth_nano"]
 RANGE = {"min_depth": 1e-3, "max_depth": 10.0}
