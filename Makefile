@@ -18,46 +18,46 @@ $(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard csrc/cpu/*)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-setup: $(STAMP) ## make .venv with pinned versions (no compiler needed)
+setup: $(STAMP) ## create .venv with pinned versions (no compiler needed)
 
 demo: $(STAMP) ## train, evaluate and predict on generated scenes: about four minutes on two cores
 	$(BIN)/python -m sa2depth.demo
 
-test: lint type $(STAMP) ## lint, types, every test that needs no GPU, then `make test-rounding`
+test: lint type $(STAMP) ## check style and types, run every test that needs no GPU, then `make test-rounding`
 	$(BIN)/python -m pytest -n auto --dist loadgroup
 	$(MAKE) test-rounding
 
-# Two more code paths: the plainest kernels of PyTorch, oneDNN and our library, and simulated rounding (tests/rounding.py).
-test-rounding: $(STAMP) ## what compares float32 runs of a network, under two other code paths
+# Two more code paths: the simplest kernels of PyTorch, oneDNN and our library, and simulated rounding (tests/rounding.py).
+test-rounding: $(STAMP) ## run the tests that compare float32 results of a network again, under two other code paths
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 SA2DEPTH_CPU_PATH=portable $(BIN)/python -m pytest -q -m code_path
 	SA2DEPTH_TEST_ROUNDING=3,16 $(BIN)/python -m pytest -q -m code_path
 
-test-paths: $(STAMP) ## the whole suite under each code path of this processor: for many cores
+test-paths: $(STAMP) ## run the whole suite under each code path of this processor (wants many cores)
 	@failed=; for setting in $(CODE_PATHS); do \
 		echo "== $$setting"; \
 		env $$setting $(BIN)/python -m pytest -q -n auto --dist loadgroup || failed="$$failed $$setting"; \
 	done; test -z "$$failed" || { echo "failed under:$$failed"; exit 1; }
 
-test-gpu: $(STAMP) ## the tests that need a CUDA device
+test-gpu: $(STAMP) ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu tests
 	$(BIN)/python -m pytest -m "not gpu" tests/ops/in_triton  # compiled here, interpreted elsewhere
 
-bench: $(STAMP) ## time the torch path and the fast path: operators, parts, whole networks
+bench: $(STAMP) ## time operators, parts and whole networks, in plain PyTorch and with the fast operators
 	$(BIN)/sa2depth bench
 
-doctor: $(STAMP) ## what this machine has, and whether every fast path is right
+doctor: $(STAMP) ## show what this machine has, and test each fast operator
 	$(BIN)/sa2depth doctor
 
-lint: $(STAMP) ## ruff: style and formatting; import-linter: which room may import which
+lint: $(STAMP) ## ruff checks style and formatting; import-linter checks which room may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo --no-cache
 
-format: $(STAMP) ## ruff: mend style and formatting
+format: $(STAMP) ## ruff fixes style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-type: $(STAMP) ## mypy --strict
+type: $(STAMP) ## check types with mypy --strict
 	$(BIN)/mypy
 
 clean: ## remove what building and running leaves behind (not .venv, not runs/)

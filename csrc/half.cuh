@@ -8,7 +8,7 @@ struct Half {
   unsigned short bits;
 };
 
-#ifndef SA2DEPTH_EMULATED  // tests run the same sources on the CPU, with their own versions of what follows
+#ifndef SA2DEPTH_EMULATED  // tests run the same sources on the CPU, with their own versions of the code below
 __device__ __forceinline__ float2 unpack_half(unsigned word) {
   float2 pair;
   asm("{.reg .f16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high;}"

@@ -50,7 +50,7 @@ SA2_INLINE Sample sample_at(const Dcnv3Shape& s, float x, float y) {
     // Written so that NaN is outside. A point at -1 reads zero, but has a slope.
     sample.inside = x >= -1.0f && y >= -1.0f && x < static_cast<float>(s.width) && y < static_cast<float>(s.height);
     if (!sample.inside) return sample;
-    // The floor of numbers from -1 on. Not by truncation of x + 1: that sum rounds, and a hair's breadth below the
+    // The floor of numbers from -1 on. Truncating x + 1 would not do: that sum rounds, and just below the
     // width it rounds up to a column that does not exist.
     const int64_t left = static_cast<int64_t>(static_cast<int32_t>(x)) - (x < 0.0f && x > -1.0f);
     const int64_t top = static_cast<int64_t>(static_cast<int32_t>(y)) - (y < 0.0f && y > -1.0f);

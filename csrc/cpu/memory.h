@@ -1,4 +1,4 @@
-// Temporary memory that says so when there is none.
+// Temporary memory that reports when there is none.
 #pragma once
 
 #include <stdint.h>

@@ -34,7 +34,7 @@ void in_own_threads(Loop& loop, int threads) {
         try {
             helpers.emplace_back(&Loop::work, &loop, thread);
         } catch (...) {
-            break;  // no more threads to be had: those that run do the work
+            break;  // no more threads are available: those that run do the work
         }
     }
     loop.work(0);

@@ -305,7 +305,7 @@ struct ScanParameters {
         bias = weight + kDirections * s.rank * padded;
         skip = bias + kDirections * padded;
         transpose_channels(a_log, s.channels, s.states, padded, rate);
-        // padded channels get the rate 0 times log2(e): whatever it is, nobody reads them
+        // padded channels get the rate 0 times log2(e); it is never read
         for (int64_t i = 0; i < kDirections * s.states * padded; ++i) rate[i] = -expf(rate[i]) * kLog2E;
         transpose_channels(dt_weight, s.channels, s.rank, padded, weight);
         transpose_channels(dt_bias, s.channels, 1, padded, bias);

@@ -1,7 +1,7 @@
 // DCNv3, backward: gradient of the input, added to `total`, which dcnv3_backward_points has cleared.
 //
-// To add 36 numbers for each element of the output, in global or in shared memory, is slow: each addition waits for the
-// one before. But all channels of a group are added with the same weights, so this is a product of matrices: for 8
+// Adding 36 numbers for each element of the output, in global or in shared memory, is slow: each addition waits for the
+// previous one. But all channels of a group are added with the same weights, so this is a product of matrices: for 8
 // neighbouring outputs of a row, (input pixels x outputs) times (outputs x channels). Only the weights are scattered,
 // one number for 16 channels, and tensor cores multiply.
 //

@@ -7,7 +7,7 @@
 // and the output is the sum over k of mask_k times the input sampled there bilinearly, zeros around it.
 //
 // Tensors: input (B, H, W, C), points (B, Ho, Wo, POINT_ROW), output (B, Ho, Wo, C). A row of points has the offsets
-// of all groups (G, P, 2), their masks (G, P), and what nobody reads. A "pair" is an output pixel with one of its
+// of all groups (G, P, 2), their masks (G, P), and unused numbers. A "pair" is an output pixel with one of its
 // groups; it has P points, and GROUP_CHANNELS channels share them.
 //
 // Compile with -DVALUE_TYPE=, -DPOINT_TYPE= (0 float, 1 bfloat16, 2 half: of input and output, of points),
@@ -18,7 +18,7 @@
 
 #include "../half.cuh"
 
-#ifndef SA2DEPTH_EMULATED  // tests run the same sources on the CPU, with their own versions of what follows
+#ifndef SA2DEPTH_EMULATED  // tests run the same sources on the CPU, with their own versions of the code below
 // The nearest number with 10 bits of fraction, as tensor cores read it.
 __device__ __forceinline__ unsigned to_tf32(float x) {
   unsigned y;
@@ -172,7 +172,7 @@ struct Geometry {
 // Where a sampling point lies: its upper left pixel, which may be -1, and the distance from there. A point whose four
 // corners are all outside the input is not inside, nor is one that is not a number. On whole coordinates, where slopes
 // jump, the pixel is the one to the right and below; so a point at -1 is inside: it reads zero, with a slope. Offsets
-// of a network that was just made are zero, and all points of its first column and row lie there.
+// of a new network are zero, and all points of its first column and row lie there.
 struct Place {
   int x, y;
   float right, below;

@@ -1,4 +1,4 @@
-// Who does what in the kernels that gather: dcnv3_forward, and dcnv3_backward_points.
+// Which thread does what in the kernels that gather: dcnv3_forward and dcnv3_backward_points.
 //
 // A thread owns 16 bytes of channels of one pair, so a pair belongs to LANES neighbouring threads. A block of 256
 // threads owns a rectangle of output pixels (whose points touch much the same input, which then comes from L1) and

@@ -1,6 +1,6 @@
 // Depthwise convolution of 3x3, backward: gradients of weight and bias, as sums over parts of the image.
 //
-// Who does what stands in direct.cuh. A block walks every `chunks`-th tile of its slab: `rows` rows of as many columns
+// direct.cuh says who does what. A block walks every `chunks`-th tile of its slab: `rows` rows of as many columns
 // as its threads have. A thread keeps the sums of the taps of its channels in registers, and three rows of the output's
 // gradient, which an input row meets through the three rows of the kernel. The columns of a block add up in shared
 // memory at the end. Nothing is atomic: sum_chunks.cu adds up the blocks in a fixed order.

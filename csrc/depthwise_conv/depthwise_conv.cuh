@@ -10,7 +10,7 @@
 
 #include "../half.cuh"
 
-#ifndef SA2DEPTH_EMULATED  // tests run the same sources on the CPU, with their own versions of what follows
+#ifndef SA2DEPTH_EMULATED  // tests run the same sources on the CPU, with their own versions of the code below
 #define DYNAMIC_SHARED(name) extern __shared__ float4 name[]
 #endif
 

@@ -1,5 +1,5 @@
 // Shared by the 3x3 kernels, which need no shared memory for pixels: a thread owns four channels of two neighbouring
-// output columns, walks down the image, and has its neighbours' columns from the L1.
+// output columns, walks down the image, and reads its neighbours' columns from the L1.
 //
 // A block has a slab of 4 * `vectors` channels; the threads that are left over after whole columns do nothing.
 #pragma once

@@ -1,6 +1,6 @@
 // Depthwise convolution of 3x3, forward; also its input's gradient, which is the same with flipped kernels.
 //
-// Who does what stands in direct.cuh. A thread keeps the weights of its channels and the sums of three output rows in
+// direct.cuh says who does what. A thread keeps the weights of its channels and the sums of three output rows in
 // registers: an input row is the last of one, the middle of the next, the first of the one after.
 //
 // Bound by memory: input once and output once, 39 MB for a batch of 8 NYU maps at 1/4 of T (120x160, C = 64) in

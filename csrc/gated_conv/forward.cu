@@ -1,6 +1,6 @@
 // Gated convolution, forward: out = x * tanh(conv(x) + bias), one pass.
 //
-// Who does what stands in gated_conv.cuh and walk.cuh. Limits for a batch of 8 NYU maps in the head (C = 1024, 120x160)
+// gated_conv.cuh and walk.cuh say who does what. Limits for a batch of 8 NYU maps in the head (C = 1024, 120x160)
 // on an H100: bfloat16 moves 0.63 GB (0.21 ms at 3.0 TB/s) and takes about 48 instructions for an element, 36 of them
 // multiplications (0.26 ms of issue at 1.76 GHz); float moves 1.26 GB (0.42 ms). The five calls of T in bfloat16
 // have 1.47 times the head's limit, 0.38 ms, and took 0.47: 81 %.

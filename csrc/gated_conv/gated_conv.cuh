@@ -19,7 +19,7 @@
 
 #include "../half.cuh"
 
-#ifndef SA2DEPTH_EMULATED  // tests run the same sources on the CPU, with their own versions of what follows
+#ifndef SA2DEPTH_EMULATED  // tests run the same sources on the CPU, with their own versions of the code below
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -1,6 +1,6 @@
 // Layer normalisation, backward: the gradient of the input in one pass, those of weight and bias as sums of blocks.
 //
-// Who holds what stands in layer_norm.cuh. With g the gradient of y and n = (x - mean) * scale,
+// layer_norm.cuh says who holds what. With g the gradient of y and n = (x - mean) * scale,
 //     dx = scale * (g * weight - mean of g * weight - n * mean of g * weight * n),
 //     dweight = sum of g * n,  dbias = sum of g, both over all rows.
 // Blocks stay, and walk the rows in steps of all blocks; a thread keeps the sums of its channels in registers and reads

@@ -1,8 +1,8 @@
-// Layer normalisation, forward: rows to normalised rows, and what the backward pass wants to know of each.
+// Layer normalisation, forward: rows to normalised rows, and what the backward pass needs of each.
 //
-// Who holds what stands in layer_norm.cuh. A team takes up to four rows at once, so that every thread has 64 bytes (128
-// of float) on their way, and a block takes one set of rows: 64 rows of 64 channels. Blocks are short, and whoever is
-// free takes the next; weights and biases come from the caches while the rows come from memory.
+// layer_norm.cuh says who holds what. A team takes up to four rows at once, so that every thread has 64 bytes (128
+// of float) on their way, and a block takes one set of rows: 64 rows of 64 channels. Blocks are short, and a free
+// multiprocessor takes the next; weights and biases come from the caches while the rows come from memory.
 //
 // Bound by memory: input and output once, 39 MB for 153600 rows of 64 channels in bfloat16 (the first level of T in a
 // batch of 8 NYU images), 13 us at 3.0 TB/s on an H100. About 15 instructions a number are 5 us of issue; GELU's erf

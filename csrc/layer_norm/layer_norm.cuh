@@ -7,7 +7,7 @@
 //
 // Mapping, the same in all kernels: a team of LANES threads owns a row and holds it in registers, VALUES numbers a
 // thread, in vectors of 16 bytes that the team reads side by side. Teams are parts of a warp where rows are short (four
-// lanes for 32 channels), and several warps where they are long. What a team has too many is idle.
+// lanes for 32 channels), and several warps where they are long. Surplus threads of a team are idle.
 //
 // Compile with -DINPUT_TYPE, -DOUTPUT_TYPE=0 (float), 1 (bfloat16) or 2 (half), -DGELU=0 or 1. Output is never wider
 // than Input.
@@ -15,11 +15,11 @@
 
 #include "../half.cuh"
 
-#ifndef SA2DEPTH_EMULATED  // tests run the same sources on the CPU, with their own versions of what follows
+#ifndef SA2DEPTH_EMULATED  // tests run the same sources on the CPU, with their own versions of the code below
 __device__ __forceinline__ float inverse_root(float x) { return rsqrtf(x); }
 #endif
 
-// LANES and VALUES of the teams that there are, by the channels that they have room for; ops/layer_norm/cuda.py picks.
+// LANES and VALUES of the teams, by the channels that they have room for; ops/layer_norm/cuda.py picks.
 #define TEAMS(X)                                      \
   X(4, 8) X(8, 8) X(4, 24) X(16, 8) X(8, 24) X(32, 8) \
   X(16, 24) X(32, 16) X(32, 24) X(32, 32) X(64, 32) X(256, 32)

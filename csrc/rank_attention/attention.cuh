@@ -7,7 +7,7 @@
 //
 // A query's groups are described by four thresholds (struct Row): a key is below threshold g if its score is
 // smaller, or equal and its index beyond ties[g]. Thresholds lie between two scores wherever those differ, so that
-// nothing hangs on the last bit when scores are computed again in the backward pass; equal keys have equal scores
+// nothing depends on the last bit when scores are recomputed in the backward pass; equal keys have equal scores
 // in all kernels because their products are summed in the same order. Scores carry a factor log2(e), so that
 // exponentials are powers of two.
 //
@@ -26,7 +26,7 @@
 
 #include "../half.cuh"
 
-#ifndef SA2DEPTH_EMULATED  // tests run the same sources on the CPU, with their own versions of what follows
+#ifndef SA2DEPTH_EMULATED  // tests run the same sources on the CPU, with their own versions of the code below
 #define DYNAMIC_SHARED(name) extern __shared__ float4 name[]
 
 __device__ __forceinline__ float exp2_fast(float x) {
@@ -398,7 +398,7 @@ __device__ __forceinline__ void copy_rows(Element* tile, const Element* __restri
 
 // ---- groups
 
-// What the backward pass needs to know of a query.
+// What the backward pass needs of a query.
 struct Row {
   float threshold[GROUPS];  // descending
   unsigned ties[2];         // four key indices of 16 bits

@@ -9,7 +9,7 @@
 //
 // Limit: instructions and tensor cores, with 16-bit inputs about 490 instructions of a warp for 16 queries and 16 keys
 // (d = 64), 96 of them products. Four calls of T (288,000 queries, 300 keys) are 0.18 ms of
-// issue in bfloat16 on an H100, and took 0.68: 26 %; what else binds has not been looked into.
+// issue in bfloat16 on an H100, and took 0.68: 26 %; the other limits were not examined.
 #include "backward.cuh"
 
 constexpr int QUERIES = 16;

@@ -9,7 +9,7 @@
 //
 // Limit: instructions, with 16-bit inputs about 370 of a warp for 16 queries and 16 keys (d = 64), half of them to find
 // groups and weights. Four calls of T (288,000 queries, 300 keys) are 0.14 ms of issue in bfloat16 on an H100, and took
-// 0.69: 20 %; what else binds has not been looked into.
+// 0.69: 20 %; the other limits were not examined.
 #include "backward.cuh"
 
 constexpr int QUERIES = 32;

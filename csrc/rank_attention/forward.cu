@@ -1,4 +1,4 @@
-// Rank-grouped attention, forward: five outputs, and what the backward pass needs to know of each query.
+// Rank-grouped attention, forward: five outputs, and what the backward pass needs of each query.
 //
 // Grid (Q / 32, B h), 256 threads. A block keeps the scores of its 32 queries with all keys in shared memory:
 //   1. scores, keys in tiles of 64: a warp multiplies 16 queries with a quarter of the tile;

@@ -4,7 +4,7 @@
 // token to the first. Then dB_t = sum_c G_t dt_t x_t and dC_t = sum_c g_t h_t over all channels, and the exponent
 // dt_t A gets e_t = G_t exp(dt_t A) h_{t-1}, from which dt and A have theirs.
 //
-// Grid (D / 64, 4 * segments, B), 128 threads, two blocks a multiprocessor; who owns what stands in scan.cuh. A block
+// Grid (D / 64, 4 * segments, B), 128 threads, two blocks a multiprocessor; scan.cuh says who owns what. A block
 // takes its chunks of 64 tokens from last to first:
 //   1. each lane computes dt of its own tokens and puts dt, dt * x and g into shared memory;
 //   2. forward from the saved state of the chunk's start, keeping the states of every 8th token in shared memory;

@@ -19,7 +19,7 @@
 #pragma once
 #include "values.cuh"
 
-#ifndef SA2DEPTH_EMULATED  // tests run the same sources on the CPU, with their own versions of what follows
+#ifndef SA2DEPTH_EMULATED  // tests run the same sources on the CPU, with their own versions of the code below
 #define DYNAMIC_SHARED(name) extern __shared__ float4 name[]
 
 __device__ __forceinline__ float exp2_fast(float x) {
@@ -205,7 +205,7 @@ struct Lane {
     }
   }
 
-  // What this direction writes: the first one `first` (B, L, D), the others their part of `others` (3, B, L, D). So
+  // Where this direction writes: the first one `first` (B, L, D), the others their part of `others` (3, B, L, D). So
   // `first` can become the sum of all.
   template <class T>
   __device__ T* of_direction(T* first, T* others, int length, int channels) const {

@@ -1,4 +1,4 @@
-"""The `sa2depth` command: one file a sub-command, heavy imports inside them: help is instant."""
+"""The `sa2depth` command: a file for each sub-command, with heavy imports inside, so that help is instant."""
 
 import sys
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``sa2depth`` and ``python -m sa2depth``.
 
     Args:
-        arguments: in place of ``sys.argv``.
+        arguments: used instead of ``sys.argv``.
     """
     try:
         with ending_at_ctrl_c(), quiet_pipes():

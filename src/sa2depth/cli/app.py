@@ -1,4 +1,4 @@
-"""The list of sub-commands. A new one is a file beside this and a line here."""
+"""The list of sub-commands. A new one is a file in this folder and a line here."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""`sa2depth bench`: speed and memory of operators, parts and networks, torch path and fast path in one run."""
+"""`sa2depth bench`: speed and memory of operators, parts and networks on the torch path and the fast path."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,59 +17,63 @@ if TYPE_CHECKING:
 
 
 def bench(
-    models: Annotated[str, typer.Option(help="Any of nano, t, s, l.")] = "t",
+    models: Annotated[str, typer.Option(help="Networks: any of nano, t, s, l.")] = "t",
     what: Annotated[
         str,
         typer.Option(
-            help="Any of operators, parts, inference, training, evaluation (baseline and pictures); or agreement alone."
+            help="Any of operators, parts, inference, training, evaluation (baseline and pictures); or only agreement."
         ),
     ] = "operators,parts,inference,training",
-    size: Annotated[str, typer.Option(metavar="HxW", help="Of the images, multiples of 32.")] = "480x640",
-    batch: Annotated[int, typer.Option(min=1, help="Images.")] = 1,
+    size: Annotated[str, typer.Option(metavar="HxW", help="Image size, multiples of 32.")] = "480x640",
+    batch: Annotated[int, typer.Option(min=1, help="Number of images.")] = 1,
     precision: Annotated[
-        str, typer.Option(help="Any of fp32, tf32 (products of float32), bf16, fp16.")
+        str, typer.Option(help="Any of fp32, tf32 (for float32 products), bf16, fp16.")
     ] = "fp32",
     backends: Annotated[
         str,
         typer.Option(
-            help="Back ends of the operators, with +prepared, +compile, +graph; the others are compared with the first."
+            help="Back ends, with +prepared, +compile, +graph if wanted; all are compared with the first."
         ),
     ] = "torch,auto",
     device: Device = "auto",
-    seconds: Annotated[float, typer.Option(min=0.0, help="For each figure; three calls at least.")] = 1.0,
+    seconds: Annotated[
+        float, typer.Option(min=0.0, help="Time for each figure, at least three calls.")
+    ] = 1.0,
     busy: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Time training and inference on the CPU while as many other programs hold a core each, and without "
-            "them, by how threads wait and how many there are.",
+            help="Time training and inference on the CPU with and without this many other programs that each use a "
+            "core, for several numbers of threads and ways of waiting.",
         ),
     ] = None,
     threads: Annotated[
-        str, typer.Option(help="With --busy: numbers, all, rest (of the cores), free (by the load).")
+        str, typer.Option(help="With --busy: numbers, all, rest (cores not busy), free (by the load).")
     ] = "all,rest,free",
-    rounds: Annotated[int, typer.Option(min=1, help="With --busy: turns of each figure.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="With --busy: how often each figure is measured.")] = 3,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there, too.")
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures to this file.")
     ] = None,
     checkpoint: Annotated[
         str | None,
-        typer.Option("--checkpoint", "-c", metavar="FILE", help="agreement: of a trained network."),
+        typer.Option(
+            "--checkpoint", "-c", metavar="FILE", help="For agreement: weights of a trained network."
+        ),
     ] = None,
     images: Annotated[
         str,
         typer.Option(
-            metavar="DIR", help="agreement: a folder, a pattern, or streets, rooms, mixed (generated)."
+            metavar="DIR", help="For agreement: a folder, a pattern, or streets, rooms, mixed (generated)."
         ),
     ] = "generated",
-    count: Annotated[int, typer.Option(min=1, help="agreement: images at most.")] = 16,
+    count: Annotated[int, typer.Option(min=1, help="For agreement: at most this many images.")] = 16,
     only: Annotated[
-        str, typer.Option(metavar="WORDS", help="agreement: ways with these words in their name.")
+        str, typer.Option(metavar="WORDS", help="For agreement: only ways with these words in their names.")
     ] = "",
 ) -> None:
-    """Time the torch path and the fast path in one run: operators, parts and whole networks.
+    """Time operators, parts and whole networks on the torch path and on the fast path.
 
-    With --what agreement: how far the ways to run a trained network lie apart.
+    With --what agreement: measure how much the ways to run a trained network differ.
     """
     from rich.console import Console
 
@@ -114,7 +118,7 @@ def bench(
         for row in run(settings):
             console.print(_line(row))
             rows.append(row)
-    finally:  # also what there is when it is stopped
+    finally:  # if it is stopped, write what has been measured
         if json_file is not None:
             _write(json_file, machine, settings.size, batch, rows)
             console.print(f"wrote {json_file}")

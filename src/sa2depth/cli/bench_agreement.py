@@ -1,4 +1,4 @@
-"""`sa2depth bench --what agreement`: how far the ways to run a trained network lie apart."""
+"""`sa2depth bench --what agreement`: how much the ways to run a trained network differ."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sa2depth.bench.agreement import Row
 
 GENERATED = {"generated": "streets", "streets": "streets", "rooms": "rooms", "mixed": "mixed"}
-"""What ``--images`` may name besides files: kinds of generated scenes."""
+"""Kinds of generated scenes that ``--images`` may name instead of files."""
 
 
 def agreement(
@@ -31,15 +31,15 @@ def agreement(
     Args:
         checkpoint: weights of any known format.
         images: a file, a folder, a pattern, or a key of `GENERATED`.
-        count: of images at most.
+        count: largest number of images.
         size: ``HxW`` at which the network runs.
-        device: where.
+        device: device to run on.
         only: words in the names of the ways; empty for all.
-        json_file: where to write the figures, too.
+        json_file: also write the figures to this file.
         circumstances: device, versions.
 
     Raises:
-        ConfigError: no checkpoint.
+        ConfigError: no checkpoint was given.
     """
     if checkpoint is None:
         raise ConfigError(
@@ -69,7 +69,7 @@ def agreement(
         for row in run(checkpoint, pictures, pick_device(device), only):
             console.print(line(row))
             rows.append(row)
-    finally:  # also what there is when it is stopped
+    finally:  # if it is stopped, write what has been measured
         if json_file is not None:
             _write(json_file, {**circumstances, "checkpoint": checkpoint, "images": images}, shape, rows)
             console.print(f"wrote {json_file}")

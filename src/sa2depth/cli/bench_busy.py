@@ -1,4 +1,4 @@
-"""`sa2depth bench --busy N`: how fast the CPU is while other programs hold N of its cores."""
+"""`sa2depth bench --busy N`: how fast the CPU is while other programs use N of its cores."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ def bench_busy(
     """Print a line for each way of waiting and each number of threads, and write the figures if wanted.
 
     Raises:
-        ConfigError: a name or number that cannot be.
+        ConfigError: an unknown name or an impossible number.
     """
     from rich.console import Console
 

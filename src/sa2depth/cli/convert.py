@@ -12,7 +12,7 @@ from sa2depth.stages import stage
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="Released .pth, training .ckpt or our .safetensors.")
+        Path, typer.Argument(metavar="SRC", help="A released .pth, or a .ckpt or .safetensors of ours.")
     ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="The .safetensors file to write.")],
     min_depth: Annotated[
@@ -22,7 +22,7 @@ def convert(
         float | None, typer.Option(help="Metres; needed for released files, which lack it.")
     ] = None,
     trusted: Trusted = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace DST where it exists.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace DST if it exists.")] = False,
 ) -> None:
     """Convert weights to one safetensors file that carries its architecture and depth range."""
     if target.suffix != ".safetensors":

@@ -1,4 +1,4 @@
-"""`sa2depth doctor`: what this machine has, whether each fast path is right, and what would mend what is missing."""
+"""`sa2depth doctor`: what this machine has, whether each fast path is right, and how to get what is missing."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,9 +13,11 @@ if TYPE_CHECKING:
 
 def doctor(
     device: Device = "auto",
-    no_test: Annotated[bool, typer.Option("--no-test", help="Only look; run no operator.")] = False,
+    no_test: Annotated[
+        bool, typer.Option("--no-test", help="Only list what is there; run no operator.")
+    ] = False,
 ) -> None:
-    """Print versions, devices and back ends, test every back end against float64, and say what is missing."""
+    """Print versions, devices and back ends, test each back end against float64, and say what is missing."""
     from rich.console import Console
 
     with stage("loading PyTorch"):

@@ -15,9 +15,9 @@ R = TypeVar("R")
 
 
 def friendly(command: Callable[P, R]) -> Callable[P, R]:
-    """Print a `UserError` of a command, and what the machine ran out of, without traceback and exit with status 2.
+    """Print a `UserError` of a command, or what the machine ran out of, without traceback and exit with status 2.
 
-    Ctrl-C is status 130 and the line ``interrupted``, where the command does not say more about it.
+    Ctrl-C exits with status 130 and the line ``interrupted``, unless the command itself says more about it.
 
     Args:
         command: A typer command.

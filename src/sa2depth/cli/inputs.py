@@ -1,4 +1,4 @@
-"""What people type as images and sizes: files, folders, patterns; 480x640."""
+"""Reads what people type: images as files, folders and patterns; sizes as 480x640."""
 
 import glob
 import re
@@ -31,10 +31,10 @@ SUFFIXES = frozenset(
         ),  # the last two cannot be read: they are refused by name, not passed over
     }
 )
-"""What counts as an image inside a folder; a file named outright is tried whatever its name."""
+"""Suffixes of images inside a folder; a file that is named itself is tried whatever its suffix."""
 
 MAX_SIDE = 99_999
-"""Pixels; no network runs on more."""
+"""Longest side in pixels; no network runs on more."""
 
 _NAMES_SHOWN = 5
 
@@ -47,11 +47,10 @@ def find_images(arguments: Sequence[str], say: Say = lambda text: None) -> list[
     Args:
         arguments: Paths of files, of folders (their images are taken, not those of sub-folders), or patterns
             with ``*``, ``?``, ``[...]``, ``**`` that the shell has not resolved.
-        say: Told, in one line a folder or pattern, which files are left out.
+        say: Called with one line for each folder or pattern, which says which files are skipped.
 
     Returns:
-        Paths. A file that does not exist is kept, and so is a link that leads nowhere: its error is named where it is
-        read, beside those of broken ones.
+        Paths. A missing file and a broken link are kept; reading them fails later, as for files that are damaged.
 
     Raises:
         DataError: A folder or a pattern holds no image, or a folder cannot be read.
@@ -89,7 +88,7 @@ def _images_in(folder: Path, say: Say) -> list[Path]:
 
 
 def _only_images(where: str, paths: Iterable[Path], say: Say) -> list[Path]:
-    """Sorted images among what was found; other files are named, folders and hidden files are not."""
+    """Sorted images among the paths found; other files are named, except folders and hidden files."""
     images, others, results = [], [], []
     for path in sorted(paths):
         if path.name.startswith(".") or path.is_dir():

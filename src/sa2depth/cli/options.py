@@ -5,15 +5,15 @@ from typing import Annotated
 import typer
 
 Checkpoint = Annotated[
-    str, typer.Option("--checkpoint", "-c", metavar="FILE", help="Weights of any known format.")
+    str, typer.Option("--checkpoint", "-c", metavar="FILE", help="Weights in any known format.")
 ]
-LegacyDepth = Annotated[float | None, typer.Option(help="Metres; only for released files, which lack it.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
+LegacyDepth = Annotated[float | None, typer.Option(help="Metres; only for released weights, which lack it.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or e.g. cuda:1.")]
 Precision = Annotated[str, typer.Option(help="fp32 or bf16.")]
 Trusted = Annotated[
     list[str] | None,
     typer.Option(
         metavar="PACKAGE",
-        help="A package, module or class outside of sa2depth that the weights' file may name; can be repeated.",
+        help="A package, module or class outside sa2depth that the weights may use; may be given several times.",
     ),
 ]

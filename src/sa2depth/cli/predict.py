@@ -39,33 +39,35 @@ def predict(
     ] = False,
     size: Annotated[
         str | None,
-        typer.Option(metavar="HxW", help="Run the network at this size; results keep the input's."),
+        typer.Option(metavar="HxW", help="Run the network at this size; results have the size of the input."),
     ] = None,
     max_side: Annotated[
         int | None,
-        typer.Option(metavar="PIXELS", min=1, help="Shrink larger images to this for the network."),
+        typer.Option(
+            metavar="PIXELS", min=1, help="Longest side that the network sees; larger images are shrunk."
+        ),
     ] = None,
     max_megapixels: Annotated[
         float | None,
         typer.Option(
             metavar="N",
-            help="Never decode larger files as a whole: read them reduced with --max-side or --size, else refuse "
+            help="Never decode larger files at full size: with --max-side or --size read them reduced, else refuse "
             "them. 179 unless SA2DEPTH_MAX_MEGAPIXELS says otherwise.",
         ),
     ] = None,
-    formats: Annotated[str, typer.Option(help="Any of color, mm, npy.")] = "color,mm,npy",
+    formats: Annotated[str, typer.Option(help="Files to write: any of color, mm, npy.")] = "color,mm,npy",
     colormap: Annotated[str, typer.Option(metavar="NAME", help="turbo, magma, viridis ...")] = "turbo",
     depth_range: Annotated[
         tuple[float, float] | None,
         typer.Option(
             "--range",
             metavar="NEAR FAR",
-            help="Metres at the ends of the colours; the model's own otherwise.",
+            help="Metres at the ends of the colours; by default the range of the model.",
         ),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first image that fails.")] = False,
 ) -> None:
-    """Predict metric depth: colour PNG, 16-bit millimetre PNG and .npy, each at the image's own size."""
+    """Predict metric depth; write a colour PNG, a 16-bit PNG in mm and a .npy, each at the image's own size."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -148,7 +150,7 @@ def _predicted(predictor: "Predictor", file: Path, name: str) -> "Prediction":
     """The prediction of one file.
 
     Raises:
-        DataError, ShapeError: the file's fault, with its name; one that needs more memory than there is included.
+        DataError, ShapeError: the file is at fault, also if it needs more memory than there is; names the file.
     """
     try:
         return predictor(file, id=name)
@@ -176,7 +178,7 @@ def _written(
 
     Raises:
         DataError: the name is too long for a file.
-        _OutputError: the folder takes no more files: nothing that comes after could be written either.
+        _OutputError: no more files can be written to the folder, so that the remaining ones would fail too.
     """
     from sa2depth.infer import write
 
@@ -192,11 +194,11 @@ def _written(
 
 
 class _OutputError(UserError):
-    """The folder of the results takes no more files."""
+    """No more files can be written to the folder of the results."""
 
 
 def _reason(folder: Path, error: OSError) -> str:
-    """The system's reason; where NumPy left it out it is mostly a full disk."""
+    """The system's reason; if NumPy left it out, it is mostly a full disk."""
     if error.strerror:
         return error.strerror
     with contextlib.suppress(OSError):
@@ -206,7 +208,7 @@ def _reason(folder: Path, error: OSError) -> str:
 
 
 def _check_folder(output: Path) -> None:
-    """Refuse a folder for the results that cannot be one, before a model is loaded."""
+    """Before a model is loaded, refuse a folder that cannot take the results."""
     try:
         there = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
     except OSError as error:
@@ -220,7 +222,7 @@ def _check_folder(output: Path) -> None:
 
 
 def _tell_names(files: list[Path], names: list[str]) -> None:
-    """Say which results belong to which of several images of one name."""
+    """Say which results belong to which of several images with the same name."""
     changed = [(file, name) for file, name in zip(files, names, strict=True) if file.stem != name]
     for file, name in changed[:_NAMES_SHOWN]:
         typer.echo(f"note: the results of {file} are named {name}: another image has its name", err=True)
@@ -234,7 +236,7 @@ def _show_warnings() -> None:
 
     # the limit is --max-megapixels
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-    # of damaged tags, without the name of the file; what matters of them is said by sa2depth.image_files
+    # about damaged tags, without the name of the file; sa2depth.image_files reports those that matter
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
     log = logging.getLogger("sa2depth")
     if not any(isinstance(handler, _Lines) for handler in log.handlers):
@@ -242,7 +244,7 @@ def _show_warnings() -> None:
 
 
 class _Lines(logging.Handler):
-    """Writes a line a message, however long: names of files stay whole where the output is searched."""
+    """Writes each message on one line, however long, so that file names stay whole if the output is searched."""
 
     def emit(self, record: logging.LogRecord) -> None:
         typer.secho("warning: ", fg=typer.colors.YELLOW, err=True, nl=False)

@@ -12,11 +12,11 @@ from sa2depth.stages import stage
 def report(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN", help="Folders with a metrics.json; each gets a page of its own."),
+        typer.Argument(metavar="RUN", help="Folders of runs, with a metrics.json; each gets its own page."),
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The HTML file, for one RUN. Default: RUN/report.html."),
+        typer.Option("--output", "-o", help="HTML file, for a single RUN. Default: RUN/report.html."),
     ] = None,
     compare: Annotated[
         list[Path] | None,
@@ -24,11 +24,11 @@ def report(
             "--compare",
             "-c",
             metavar="OTHER",
-            help="Another run of the same protocol, compared image by image; may be given several times.",
+            help="Another run of the same protocol to compare image by image; may be given several times.",
         ),
     ] = None,
 ) -> None:
-    """Write a page with scores, how they were measured, charts, pictures and every image: RUN/report.html."""
+    """Write RUN/report.html: a page with scores, how they were measured, charts, pictures and a table of all images."""
     if output is not None and len(runs) > 1:
         raise ConfigError(
             f"--output names one file, but there are {len(runs)} runs: leave it out or name one"

@@ -1,1 +1,1 @@
-"""`sa2depth data ...`: data sets on disk. One file a command; `app` lists them."""
+"""`sa2depth data ...`: data sets on disk. A file for each command; `app` lists them."""

@@ -1,4 +1,4 @@
-"""The list of `sa2depth data` commands. A new one is a file beside this and a line here."""
+"""The list of `sa2depth data` commands. A new one is a file in this folder and a line here."""
 
 import typer
 
@@ -9,7 +9,7 @@ from sa2depth.cli.data.speed import speed
 from sa2depth.cli.data.submission import validate_submission, write_submission
 from sa2depth.cli.friendly import friendly
 
-data = typer.Typer(name="data", help="Data sets: prepare, check, look at, measure.", no_args_is_help=True)
+data = typer.Typer(name="data", help="Data sets: prepare, check, show, time, submit.", no_args_is_help=True)
 
 data.command(cls=NamesRecipes)(friendly(prepare))
 data.command()(friendly(check))

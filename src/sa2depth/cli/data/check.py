@@ -1,4 +1,4 @@
-"""`sa2depth data check`: is everything there, readable, and what the data set says it is?"""
+"""`sa2depth data check`: whether all files exist, can be read and are what the data set says they are."""
 
 import json
 from collections import defaultdict
@@ -21,36 +21,34 @@ if TYPE_CHECKING:
     from sa2depth.data.sample import Source
 
 _NAMED = 5
-"""Problems of a kind that are named on the screen; the JSON file has all."""
+"""How many problems of each kind are named on the screen; the JSON file has all."""
 _SPLITS = {"train": ("train", "val"), "val": ("val",), "test": ("test",), "all": ("train", "val", "test")}
 
 
 def check(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A file of conf/data, as nyu_sync.")],
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A file in conf/data, e.g. nyu_sync.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE...]", help="As for training: data.train.split=24231."),
+        typer.Argument(metavar="[KEY=VALUE...]", help="Options of training, e.g. data.train.split=24231."),
     ] = None,
     root: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the data set; else as configured.")
+        Path | None, typer.Option(metavar="DIR", help="Folder of the data set; by default as configured.")
     ] = None,
-    split: Annotated[
-        str, typer.Option(help="train (with what is held out of it), val, test or all.")
-    ] = "all",
+    split: Annotated[str, typer.Option(help="train (including held-out images), val, test or all.")] = "all",
     workers: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Threads; one for each core otherwise, at most 8.")
+        int | None, typer.Option(metavar="N", min=1, help="Threads; by default one for each core, at most 8.")
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Look for all files, open only 200 images of each list.")
+        bool, typer.Option("--quick", help="Look for all files, but open only 200 images of each list.")
     ] = False,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write every problem here.")
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all problems to this file.")
     ] = None,
 ) -> None:
     """Check a data set on disk.
 
-    Looks for every file, opens all of them, and compares counts, sizes, kinds, depth ranges and splits. Exit status
-    0: good, 1: problems, 2: wrong usage.
+    Opens every file and compares counts, sizes, kinds, depth ranges and splits.
+    Exit status 0: good, 1: problems, 2: wrong usage.
     """
     from rich.console import Console
 
@@ -146,7 +144,7 @@ def _print_problems(console: "Console", problems: "list[Problem]", folder: str) 
 
 
 def _short(problem: "Problem", folder: str) -> str:
-    """File and finding, the folder left out where it is the same for all."""
+    """File and finding, without the folder if it is the same for all."""
     message = problem.message.removeprefix(f"{problem.file}: ")
     file = problem.file.removeprefix(f"{folder}/") if folder else problem.file
     if problem.kind == "no_list":

@@ -1,6 +1,6 @@
 """From a data set's name on the command line to its sources.
 
-The name is a file of ``conf/data``: what `check`, `show` and `speed` look at is what training and evaluation read.
+The name is a file of ``conf/data``, so `check`, `show` and `speed` read the same files as training and evaluation.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +26,7 @@ def compose_data(
 
     Args:
         dataset: a file of ``conf/data``.
-        root: folder of the data set, in place of the one below ``paths.data_dir``.
+        root: folder of the data set, instead of the one below ``paths.data_dir``.
         overrides: as on the command line of training, for example ``data.train.split=24231``.
         augment: a file of ``conf/augment``; None: no augmentation.
 
@@ -67,7 +67,7 @@ def build_sources(
         splits: some of ``train``, ``val``, ``test``.
 
     Returns:
-        The sources that the data set has, and the errors of those of which nothing could be listed, by split.
+        The sources of the splits that exist, and the errors of splits that could not be listed.
 
     Raises:
         ConfigError: an option that cannot mean anything, or none of the splits exists.

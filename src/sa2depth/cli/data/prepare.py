@@ -1,4 +1,4 @@
-"""`sa2depth data prepare`: from the archives or folders a user has to the tree that the package reads."""
+"""`sa2depth data prepare`: brings archives or folders that a user has into the layout that the package reads."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -43,38 +43,37 @@ def prepare(
             help="A data set that has a recipe.",
         ),
     ],
-    root: Annotated[
-        Path, typer.Option("--root", metavar="DIR", help="Folder of the tree, e.g. datasets/kitti.")
-    ],
+    root: Annotated[Path, typer.Option("--root", metavar="DIR", help="Folder to fill, e.g. datasets/kitti.")],
     sources: Annotated[
         list[Path] | None,
         typer.Option(
-            "--from", metavar="PATH", help="Archive, folder or .mat file; give it as often as needed."
+            "--from", metavar="PATH", help="Archive, folder or .mat file; may be given several times."
         ),
     ] = None,
     copy: Annotated[
         bool, typer.Option("--copy", help="Copy the files of folders instead of linking to them.")
     ] = False,
     everything: Annotated[
-        bool, typer.Option("--all", help="All frames of the archives, not only those of the split lists.")
+        bool, typer.Option("--all", help="Extract all frames of the archives, not only those of the splits.")
     ] = False,
-    velodyne: Annotated[bool, typer.Option("--velodyne", help="KITTI: the laser scans as well.")] = False,
+    velodyne: Annotated[bool, typer.Option("--velodyne", help="KITTI: also the laser scans.")] = False,
     depth: Annotated[
         str | None,
-        typer.Option(metavar="raw|filled", help="NYU .mat: measured (default) or in-painted depth."),
+        typer.Option(metavar="raw|filled", help="For NYU's .mat: measured (default) or in-painted depth."),
     ] = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Compare the contents of files that are there already.")
+        bool, typer.Option("--verify", help="Compare the contents of files that already exist.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads; as many as cores, at most 8, by default.")
+        int | None, typer.Option(min=1, help="Threads; by default one for each core, at most 8.")
     ] = None,
 ) -> None:
     """Bring a data set into the layout that training and evaluation expect.
 
-    Links by default, extracts from archives member by member, may be stopped at any moment and continues when it is
-    run again. Exit status: 0 complete, 1 something is still missing, 2 the command or a source is at fault.
+    Folders are linked; only the files needed are extracted from archives.
+    You may stop it at any moment: the same command continues.
+    Exit status 0: complete, 1: files are still missing, 2: wrong usage or a broken source.
     """
     from rich.console import Console
 
@@ -148,7 +147,7 @@ def _carry_out(plan: "Plan", workers: int | None, verify: bool, console: "Consol
         ) as lines,
         Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
     ):
-        # A link counts as one byte: where there is nothing else, the bar moves all the same.
+        # A link counts as one byte, so that the bar moves even if there is nothing else.
         task = progress.add_task("preparing", total=sum(_weight(step) for step in steps))
 
         def tick(step: "Step") -> None:
@@ -184,7 +183,7 @@ def _show_outcome(outcome: "Outcome") -> None:
 
 
 def _give_verdict(recipe: "Recipe", states: "Sequence[SplitState]", outcome: "Outcome | None") -> None:
-    """One line a split, one line for all, and the exit status."""
+    """One line for each split, one line for all, and the exit status."""
     origins: Counter[str] = Counter()
     for state in states:
         if state.later:

@@ -17,30 +17,31 @@ if TYPE_CHECKING:
 
 
 def show(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A file of conf/data, as nyu_sync.")],
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A file in conf/data, e.g. nyu_sync.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE...]", help="As for training: data.train.ids=[...]."),
+        typer.Argument(metavar="[KEY=VALUE...]", help="Options of training, e.g. data.train.ids=[...]."),
     ] = None,
     root: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the data set; else as configured.")
+        Path | None, typer.Option(metavar="DIR", help="Folder of the data set; by default as configured.")
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="Images to show.")] = 6,
+    count: Annotated[int, typer.Option(min=1, help="Number of images.")] = 6,
     split: Annotated[
-        str | None, typer.Option(help="train, val or test; the first that the data set has otherwise.")
+        str | None, typer.Option(help="train, val or test; by default the first that the data set has.")
     ] = None,
     augment: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Show this file of conf/augment too.")
+        str | None, typer.Option(metavar="NAME", help="Also show this augmentation of conf/augment.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the choice of images and of the augmentation.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for choice and augmentation of the images.")] = 0,
     max_depth: Annotated[
-        float | None, typer.Option(min=0.001, help="Metres at the end of the colours; else from the images.")
+        float | None,
+        typer.Option(min=0.001, help="Metres at the end of the colours; default: from the images."),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="PNG to write.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="PNG file to write.")] = Path(
         "sheet.png"
     ),
 ) -> None:
-    """Draw photographs, depth and its histogram, before and after augmentation, as one PNG."""
+    """Draw photographs, depth and depth histograms, before and after augmentation, in one PNG."""
     from sa2depth.cli.data.choose import SPLITS
 
     if split is not None and split not in SPLITS:
@@ -91,7 +92,7 @@ def _rows(dataset: "DepthDataset", indices: list[int]) -> tuple[list["SheetRow"]
     """The images that can be read, and how many cannot: each of those is named.
 
     Raises:
-        DataError: none can be read; the last one's.
+        DataError: none can be read; this is the error of the last one.
     """
     rows, failed = [], 0
     for index in indices:

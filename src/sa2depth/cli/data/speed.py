@@ -19,27 +19,28 @@ if TYPE_CHECKING:
 
 
 def speed(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A file of conf/data, as nyu_sync.")],
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A file in conf/data, e.g. nyu_sync.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE...]", help="As for training: data.train.height=480."),
+        typer.Argument(metavar="[KEY=VALUE...]", help="Options of training, e.g. data.train.height=480."),
     ] = None,
     root: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the data set; else as configured.")
+        Path | None, typer.Option(metavar="DIR", help="Folder of the data set; by default as configured.")
     ] = None,
     workers: Annotated[
-        str | None, typer.Option(metavar="N,N,...", help="Loader processes to try; 0, 1, 2, 4 ... otherwise.")
+        str | None,
+        typer.Option(metavar="N,N,...", help="Numbers of loader processes; default: 0, 1, 2, 4 ..."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images of a batch.")] = 8,
-    seconds: Annotated[float, typer.Option(min=0.0, help="How long to measure each.")] = 10.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 8,
+    seconds: Annotated[float, typer.Option(min=0.0, help="Time for each number of processes.")] = 10.0,
     augment: Annotated[
-        str | None, typer.Option(metavar="NAME", help="A file of conf/augment; none otherwise.")
+        str | None, typer.Option(metavar="NAME", help="A file in conf/augment; default: none.")
     ] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write it here too.")
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures to this file.")
     ] = None,
 ) -> None:
-    """Measure the training loader: images per second for each number of workers, and the stages of one image."""
+    """Time the training loader: images per second for each number of workers, and each stage of one image."""
     from rich.console import Console
 
     cores = usable_cores()

@@ -27,7 +27,7 @@ def write_submission(
         Path,
         typer.Option(metavar="KITTI", help="Folder with depth_selection/test_depth_prediction_anonymous."),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="ZIP", help="The zip to write.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="ZIP", help="Zip file to write.")] = Path(
         "submission.zip"
     ),
     min_depth: LegacyDepth = None,
@@ -37,9 +37,9 @@ def write_submission(
     precision: Precision = "fp32",
     flip: Annotated[
         bool,
-        typer.Option("--flip/--no-flip", help="Average with the mirrored image, as published numbers do."),
+        typer.Option("--flip/--no-flip", help="Average with the mirrored image, as for published numbers."),
     ] = True,
-    force: Annotated[bool, typer.Option("--force", help="Replace ZIP where it exists.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace ZIP if it exists.")] = False,
 ) -> None:
     """Predict the 500 anonymous test images of KITTI, pack them for the server and check the zip."""
     from rich.console import Console
@@ -73,9 +73,9 @@ def write_submission(
 
 
 def validate_submission(
-    archive: Annotated[Path, typer.Argument(metavar="ZIP", help="What you are about to send.")],
+    archive: Annotated[Path, typer.Argument(metavar="ZIP", help="The zip that you want to submit.")],
 ) -> None:
-    """Check a submission for KITTI's depth prediction server; exit status 1 if it would be refused."""
+    """Check a submission to KITTI's depth prediction server; exit status 1 if it would be refused."""
     from rich.console import Console
 
     _tell(_validated(archive, Console(stderr=True)))
@@ -99,7 +99,7 @@ def _validated(archive: Path, console: "Console") -> "SubmissionReport":
 
 
 def _tell(report: "SubmissionReport") -> None:
-    """Print every complaint and one verdict line; exit status 1 where there is an error."""
+    """Print every complaint and a verdict; exit status 1 if there is an error."""
     for error in report.errors:
         complain(error)
     for warning in report.warnings:
