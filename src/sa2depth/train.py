@@ -28,6 +28,7 @@ with loading("PyTorch and Lightning", command=__name__ == "__main__"):
         build_trainer,
         check_input,
         chosen_arithmetic,
+        kept_examples,
         prepare,
         without_truth,
     )
@@ -80,8 +81,6 @@ def _train(cfg: DictConfig, set_up: Progress) -> float:
         protocol=protocol,
         min_depth=cfg.min_depth,
         max_depth=cfg.max_depth,
-        compile=cfg.compile,
-        cuda_graph=cfg.cuda_graph,
     )
     trainer = build_trainer(cfg)
     if resumed is not None:
@@ -116,7 +115,7 @@ def _train(cfg: DictConfig, set_up: Progress) -> float:
         scores = finish(
             folder,
             replace(module.evaluation, without_truth=without_truth(data)),
-            module.examples,
+            kept_examples(trainer),
             {**device_facts(trainer), "checkpoint": best or "the last state, there is no best checkpoint"},
             trainer=trainer,
             baseline=(train_source, test_source) if cfg.baseline and train_source and test_source else None,

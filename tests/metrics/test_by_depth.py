@@ -3,6 +3,7 @@ import math
 import torch
 
 from sa2depth.metrics import DepthMetrics, Protocol
+from views import uncut
 
 RANGED = Protocol(name="open", version=1, min_depth=1e-3, max_depth=10.0, depth_ranges=(0, 2, 4, 8))
 
@@ -11,8 +12,8 @@ def metric(images, protocol=RANGED):
     """Scores ``(predictions, truths)`` of one-row images."""
     result = DepthMetrics(protocol)
     for index, (pred, truth) in enumerate(images):
-        maps = (torch.tensor(side, dtype=torch.float64)[None, None, None] for side in (pred, truth))
-        result.update(*maps, torch.tensor([index]))
+        guess, depth = (torch.tensor(side, dtype=torch.float64)[None, None, None] for side in (pred, truth))
+        result.update(guess, uncut(depth, torch.tensor([index])))
     return result
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from sa2depth.depth_size import same_view
 from sa2depth.errors import DataError, ShapeError
+from sa2depth.metrics.any_size import padded_size
 from sa2depth.metrics.formulas import METRICS
 from sa2depth.metrics.protocol_fields import KINDS, check_fields
 
@@ -49,7 +50,7 @@ class Protocol:
         images_without_truth: How many images of the full split have no ground truth and are left out.
         frame: ``(height, width)`` of the bottom-centre window to which image and truth are cut before
             anything else, or None for the whole image.
-        input: What the network sees of the frame (``prepare_input``): ``as_is``, ``pad``, ``resize``,
+        input: What the network sees of the frame (`sa2depth.metrics.view`): ``as_is``, ``pad``, ``resize``,
             ``max_side`` or ``bottom_centre``.
         input_size: ``(height, width)`` in pixels of ``resize`` and ``bottom_centre``.
         max_side: Longest side in pixels of ``max_side``.
@@ -279,8 +280,7 @@ class Protocol:
         }[self.input]
         if self.input_size is None:
             return words
-        height, width = self.input_size
-        padded = height + -height % multiple, width + -width % multiple
+        padded = padded_size(self.input_size, multiple)
         note = (
             "" if padded == self.input_size else f", mirrored up to {_by(padded)} (multiples of {multiple})"
         )

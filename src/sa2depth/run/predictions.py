@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sa2depth.data.depth_files import PngDepth
 from sa2depth.errors import ConfigError, DataError
 from sa2depth.metrics import Protocol, cut_frame
-from sa2depth.metrics.sizes import resize_map
+from sa2depth.metrics.any_size import resize_map
 
 SUFFIXES = (".png", ".npy")
 _OF_PREDICT = ("_depth.npy", "_depth_mm.png")  # metres, millimetres

@@ -11,7 +11,8 @@ from torch.distributed import barrier, destroy_process_group, is_available, is_i
 
 from sa2depth.data.sample import Source
 from sa2depth.lit import close_loggers
-from sa2depth.report import Evaluation, Examples, plot_curves, write_by_depth, write_metrics, write_table
+from sa2depth.metrics import Evaluation, Examples
+from sa2depth.report import plot_curves, write_by_depth, write_metrics, write_table
 from sa2depth.run.baseline import median_baseline
 from sa2depth.run.pictures import FOLDER, write_grid, write_pictures
 from sa2depth.run.processes import each_on_its_own

@@ -9,8 +9,8 @@ import torch
 
 from sa2depth.data.sample import RawSample, Source
 from sa2depth.errors import DataError
-from sa2depth.metrics import DepthMetrics, Protocol, cut_frame, cut_truth
-from sa2depth.report import Evaluation, Examples, Sizes, offer_all
+from sa2depth.metrics import DepthMetrics, Evaluation, Examples, Protocol, view_of
+from sa2depth.metrics.examples import offer_all
 from sa2depth.run.parallel import ahead, workers
 from sa2depth.run.predictions import Prediction, PredictionReader, find_files, listing
 from sa2depth.stages import stage
@@ -66,19 +66,15 @@ class PredictionFiles:
         """
         total = len(self.source)
         metrics, examples = DepthMetrics(self.protocol), Examples(total=total)
-        sizes: Counter[Sizes] = Counter()
         resized = 0
         with stage("scoring", total) as progress, few_threads(1):
             for index, (sample, prediction) in enumerate(
                 ahead(self._read, range(total), threads or workers())
             ):
-                sizes[self._score(index, sample, prediction, metrics, examples)] += 1
+                self._score(index, sample, prediction, metrics, examples)
                 resized += prediction.resized
                 progress.advance()
-        evaluation = Evaluation(
-            self.protocol, metrics.table(), metrics.by_depth(), sizes, split_images=total, network=False
-        )
-        return FileScores(evaluation, examples, resized)
+        return FileScores(metrics.evaluation(split_images=total, network=False), examples, resized)
 
     def _read(self, index: int) -> tuple[RawSample, Prediction]:
         sample = self.source[index]
@@ -88,16 +84,15 @@ class PredictionFiles:
 
     def _score(
         self, index: int, sample: RawSample, prediction: Prediction, metrics: DepthMetrics, examples: Examples
-    ) -> Sizes:
+    ) -> None:
         if sample.depth is None:
             raise DataError(f"{sample.id}: no ground truth to score against")
-        whole = torch.from_numpy(sample.image).permute(2, 0, 1)[None].float() / 255
-        image = cut_frame(whole, self.protocol)
-        native = (whole.shape[-2], whole.shape[-1])
-        truth = cut_truth(torch.from_numpy(sample.depth)[None, None], native, self.protocol)
-        metrics.update(prediction.depth, truth, torch.tensor([index]), [sample.id])
-        offer_all(examples, metrics, (image, truth, prediction.depth), [index], [sample.id])
-        return Sizes(native, (truth.shape[-2], truth.shape[-1]), None)
+        image = torch.from_numpy(sample.image).permute(2, 0, 1)[None].float() / 255
+        depth = torch.from_numpy(sample.depth)[None, None]
+        batch = {"image": image, "depth": depth, "index": torch.tensor([index]), "id": [sample.id]}
+        view = view_of(batch, self.protocol)
+        metrics.update(prediction.depth, view)
+        offer_all(examples, metrics, view, prediction.depth)
 
 
 def source_ids(source: Source) -> Sequence[str]:

@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sa2depth.metrics import Protocol
-from sa2depth.report import Evaluation, choose
+from sa2depth.metrics import Evaluation, Protocol
+from sa2depth.metrics.examples import choose
 from sa2depth.report.tables import NOT_APPLICABLE
 from sa2depth.stages import tell
 

@@ -3,24 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
-from sa2depth.metrics import Protocol, aggregate
-
-
-class Sizes(NamedTuple):
-    """Height and width of an image on its way to a score, in pixels.
-
-    Attributes:
-        native: of the file.
-        frame: of what the protocol cuts out of it, or of a truth with fewer pixels; ground truth and prediction are
-            compared at this size.
-        network: of what the network saw; None where no network ran.
-    """
-
-    native: tuple[int, int]
-    frame: tuple[int, int]
-    network: tuple[int, int] | None
+from sa2depth.metrics.averaging import aggregate
+from sa2depth.metrics.protocol import Protocol
+from sa2depth.metrics.view import Sizes
 
 
 @dataclass(frozen=True)
