@@ -1,17 +1,15 @@
 """Training and evaluation with Lightning: the module, its optimiser, schedules, callbacks and loggers."""
 
-from sa2depth.lit.callbacks import (
-    CompiledLayers,
-    Continuation,
-    CudaGraphs,
-    EpochLog,
-    FreeCores,
-    Pictures,
-    SharedBuffers,
-    Throughput,
-    TimeLeft,
-    TruthSought,
-)
+from sa2depth.lit.callbacks.buffers import SharedBuffers
+from sa2depth.lit.callbacks.compiled import CompiledLayers
+from sa2depth.lit.callbacks.continuing import Continuation
+from sa2depth.lit.callbacks.epoch_log import EpochLog
+from sa2depth.lit.callbacks.free_cores import FreeCores
+from sa2depth.lit.callbacks.graphs import CudaGraphs
+from sa2depth.lit.callbacks.pictures import Pictures
+from sa2depth.lit.callbacks.throughput import Throughput
+from sa2depth.lit.callbacks.time_left import TimeLeft
+from sa2depth.lit.callbacks.truth import TruthSought
 from sa2depth.lit.checkpoint_files import WholeCheckpoints
 from sa2depth.lit.csv_log import CsvLog
 from sa2depth.lit.layer_sync import SyncBatchNorms

@@ -1,7 +1,8 @@
 """Weights & Biases, imported only when asked for; whatever goes wrong with it costs a line and not the training."""
 
+import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from os import environ
@@ -122,39 +123,25 @@ def _lasting_logger() -> "type[WandbLogger]":
                 _open(self._wandb_init, self.save_dir, lambda: super(LastingWandbLogger, self).experiment)
             return super().experiment
 
-        @rank_zero_only
-        def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-            """As Lightning's."""
-            self._try(lambda: super(LastingWandbLogger, self).log_metrics(metrics, step))
+    def lasting(name: str) -> Callable[..., None]:
+        original: Any = getattr(WandbLogger, name)
 
+        @functools.wraps(original)
         @rank_zero_only
-        def log_hyperparams(self, params: Any) -> None:
-            """As Lightning's."""
-            self._try(lambda: super(LastingWandbLogger, self).log_hyperparams(params))
-
-        @rank_zero_only
-        def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
-            """As Lightning's."""
-            self._try(lambda: super(LastingWandbLogger, self).log_image(key, images, step, **kwargs))
-
-        @rank_zero_only
-        def finalize(self, status: str) -> None:
-            """As Lightning's."""
-            self._try(lambda: super(LastingWandbLogger, self).finalize(status))
-
-        def _try(self, call: Callable[[], None]) -> None:
+        def call(self: Any, *args: Any, **kwargs: Any) -> None:
             if getattr(self, "_given_up", False):
                 return
             try:
-                call()
+                original(self, *args, **kwargs)
             except Exception as error:
                 self._given_up = True
-                _LOG.warning(
-                    "Weights & Biases failed (%s): nothing more is logged there; %s",
-                    _line(error),
-                    _later(self.save_dir),
-                )
+                words = "Weights & Biases failed (%s): nothing more is logged there; %s"
+                _LOG.warning(words, _line(error), _later(self.save_dir))
 
+        return call
+
+    for name in ("log_metrics", "log_hyperparams", "log_image", "finalize"):
+        setattr(LastingWandbLogger, name, lasting(name))
     return LastingWandbLogger
 
 

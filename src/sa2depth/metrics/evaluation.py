@@ -1,6 +1,7 @@
 """What an evaluation measured, before it is written anywhere: the rows, the sizes, and what was not measured."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -57,21 +58,21 @@ class Evaluation:
     @property
     def frames(self) -> dict[tuple[int, int], int]:
         """How many images were scored at which frame size, the most frequent first."""
-        return _count((sizes.frame, count) for sizes, count in self.sizes.items())
+        return self._count("frame")
 
     @property
     def natives(self) -> dict[tuple[int, int], int]:
         """How many images came in which size, the most frequent first."""
-        return _count((sizes.native, count) for sizes, count in self.sizes.items())
+        return self._count("native")
 
     @property
     def inputs(self) -> dict[tuple[int, int], int]:
         """How many images went through the network at which size, the most frequent first."""
-        return _count((sizes.network, count) for sizes, count in self.sizes.items() if sizes.network)
+        return self._count("network")
 
-
-def _count(pairs: Iterable[tuple[tuple[int, int], int]]) -> dict[tuple[int, int], int]:
-    total: dict[tuple[int, int], int] = {}
-    for size, count in pairs:
-        total[size] = total.get(size, 0) + count
-    return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
+    def _count(self, kind: str) -> dict[tuple[int, int], int]:
+        total: Counter[tuple[int, int]] = Counter()
+        for sizes, count in self.sizes.items():
+            if size := getattr(sizes, kind):
+                total[size] += count
+        return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
