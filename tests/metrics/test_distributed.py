@@ -51,7 +51,7 @@ for world in (3, 2):
             if len(batch):
                 metric.update(pred[batch], seen(batch))
         results[f"{world} processes, {case}"] = [
-            metric.compute(), metric.table(), metric.by_depth(), sum(len(rows) for rows in metric.rows)
+            metric.compute(), metric.table(), metric.evaluation().by_depth, sum(len(rows) for rows in metric.rows)
         ]
         metric.reset()
     if rank == 0:  # image 0 once more, on another process
@@ -59,7 +59,7 @@ for world in (3, 2):
     else:
         metric.update(pred[rank - 1 : rank], seen([rank - 1]))
     refusals = []
-    for ask in (metric.compute, metric.table, metric.by_depth):
+    for ask in (metric.compute, metric.table, metric.evaluation):
         try:
             ask()
         except Exception as error:
@@ -104,7 +104,7 @@ def alone(maps, count):
     pred, depth = (values[:count] for values in maps)
     metric = DepthMetrics(Protocol(**RULES))
     metric.update(pred, uncut(depth, ids=[f"image {i}" for i in range(count)]))
-    return metric.compute(), metric.table(), metric.by_depth()
+    return metric.compute(), metric.table(), metric.evaluation().by_depth
 
 
 def same(found, expected):
@@ -151,4 +151,4 @@ def test_one_process_in_any_order_and_batches(maps):
         metric = DepthMetrics(Protocol(**RULES))
         for batch in order.split(3):
             metric.update(pred[batch], uncut(depth[batch], batch, [f"image {i}" for i in batch.tolist()]))
-        assert same([metric.compute(), metric.table(), metric.by_depth()], alone(maps, count))
+        assert same([metric.compute(), metric.table(), metric.evaluation().by_depth], alone(maps, count))

@@ -207,7 +207,7 @@ def test_agrees_with_the_derivation(name):
             pairs.append(pixels)
             row = metric.table()[index]
             compare({key: row[key] for key in expected}, expected)
-        ranges = metric.by_depth()
+        ranges = metric.evaluation().by_depth
         expected_ranges = derive_ranges(pairs, rules.edges)
         assert len(ranges) == len(expected_ranges)
         for row, expected in zip(ranges, expected_ranges, strict=True):

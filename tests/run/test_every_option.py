@@ -237,7 +237,7 @@ CHANGES = {
         "float32_matmul_precision": ("high", "evaluation.products"),
         "checkpoint": ("other.safetensors", "evaluation.checkpoint"),
         "trusted": (["mypkg"], "evaluation.trusted"),
-        # what it does: lit/callbacks/test_graphs.py, gpu/test_cuda.py
+        # what it does: lit/callbacks/test_forms.py, gpu/test_cuda.py
         "cuda_graph": (False, "evaluation.forms.cuda_graph"),
         "released.min_depth": (0.5, "evaluation.min_depth"),
         "released.max_depth": (20.0, "evaluation.max_depth"),

@@ -128,7 +128,7 @@ class Predictor:
         del picture
         with torch.inference_mode():
             maps = predict_any_size(self._network, resized, self._multiple, self.flip)
-            depth, confidence = (resize_map(values, (height, width)) for values in maps.split(1, dim=1))
+            depth, confidence = (resize_map(v, (height, width)) for v in (maps[:, :1], maps[:, 1:]))
         prediction = Prediction(
             depth=depth[0, 0].cpu().numpy(),
             confidence=confidence[0, 0].cpu().numpy(),

@@ -1,11 +1,10 @@
 """Training and evaluation with Lightning: the module, its optimiser, schedules, callbacks and loggers."""
 
 from sa2depth.lit.callbacks.buffers import SharedBuffers
-from sa2depth.lit.callbacks.compiled import CompiledLayers
 from sa2depth.lit.callbacks.continuing import Continuation
 from sa2depth.lit.callbacks.epoch_log import EpochLog
+from sa2depth.lit.callbacks.forms import CompiledLayers, CudaGraphs
 from sa2depth.lit.callbacks.free_cores import FreeCores
-from sa2depth.lit.callbacks.graphs import CudaGraphs
 from sa2depth.lit.callbacks.pictures import Pictures
 from sa2depth.lit.callbacks.throughput import Throughput
 from sa2depth.lit.callbacks.time_left import TimeLeft

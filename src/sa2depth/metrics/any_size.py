@@ -4,13 +4,18 @@ Evaluation and inference share it. Padding goes to the right and the bottom, so 
 sides that are multiples already are not touched.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sa2depth.errors import ConfigError, ShapeError
+
+
+def by(size: Sequence[int]) -> str:
+    """A size in words: ``480x640``, height first."""
+    return "x".join(str(side) for side in size)
 
 
 def stride_multiple(model: nn.Module) -> int:

@@ -116,21 +116,6 @@ class DepthMetrics(Metric):
         with self._gathered() as (rows, names):
             return self._table(rows, names)
 
-    def by_depth(self) -> list[Row]:
-        """Errors in each of the protocol's ``depth_ranges``, pooled over the pixels of all images.
-
-        Call it on every process.
-
-        Returns:
-            One dict an interval of true depth: ``from`` (included) and ``to`` (excluded) in metres,
-            ``pixels``, ``abs_rel``, ``rmse`` (metres), ``d1`` (share), ``bias`` (mean of prediction minus
-            truth, metres); NaN where there is no pixel. Empty if the protocol names no ranges.
-
-        Raises:
-            DataError: An image was scored twice.
-        """
-        return list(self.evaluation().by_depth)
-
     def evaluation(self, **facts: Any) -> Evaluation:
         """All that was measured, the same on every process: call it on every process.
 
@@ -178,10 +163,11 @@ class DepthMetrics(Metric):
 
     def _joined(self) -> torch.Tensor:
         """The rows in one piece, whether gathered already or not."""
-        if isinstance(self.rows, torch.Tensor):
-            return self.rows
+        state: Any = self.rows
+        if isinstance(state, torch.Tensor):
+            return state
         width = len(self._columns) + self._ranges + _SIDES
-        return torch.cat(self.rows) if self.rows else torch.empty(0, width, dtype=torch.float64)
+        return torch.cat(state) if state else torch.empty(0, width, dtype=torch.float64)
 
     def _table(self, rows: torch.Tensor, names: Mapping[int, str]) -> list[Row]:
         table: list[Row] = []

@@ -18,7 +18,7 @@ class Evaluation:
     Attributes:
         protocol: the rules.
         table: ``DepthMetrics.table()``, a row an image, sorted by index.
-        by_depth: ``DepthMetrics.by_depth()``, a row an interval of true depth.
+        by_depth: `range_rows` of the protocol's ``depth_ranges``: a row an interval of true depth, if there are any.
         sizes: how many images came in which sizes.
         split_images: images with ground truth that the split holds; more than were evaluated in a partial run.
         without_truth: images of the split without ground truth, which are not evaluated.

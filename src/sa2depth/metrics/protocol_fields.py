@@ -94,7 +94,7 @@ def _check_input(values: Mapping[str, Any], name: str) -> None:
             )
 
 
-def _check_metrics(metrics: tuple[object, ...], name: str) -> None:
+def _check_metrics(metrics: tuple[Any, ...], name: str) -> None:
     for metric in metrics:
         if metric not in KNOWN_METRICS:
             raise _refusal(name, f"unknown metric '{metric}'; {nearest(str(metric), KNOWN_METRICS)}")

@@ -4,6 +4,7 @@ Truth is cut, never resampled: it is the prediction that is resized (bilinear) t
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
@@ -29,7 +30,8 @@ class Sizes(NamedTuple):
     network: tuple[int, int] | None
 
 
-class View(NamedTuple):
+@dataclass(frozen=True)
+class View:
     """A batch as a protocol scores it.
 
     Attributes:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -64,14 +64,15 @@ class PredictionFiles:
         Raises:
             DataError: a file is broken or of the wrong size; with its name.
         """
-        total = len(self.source)
+        total, resized = len(self.source), 0
         metrics, examples = DepthMetrics(self.protocol), Examples(total=total)
-        resized = 0
         with stage("scoring", total) as progress, few_threads(1):
             for index, (sample, prediction) in enumerate(
                 ahead(self._read, range(total), threads or workers())
             ):
-                self._score(index, sample, prediction, metrics, examples)
+                view = view_of(_batch(sample, index), self.protocol)
+                metrics.update(prediction.depth, view)
+                offer_all(examples, metrics, view, prediction.depth)
                 resized += prediction.resized
                 progress.advance()
         return FileScores(metrics.evaluation(split_images=total, network=False), examples, resized)
@@ -82,17 +83,13 @@ class PredictionFiles:
         truth = None if sample.depth is None else (sample.depth.shape[0], sample.depth.shape[1])
         return sample, self.reader(self.files[index], (height, width), self.protocol, truth)
 
-    def _score(
-        self, index: int, sample: RawSample, prediction: Prediction, metrics: DepthMetrics, examples: Examples
-    ) -> None:
-        if sample.depth is None:
-            raise DataError(f"{sample.id}: no ground truth to score against")
-        image = torch.from_numpy(sample.image).permute(2, 0, 1)[None].float() / 255
-        depth = torch.from_numpy(sample.depth)[None, None]
-        batch = {"image": image, "depth": depth, "index": torch.tensor([index]), "id": [sample.id]}
-        view = view_of(batch, self.protocol)
-        metrics.update(prediction.depth, view)
-        offer_all(examples, metrics, view, prediction.depth)
+
+def _batch(sample: RawSample, index: int) -> dict[str, Any]:
+    if sample.depth is None:
+        raise DataError(f"{sample.id}: no ground truth to score against")
+    image = torch.from_numpy(sample.image).permute(2, 0, 1)[None].float() / 255
+    depth = torch.from_numpy(sample.depth)[None, None]
+    return {"image": image, "depth": depth, "index": torch.tensor([index]), "id": [sample.id]}
 
 
 def source_ids(source: Source) -> Sequence[str]:
