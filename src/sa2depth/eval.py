@@ -16,6 +16,7 @@ with loading("PyTorch and Lightning", command=__name__ == "__main__"):
     from sa2depth.config import launch
     from sa2depth.errors import ConfigError, DataError
     from sa2depth.lit import DepthModule
+    from sa2depth.lit.callbacks.pictures import kept_examples
     from sa2depth.metrics import load_protocol
     from sa2depth.metrics.any_size import stride_multiple
     from sa2depth.run.build import (
@@ -24,7 +25,6 @@ with loading("PyTorch and Lightning", command=__name__ == "__main__"):
         build_trainer,
         check_input,
         chosen_arithmetic,
-        kept_examples,
         prepare,
         without_truth,
     )

@@ -19,6 +19,7 @@ with loading("PyTorch and Lightning", command=__name__ == "__main__"):
 
     from sa2depth.config import launch
     from sa2depth.lit import Continuation, CsvLog, DepthModule
+    from sa2depth.lit.callbacks.pictures import kept_examples
     from sa2depth.metrics import load_protocol
     from sa2depth.models import SA2Depth
     from sa2depth.run.build import (
@@ -28,7 +29,6 @@ with loading("PyTorch and Lightning", command=__name__ == "__main__"):
         build_trainer,
         check_input,
         chosen_arithmetic,
-        kept_examples,
         prepare,
         without_truth,
     )

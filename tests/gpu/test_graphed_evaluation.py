@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from sa2depth import create_model
-from sa2depth.lit import CudaGraphs, DepthModule
+from sa2depth.lit import DepthModule
+from sa2depth.lit.callbacks.forms import CudaGraphs
 from sa2depth.metrics import load_protocol
 from sa2depth.runtime.replayed import Graphed
 

@@ -1,14 +1,10 @@
 """Training and evaluation with Lightning: the module, its optimiser, schedules, callbacks and loggers."""
 
-from sa2depth.lit.callbacks.buffers import SharedBuffers
 from sa2depth.lit.callbacks.continuing import Continuation
 from sa2depth.lit.callbacks.epoch_log import EpochLog
-from sa2depth.lit.callbacks.forms import CompiledLayers, CudaGraphs
 from sa2depth.lit.callbacks.free_cores import FreeCores
-from sa2depth.lit.callbacks.pictures import Pictures
 from sa2depth.lit.callbacks.throughput import Throughput
 from sa2depth.lit.callbacks.time_left import TimeLeft
-from sa2depth.lit.callbacks.truth import TruthSought
 from sa2depth.lit.checkpoint_files import WholeCheckpoints
 from sa2depth.lit.csv_log import CsvLog
 from sa2depth.lit.layer_sync import SyncBatchNorms
@@ -18,19 +14,14 @@ from sa2depth.lit.optim import adamw
 from sa2depth.lit.schedules import polynomial
 
 __all__ = [
-    "CompiledLayers",
     "Continuation",
     "CsvLog",
-    "CudaGraphs",
     "DepthModule",
     "EpochLog",
     "FreeCores",
-    "Pictures",
-    "SharedBuffers",
     "SyncBatchNorms",
     "Throughput",
     "TimeLeft",
-    "TruthSought",
     "WholeCheckpoints",
     "adamw",
     "close_loggers",

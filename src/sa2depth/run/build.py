@@ -18,17 +18,9 @@ from sa2depth.config import check_config
 from sa2depth.config.cluster import check_processes, environment_plugins, process_count
 from sa2depth.data import DepthDataModule
 from sa2depth.errors import ConfigError
-from sa2depth.lit import (
-    CompiledLayers,
-    CudaGraphs,
-    FreeCores,
-    Pictures,
-    SharedBuffers,
-    SyncBatchNorms,
-    TruthSought,
-    WholeCheckpoints,
-)
-from sa2depth.metrics import Examples, Protocol
+from sa2depth.lit import SyncBatchNorms, WholeCheckpoints
+from sa2depth.lit.callbacks import of_every_run
+from sa2depth.metrics import Protocol
 from sa2depth.models import SA2Depth, build_model
 from sa2depth.ops import use_backend
 from sa2depth.ops.precision import float32_products
@@ -168,20 +160,9 @@ def build_trainer(cfg: DictConfig, with_logs: bool = True) -> L.Trainer:
             options[kind] = [instantiate(each) for each in (cfg.get(kind) or {}).values() if each is not None]
     else:
         options = {**options, "callbacks": [], "logger": False, "enable_checkpointing": False}
-    options["callbacks"] += [FreeCores(), EndAtSigterm(), ValidationStage(), TruthSought()]
-    # behind all that change the network
-    options["callbacks"] += [
-        CompiledLayers(cfg.get("compile", False)),
-        CudaGraphs(cfg.get("cuda_graph", False)),
-    ]
-    options["callbacks"] += [SharedBuffers(), Pictures()]
+    options["callbacks"] += [EndAtSigterm(), ValidationStage()]
+    options["callbacks"] += of_every_run(cfg.get("compile", False), cfg.get("cuda_graph", False))
     return cast(L.Trainer, instantiate(node, **options))
-
-
-def kept_examples(trainer: L.Trainer) -> Examples:
-    """The images of this process that the pictures of the last test may show."""
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return next(callback.examples for callback in callbacks if isinstance(callback, Pictures))
 
 
 def _refuse_parallel_multirun(cfg: DictConfig) -> None:

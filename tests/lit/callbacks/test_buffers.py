@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from brightness import Brightness, module_of
-from sa2depth.lit import SharedBuffers
-from sa2depth.lit.callbacks import buffers
+from sa2depth.lit.callbacks import SharedBuffers, buffers
 
 
 @pytest.mark.parametrize("stage", ["validation", "test"])

@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDevice
 
 from brightness import Encoded, batch_of, module_of
 from sa2depth.errors import ConfigError
-from sa2depth.lit import CompiledLayers, CudaGraphs
+from sa2depth.lit.callbacks.forms import CompiledLayers, CudaGraphs
 from sa2depth.runtime.compiled import compile_layers, compiled
 
 

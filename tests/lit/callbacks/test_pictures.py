@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 from brightness import batch_of, module_of
-from sa2depth.lit import Pictures
+from sa2depth.lit.callbacks.pictures import Pictures, kept_examples
 
 
 def test_keeps_the_worst_and_the_best_test_images():
@@ -26,6 +26,8 @@ def test_keeps_the_worst_and_the_best_test_images():
 
 
 def test_some_come_from_all_over_the_data_set():
-    module, pictures = module_of(), Pictures(count=2)
-    pictures.on_test_epoch_start(SimpleNamespace(test_dataloaders=SimpleNamespace(dataset=range(9))), module)
-    assert (pictures.examples.count, pictures.examples.total) == (2, 9)
+    pictures = Pictures(count=2)
+    loader = SimpleNamespace(dataset=range(9))
+    trainer = SimpleNamespace(test_dataloaders=loader, callbacks=[None, pictures])
+    pictures.on_test_epoch_start(trainer, module_of())
+    assert (kept_examples(trainer).count, kept_examples(trainer).total) == (2, 9)

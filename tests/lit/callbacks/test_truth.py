@@ -6,7 +6,7 @@ import pytest
 
 from brightness import batch_of, module_of
 from sa2depth.errors import DataError
-from sa2depth.lit import TruthSought
+from sa2depth.lit.callbacks.truth import TruthSought
 
 
 def look(batches, in_epoch=float("inf")):
@@ -15,22 +15,19 @@ def look(batches, in_epoch=float("inf")):
         callback.on_train_batch_start(SimpleNamespace(num_training_batches=in_epoch), module, batch, step)
 
 
-def test_training_without_any_truth_ends_with_the_reason():
-    batch = batch_of(depth=0.002)  # millimetres read as metres, twice
-    look([batch] * 19)
-    with pytest.raises(
-        DataError, match=r"none of the first 20 training batches .* between 0\.002 and 0\.002 m"
-    ):
-        look([batch] * 20)
-
-
-def test_a_short_epoch_without_truth_ends_too():
-    batch = batch_of(depth=0.0)
-    look([batch], in_epoch=2)
-    with pytest.raises(
-        DataError, match=r"none of the first 2 training batches .* Those of 0, 1 are all 0: check"
-    ):
-        look([batch] * 2, in_epoch=2)
+@pytest.mark.parametrize(
+    ("depth", "in_epoch", "batches", "words"),
+    [
+        (0.002, float("inf"), 20, r".* between 0\.002 and 0\.002 m"),  # millimetres read as metres, twice
+        (0.0, 2, 2, ".* Those of 0, 1 are all 0: check"),
+    ],
+    ids=["training", "short epoch"],
+)
+def test_what_has_no_truth_ends_with_the_reason(depth, in_epoch, batches, words):
+    batch = batch_of(depth=depth)
+    look([batch] * (batches - 1), in_epoch)
+    with pytest.raises(DataError, match=f"none of the first {batches} training batches {words}"):
+        look([batch] * batches, in_epoch)
 
 
 def test_truth_that_is_sparse_is_enough():

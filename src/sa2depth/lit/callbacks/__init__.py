@@ -1,1 +1,15 @@
-"""What is done around training and scoring: the network's form, buffers, pictures, how far and how fast it goes."""
+"""What is done around training and scoring; here, what every run has."""
+
+import lightning as L
+
+from sa2depth.lit.callbacks.buffers import SharedBuffers
+from sa2depth.lit.callbacks.forms import CompiledLayers, CudaGraphs, Switch
+from sa2depth.lit.callbacks.free_cores import FreeCores
+from sa2depth.lit.callbacks.pictures import Pictures
+from sa2depth.lit.callbacks.truth import TruthSought
+
+
+def of_every_run(compile: Switch, cuda_graph: Switch) -> list[L.Callback]:
+    """To stand behind all that change the network."""
+    forms = CompiledLayers(compile), CudaGraphs(cuda_graph)
+    return [FreeCores(), TruthSought(), *forms, SharedBuffers(), Pictures()]

@@ -31,3 +31,9 @@ class Pictures(L.Callback):
     ) -> None:
         """Keep what is a candidate at this moment."""
         offer_all(self.examples, pl_module.test_metrics, outputs["view"], outputs["prediction"])
+
+
+def kept_examples(trainer: L.Trainer) -> Examples:
+    """The images of this process that the pictures of its last test may show."""
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next(callback.examples for callback in callbacks if isinstance(callback, Pictures))
