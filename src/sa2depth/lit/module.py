@@ -18,8 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from sa2depth.errors import ConfigError, ShapeError, UserError
 from sa2depth.masks import valid_mask
 from sa2depth.metrics import DepthMetrics, Evaluation, Protocol, View, predict_frame, view_of
-from sa2depth.metrics.any_size import stride_multiple
-from sa2depth.metrics.view import predict_view
+from sa2depth.metrics.any_size import resize_map, stride_multiple
 from sa2depth.models.sa2depth import DepthOutput
 
 Batch = Mapping[str, Any]
@@ -97,9 +96,8 @@ class DepthModule(L.LightningModule):
             DataError: an image has no ground truth.
             ShapeError: the images do not fit the protocol's frame or input policy.
         """
-        multiple = stride_multiple(self.model)
-        view = view_of(batch, self.protocol, multiple)
-        return view, predict_view(self.replayed or self.depth, view, self.protocol, multiple)
+        view = view_of(batch, self.protocol, stride_multiple(self.model))
+        return view, resize_map(self.forward(view.image), view.sizes.frame)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch."""

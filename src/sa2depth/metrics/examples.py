@@ -4,7 +4,7 @@ Which they are is known only when every image has been scored, and keeping all o
 process keeps its own candidates of the moment.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -122,5 +122,4 @@ def _order(errors: Mapping[int, float]) -> list[int]:
 
 def _extremes(errors: Mapping[int, float], count: int) -> set[int]:
     order = _order(errors)
-    ends: Iterable[int] = [*order[:count], *order[max(len(order) - count, 0) :]]
-    return set(ends)
+    return {*order[:count], *order[max(len(order) - count, 0) :]}

@@ -55,7 +55,7 @@ class Protocol:
         max_side: Longest side in pixels of ``max_side``.
         metrics: Names of the errors that are reported, in this order, out of ``KNOWN_METRICS``.
         depth_ranges: Edges in metres, rising; errors are also pooled over the pixels of each interval of true
-            depth (``DepthMetrics.by_depth``). Empty: they are not.
+            depth (``Evaluation.by_depth``). Empty: they are not.
         flip: Whether the prediction is averaged with the one on the mirrored image (``flip_average``).
         description: One sentence for people, copied into the results.
 

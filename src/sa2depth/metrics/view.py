@@ -97,13 +97,6 @@ def cut_frame(values: Tensor, protocol: Protocol) -> Tensor:
     return values[..., top:bottom, left:right]
 
 
-def predict_view(
-    network: Callable[[Tensor], Tensor], view: View, protocol: Protocol, multiple: int = 32
-) -> Tensor:
-    """`predict_frame` of a view's images, ``(B, 1, h, w)`` metres at the size of its truth."""
-    return resize_map(predict_frame(network, view.image, protocol, multiple), _size(view.truth))
-
-
 def predict_frame(
     network: Callable[[Tensor], Tensor], image: Tensor, protocol: Protocol, multiple: int = 32
 ) -> Tensor:

@@ -1,4 +1,8 @@
-"""What is done around training and scoring; here, what every run has."""
+"""What is done around training and scoring; here, what every run has.
+
+Averaged weights and a checkpoint where a run fails are Lightning's own ``EMAWeightAveraging`` and
+``OnExceptionCheckpoint``, added as ``+callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging``.
+"""
 
 import lightning as L
 
