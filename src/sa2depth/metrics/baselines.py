@@ -106,7 +106,7 @@ class MedianDepthMap:
             raise DataError("MedianDepthMap.predict needs fit first")
         if shape is None or tuple(shape) == self._map.shape:
             return self._map.copy()
-        return resize_map(torch.from_numpy(self._map)[None, None], tuple(shape))[0, 0].numpy()
+        return resize_map(torch.from_numpy(self._map)[None, None], (shape[0], shape[1]))[0, 0].numpy()
 
     def _masked(self, item: Any, place: int) -> NDArray[np.float32]:
         """Depth of one sample, infinite where invalid."""
