@@ -2,12 +2,13 @@ import logging
 import math
 import threading
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 
 from sa2depth.errors import DataError, ShapeError
-from sa2depth.metrics import METRICS, DepthMetrics, Protocol, aggregate, collection, evaluate_image
+from sa2depth.metrics import METRICS, DepthMetrics, Protocol, Sizes, aggregate, collection, evaluate_image
 from sa2depth.metrics.image import score_pixels
 from views import uncut
 
@@ -48,6 +49,19 @@ def test_table_is_sorted_and_named():
     expected = evaluate_image(pred[0], depth[0], OPEN)
     assert table[2] == {"id": "küche/0007", "index": 7, **expected}
     assert isinstance(table[0]["pixels"], int)
+
+
+def test_an_evaluation_counts_sizes_and_keeps_what_it_is_told():
+    pred, depth = maps(3)
+    metric = DepthMetrics(OPEN)
+    sizes = Sizes((8, 9), (6, 7), (32, 64)), Sizes((6, 7), (6, 7), None)
+    metric.update(pred[:2], replace(uncut(depth[:2]), sizes=sizes[0]))
+    metric.update(pred[2:], replace(uncut(depth[2:], torch.tensor([2])), sizes=sizes[1]))
+    evaluation = metric.evaluation(split_images=5, network=False)
+    assert evaluation.sizes == {sizes[0]: 2, sizes[1]: 1}
+    assert evaluation.inputs == {(32, 64): 2}
+    assert (evaluation.frames, evaluation.split_images, evaluation.network) == ({(6, 7): 3}, 5, False)
+    assert evaluation.table == metric.table()
 
 
 def test_empty_images_are_left_out_counted_and_named(caplog):
