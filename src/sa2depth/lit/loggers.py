@@ -2,12 +2,12 @@
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from os import environ
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from lightning.pytorch.loggers import Logger
 
@@ -74,7 +74,7 @@ def _reachable(save_dir: str) -> str:
     import wandb
 
     try:
-        with _environment(WANDB_HTTP_TIMEOUT=environ.get("WANDB_HTTP_TIMEOUT", str(LOGIN_S))):
+        with patch.dict(environ, WANDB_HTTP_TIMEOUT=environ.get("WANDB_HTTP_TIMEOUT", str(LOGIN_S))):
             return "online" if wandb.login(prompt=False, verify=True) else "offline"
     except Exception as error:
         said = str(error)
@@ -83,20 +83,6 @@ def _reachable(save_dir: str) -> str:
         reason = f"{host} refuses the key" if refused else f"{host} does not answer as it should"
         _LOG.warning("%s (%s): this run is logged offline; %s", reason, _line(said), _later(save_dir))
         return "offline"
-
-
-@contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    before = {name: environ.get(name) for name in values}
-    environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                environ.pop(name, None)
-            else:
-                environ[name] = value
 
 
 def _later(save_dir: str | None) -> str:
