@@ -16,7 +16,9 @@ with loading("PyTorch and Lightning", command=__name__ == "__main__"):
     from sa2depth.config import launch
     from sa2depth.errors import ConfigError, DataError
     from sa2depth.lit import DepthModule
+    from sa2depth.lit.callbacks.pictures import kept_examples
     from sa2depth.metrics import load_protocol
+    from sa2depth.metrics.any_size import stride_multiple
     from sa2depth.run.build import (
         EVAL_KEYS,
         build_data,
@@ -76,9 +78,9 @@ def evaluate_network(cfg: DictConfig, set_up: Progress) -> float:
     model = load_model(cfg.checkpoint, **depths, trusted=parse_trusted(cfg.trusted))
     protocol = load_protocol(cfg.protocol)
     data = build_data(cfg, protocol, "test")
-    multiple = int(getattr(model, "stride_multiple", 32))
+    multiple = stride_multiple(model)
     check_input(protocol, multiple, data, "test")
-    module = DepthModule(model, protocol=protocol, cuda_graph=cfg.cuda_graph)
+    module = DepthModule(model, protocol=protocol)
     trainer = build_trainer(cfg, with_logs=False)
     folder = Path(cfg.paths.output_dir)
     set_up.end()
@@ -99,7 +101,7 @@ def evaluate_network(cfg: DictConfig, set_up: Progress) -> float:
             trainer.test(module, datamodule=data, verbose=False)
         evaluation = replace(module.evaluation, without_truth=without_truth(data))
         circumstances = {**device_facts(trainer), "checkpoint": str(cfg.checkpoint)}
-        return finish(folder, evaluation, module.examples, circumstances, trainer=trainer)["abs_rel"]
+        return finish(folder, evaluation, kept_examples(trainer), circumstances, trainer=trainer)["abs_rel"]
 
 
 def evaluate_files(cfg: DictConfig, set_up: Progress) -> float:

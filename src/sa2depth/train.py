@@ -19,6 +19,7 @@ with loading("PyTorch and Lightning", command=__name__ == "__main__"):
 
     from sa2depth.config import launch
     from sa2depth.lit import Continuation, CsvLog, DepthModule
+    from sa2depth.lit.callbacks.pictures import kept_examples
     from sa2depth.metrics import load_protocol
     from sa2depth.models import SA2Depth
     from sa2depth.run.build import (
@@ -80,8 +81,6 @@ def _train(cfg: DictConfig, set_up: Progress) -> float:
         protocol=protocol,
         min_depth=cfg.min_depth,
         max_depth=cfg.max_depth,
-        compile=cfg.compile,
-        cuda_graph=cfg.cuda_graph,
     )
     trainer = build_trainer(cfg)
     if resumed is not None:
@@ -116,7 +115,7 @@ def _train(cfg: DictConfig, set_up: Progress) -> float:
         scores = finish(
             folder,
             replace(module.evaluation, without_truth=without_truth(data)),
-            module.examples,
+            kept_examples(trainer),
             {**device_facts(trainer), "checkpoint": best or "the last state, there is no best checkpoint"},
             trainer=trainer,
             baseline=(train_source, test_source) if cfg.baseline and train_source and test_source else None,

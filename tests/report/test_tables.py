@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sa2depth.metrics import METRICS, DepthMetrics, load_protocol
-from sa2depth.report import Evaluation, Sizes, write_by_depth, write_metrics, write_table
+from sa2depth.metrics import METRICS, DepthMetrics, Sizes, load_protocol
+from sa2depth.report import write_by_depth, write_metrics, write_table
+from views import uncut
 
 FRAME = (480, 640)
 
@@ -22,9 +23,9 @@ def evaluated():
     depth[1] = 0
     pred[2, 0, 100, 100] = math.nan
     metric = DepthMetrics("nyu_eigen")
-    metric.update(pred, depth, torch.tensor([2, 0, 1]), ["c", "a", "ü,b"])
+    metric.update(pred, uncut(depth, torch.tensor([2, 0, 1]), ["c", "a", "ü,b"]))
     sizes = {Sizes(FRAME, FRAME, FRAME): 3}
-    return Evaluation(metric.protocol, metric.table(), metric.by_depth(), sizes, split_images=654)
+    return replace(metric.evaluation(split_images=654), sizes=sizes)
 
 
 def read_csv(path):
@@ -57,8 +58,8 @@ def test_the_table_has_the_metrics_of_the_protocol(tmp_path):
     protocol = load_protocol("kitti_official")
     metric = DepthMetrics(protocol)
     depth = torch.rand(1, 1, 352, 1216) * 8 + 1
-    metric.update(1.1 * depth, depth, torch.tensor([0]), ["a"])
-    evaluation = Evaluation(protocol, metric.table(), metric.by_depth())
+    metric.update(1.1 * depth, uncut(depth, ids=["a"]))
+    evaluation = metric.evaluation()
     (row,) = read_csv(write_table(evaluation, tmp_path / "per_image.csv"))
     assert list(row) == ["index", "id", *protocol.metrics, "pixels", "nonfinite_pixels"]
     assert float(row["abs_error_rel"]) == pytest.approx(10.0, rel=1e-5)

@@ -32,9 +32,10 @@ from sa2depth.masks import valid_mask
 from sa2depth.metrics import DepthMetrics, evaluate_image, load_protocol
 from sa2depth.models.sa2depth import DepthOutput
 from sa2depth.ops.choice import backend
-from sa2depth.report import Evaluation, write_metrics
+from sa2depth.report import write_metrics
 from sa2depth.resources import conf_dir
 from sa2depth.run.build import build_network, build_trainer
+from views import uncut
 
 CHANNELS = [16, 32, 64, 128]
 
@@ -237,9 +238,10 @@ def report(cfg):
     protocol = load_protocol(cfg.protocol)
     metrics = DepthMetrics(protocol)
     depth = torch.linspace(0.5, 9.5, 480 * 640).reshape(1, 1, 480, 640)
-    metrics.update(1.1 * depth, depth, torch.zeros(1, dtype=torch.int64), ["one"])
-    evaluation = Evaluation(protocol, metrics.table(), metrics.by_depth())
-    return write_metrics(evaluation, Path(cfg.paths.output_dir) / "report" / "metrics.json").read_text()
+    metrics.update(1.1 * depth, uncut(depth, ids=["one"]))
+    return write_metrics(
+        metrics.evaluation(), Path(cfg.paths.output_dir) / "report" / "metrics.json"
+    ).read_text()
 
 
 class Ramp(nn.Module):
@@ -259,6 +261,14 @@ def prediction(cfg):
         return str(error)
 
 
+def forms(trainer):
+    """What the callbacks that choose the network's form were told: ``compile`` and ``cuda_graph``."""
+    found = [vars(callback) for callback in trainer.callbacks]
+    return SimpleNamespace(
+        **{name: told[name] for told in found for name in ("compile", "cuda_graph") if name in told}
+    )
+
+
 def trainer(cfg):
     """Lightning's trainer as it is built on a machine with two GPUs; it touches none of them."""
     with pytest.MonkeyPatch.context() as patch:
@@ -272,6 +282,7 @@ def trainer(cfg):
     built.connector = built._accelerator_connector
     kinds = {type(callback).__name__ for callback in built.callbacks}
     built.stops_in_time = "Timer" in kinds
+    built.forms = forms(built)
     built.says_the_layers = bool(kinds & {"ModelSummary", "RichModelSummary"})
     built.ddp = SimpleNamespace(**getattr(built.strategy, "_ddp_kwargs", {}))
     built.layers_in_step = type(getattr(built.strategy, "_layer_sync", None)).__name__
@@ -345,8 +356,8 @@ def evaluation(cfg):
         seen.backend, seen.products = backend(), torch.get_float32_matmul_precision()
         return torch.nn.Identity()
 
-    def module(model, *, protocol, cuda_graph):
-        seen.module = SimpleNamespace(cuda_graph=cuda_graph)
+    def trainer(cfg, with_logs):
+        seen.forms = forms(build_trainer(cfg, with_logs))
         raise _LoadedError
 
     def prediction_files(folder, source, reader, protocol):
@@ -359,7 +370,7 @@ def evaluation(cfg):
             patch.setenv(name, "0")
         patch.setattr(evaluation_program, "load_model", load_model)
         patch.setattr(evaluation_program, "check_input", lambda *args: None)
-        patch.setattr(evaluation_program, "DepthModule", module)
+        patch.setattr(evaluation_program, "build_trainer", trainer)
         patch.setattr(evaluation_program, "PredictionFiles", prediction_files)
         with pytest.raises(_LoadedError):
             evaluation_program.evaluate(cfg)

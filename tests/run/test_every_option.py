@@ -56,9 +56,9 @@ CHANGES = {
         "max_depth": (20.0, "model training.counted"),
         # continues for real in test_train.py: test_goes_on_from_the_last_checkpoint
         "resume": (__file__, "training.resume"),
-        # what it does: lit/test_module.py, runtime/test_compiled.py
-        "compile": (False, "training.module.compile_layers"),
-        "cuda_graph": (False, "training.module.cuda_graph"),
+        # what it does: lit/callbacks, runtime/test_compiled.py
+        "compile": (False, "trainer.forms.compile"),
+        "cuda_graph": (False, "trainer.forms.cuda_graph"),
         "gradient_checkpointing": (
             ["encoder", "decoder"],
             "training.module.model.encoder.gradient_checkpointing "
@@ -248,8 +248,8 @@ CHANGES = {
         "float32_matmul_precision": ("high", "evaluation.products"),
         "checkpoint": ("other.safetensors", "evaluation.checkpoint"),
         "trusted": (["mypkg"], "evaluation.trusted"),
-        # what it does: lit/test_module.py, gpu/test_cuda.py
-        "cuda_graph": (False, "evaluation.module.cuda_graph"),
+        # what it does: lit/callbacks/test_forms.py, gpu/test_cuda.py
+        "cuda_graph": (False, "evaluation.forms.cuda_graph"),
         "released.min_depth": (0.5, "evaluation.min_depth"),
         "released.max_depth": (20.0, "evaluation.max_depth"),
     },

@@ -16,7 +16,7 @@ from torch import Tensor
 from sa2depth.bench.routes import REFERENCE, Depths, depths, routes
 from sa2depth.errors import ConfigError, ShapeError
 from sa2depth.infer.images import to_tensor
-from sa2depth.infer.sizes import resize_image
+from sa2depth.metrics.any_size import resize_image
 from sa2depth.scenes import SyntheticScenes
 from sa2depth.weights import load_model
 

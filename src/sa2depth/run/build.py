@@ -18,7 +18,8 @@ from sa2depth.config import check_config
 from sa2depth.config.cluster import check_processes, environment_plugins, process_count
 from sa2depth.data import DepthDataModule
 from sa2depth.errors import ConfigError
-from sa2depth.lit import FreeCores, SyncBatchNorms, WholeCheckpoints
+from sa2depth.lit import SyncBatchNorms, WholeCheckpoints
+from sa2depth.lit.callbacks import of_every_run
 from sa2depth.metrics import Protocol
 from sa2depth.models import SA2Depth, build_model
 from sa2depth.ops import use_backend
@@ -159,7 +160,8 @@ def build_trainer(cfg: DictConfig, with_logs: bool = True) -> L.Trainer:
             options[kind] = [instantiate(each) for each in (cfg.get(kind) or {}).values() if each is not None]
     else:
         options = {**options, "callbacks": [], "logger": False, "enable_checkpointing": False}
-    options["callbacks"] += [FreeCores(), EndAtSigterm(), ValidationStage()]
+    options["callbacks"] += [EndAtSigterm(), ValidationStage()]
+    options["callbacks"] += of_every_run(cfg.get("compile", False), cfg.get("cuda_graph", False))
     return cast(L.Trainer, instantiate(node, **options))
 
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sa2depth.report import Example, Examples, choose
-from sa2depth.report.examples import spread
+from sa2depth.metrics.examples import Example, Examples, choose, spread
 
 
 def rows(errors):

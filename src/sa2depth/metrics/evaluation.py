@@ -1,26 +1,14 @@
 """What an evaluation measured, before it is written anywhere: the rows, the sizes, and what was not measured."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
-from sa2depth.metrics import Protocol, aggregate
-
-
-class Sizes(NamedTuple):
-    """Height and width of an image on its way to a score, in pixels.
-
-    Attributes:
-        native: of the file.
-        frame: of what the protocol cuts out of it, or of a truth with fewer pixels; ground truth and prediction are
-            compared at this size.
-        network: of what the network saw; None where no network ran.
-    """
-
-    native: tuple[int, int]
-    frame: tuple[int, int]
-    network: tuple[int, int] | None
+from sa2depth.metrics.averaging import aggregate
+from sa2depth.metrics.protocol import Protocol
+from sa2depth.metrics.view import Sizes
 
 
 @dataclass(frozen=True)
@@ -30,7 +18,7 @@ class Evaluation:
     Attributes:
         protocol: the rules.
         table: ``DepthMetrics.table()``, a row an image, sorted by index.
-        by_depth: ``DepthMetrics.by_depth()``, a row an interval of true depth.
+        by_depth: `range_rows` of the protocol's ``depth_ranges``: a row an interval of true depth, if there are any.
         sizes: how many images came in which sizes.
         split_images: images with ground truth that the split holds; more than were evaluated in a partial run.
         without_truth: images of the split without ground truth, which are not evaluated.
@@ -70,21 +58,21 @@ class Evaluation:
     @property
     def frames(self) -> dict[tuple[int, int], int]:
         """How many images were scored at which frame size, the most frequent first."""
-        return _count((sizes.frame, count) for sizes, count in self.sizes.items())
+        return self._count("frame")
 
     @property
     def natives(self) -> dict[tuple[int, int], int]:
         """How many images came in which size, the most frequent first."""
-        return _count((sizes.native, count) for sizes, count in self.sizes.items())
+        return self._count("native")
 
     @property
     def inputs(self) -> dict[tuple[int, int], int]:
         """How many images went through the network at which size, the most frequent first."""
-        return _count((sizes.network, count) for sizes, count in self.sizes.items() if sizes.network)
+        return self._count("network")
 
-
-def _count(pairs: Iterable[tuple[tuple[int, int], int]]) -> dict[tuple[int, int], int]:
-    total: dict[tuple[int, int], int] = {}
-    for size, count in pairs:
-        total[size] = total.get(size, 0) + count
-    return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
+    def _count(self, kind: str) -> dict[tuple[int, int], int]:
+        total: Counter[tuple[int, int]] = Counter()
+        for sizes, count in self.sizes.items():
+            if size := getattr(sizes, kind):
+                total[size] += count
+        return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))

@@ -1,11 +1,13 @@
 """What the network sees, and that its prediction comes back onto the same pixels."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from sa2depth.errors import ShapeError
-from sa2depth.metrics import Protocol, cut_frame, flip_average, load_protocol, predict_frame, prepare_input
+from sa2depth.metrics import Protocol, cut_frame, flip_average, load_protocol, predict_frame
 
 OPEN = {"name": "open", "version": 1, "min_depth": 1e-3, "max_depth": 10.0}
 POLICIES = {
@@ -34,12 +36,25 @@ def first(picture):
     return picture[:, :1]
 
 
+def prepared(image, rules, multiple=32):
+    """What a network sees, and what brings its answer back to the frame."""
+    seen = []
+
+    def network(shown):
+        seen.append(shown)
+        return first(shown)
+
+    rules = replace(rules, flip=False)
+    predict_frame(network, image, rules, multiple)
+    return seen[0], lambda answer: predict_frame(lambda _: answer, image, rules, multiple)
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("size", [(64, 96), (37, 83), (83, 37), (100, 200)])
 def test_a_gradient_comes_back(policy, size):
     image = gradient(*size)
     rules = protocol(**POLICIES[policy])
-    seen, undo = prepare_input(image, rules)
+    seen, undo = prepared(image, rules)
     assert seen.shape[-2] % 32 == seen.shape[-1] % 32 == 0
     back = undo(first(seen))
     assert back.shape == (1, 1, *size)
@@ -65,22 +80,22 @@ def test_mirroring_the_image_mirrors_the_prediction(policy):
 
 def test_as_is_refuses_other_multiples():
     image = gradient(64, 96)
-    seen, undo = prepare_input(image, protocol())
+    seen, undo = prepared(image, protocol())
     assert torch.equal(seen, image)
     assert torch.equal(undo(first(seen)), image[:, :1])
     for size in ((65, 96), (64, 95), (375, 1242)):
         with pytest.raises(
             ShapeError, match=rf"{size[0]}x{size[1]} frame .* multiples of 32: use protocol.input=pad"
         ):
-            prepare_input(gradient(*size), protocol())
-    assert prepare_input(gradient(65, 95), protocol(), multiple=5)[0].shape == (1, 3, 65, 95)
+            prepared(gradient(*size), protocol())
+    assert prepared(gradient(65, 95), protocol(), multiple=5)[0].shape == (1, 3, 65, 95)
     with pytest.raises(ShapeError, match=r"\(B, 3, H, W\)"):
-        prepare_input(image[0], protocol())
+        prepared(image[0], protocol())
 
 
 def test_padding_lies_to_the_right_and_below():
     image = torch.rand(2, 3, 40, 50)
-    seen, undo = prepare_input(image, protocol(input="pad"))
+    seen, undo = prepared(image, protocol(input="pad"))
     assert seen.shape == (2, 3, 64, 64)
     assert torch.equal(seen[..., :40, :50], image)
     assert torch.equal(seen[..., :40, 50:], image[..., :, 35:49].flip(-1))
@@ -89,12 +104,12 @@ def test_padding_lies_to_the_right_and_below():
 
 def test_max_side_keeps_the_aspect_and_never_enlarges():
     rules = protocol(input="max_side", max_side=64)
-    seen, _ = prepare_input(gradient(108, 192), rules)
+    seen, _ = prepared(gradient(108, 192), rules)
     assert seen.shape == (1, 3, 64, 64)  # 36x64, padded
     shrunk = seen[0, 0, :36]
     # the centre of the small pixel (10, 20) lies at (10.5, 20.5) * 3 - 0.5
     assert shrunk[10, 20].item() == pytest.approx(1 + 0.02 * 61 + 0.03 * 31, rel=1e-9)
-    seen, _ = prepare_input(gradient(20, 30), rules)
+    seen, _ = prepared(gradient(20, 30), rules)
     assert torch.equal(seen[..., :20, :30], gradient(20, 30))
 
 
@@ -104,7 +119,7 @@ def test_resizing_agrees_with_opencv():
 
     image = np.random.RandomState(0).rand(53, 73, 3).astype(np.float32)
     for size in ((64, 96), (32, 32)):
-        seen, _ = prepare_input(
+        seen, _ = prepared(
             torch.from_numpy(image).permute(2, 0, 1)[None], protocol(input="resize", input_size=size)
         )
         expected = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
@@ -114,7 +129,7 @@ def test_resizing_agrees_with_opencv():
 def test_pixels_move_as_bilinear_resizing_says():
     """A known pixel of the network's answer lands where geometry puts it, with the half-pixel convention."""
     rules = protocol(input="resize", input_size=(32, 64))
-    seen, undo = prepare_input(torch.zeros(1, 3, 64, 128), rules)
+    seen, undo = prepared(torch.zeros(1, 3, 64, 128), rules)
     answer = torch.zeros(1, 1, *seen.shape[-2:])
     answer[0, 0, 10, 20] = 16.0
     back = undo(answer)[0, 0]
@@ -128,7 +143,7 @@ def test_pixels_move_as_bilinear_resizing_says():
 def test_bottom_centre_window_of_kitti(size):
     rules = load_protocol("kitti_eigen_garg_full")
     image = gradient(*size)
-    seen, undo = prepare_input(image, rules)
+    seen, undo = prepared(image, rules)
     assert seen.shape == (1, 3, 352, 1216)
     top, left = size[0] - 352, (size[1] - 1216) // 2
     assert torch.equal(seen, image[..., top:, left : left + 1216])
@@ -141,7 +156,7 @@ def test_bottom_centre_window_of_kitti(size):
     assert torch.equal(back[..., : top + 1, :], back[..., top : top + 1, :].expand(1, 1, top + 1, -1))
     assert torch.equal(back[..., :left], back[..., left : left + 1].expand(1, 1, -1, left))
     with pytest.raises(ShapeError, match="network's window"):
-        prepare_input(gradient(351, 1242), rules)
+        prepared(gradient(351, 1242), rules)
 
 
 def test_frames_are_cut_from_the_bottom_centre_and_only_once():
@@ -151,7 +166,7 @@ def test_frames_are_cut_from_the_bottom_centre_and_only_once():
     assert torch.equal(frame, image[..., 23:, 13:1229])
     assert cut_frame(frame, rules).shape == frame.shape
     assert torch.equal(cut_frame(image[0, 0], rules), frame[0, 0])
-    seen, undo = prepare_input(image, rules)  # cuts too
+    seen, undo = prepared(image, rules)  # cuts too
     assert torch.equal(seen, frame)
     assert torch.equal(undo(first(seen)), frame[:, :1])
     assert cut_frame(image, protocol()) is not None

@@ -4,7 +4,7 @@ Which they are is known only when every image has been scored, and keeping all o
 process keeps its own candidates of the moment.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sa2depth.metrics import DepthMetrics
+from sa2depth.metrics.collection import DepthMetrics
+from sa2depth.metrics.view import View
 
 Kind = Literal["worst", "best", "spread"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -83,26 +84,11 @@ class Examples:
         return self._kept.get(index)
 
 
-def offer_all(
-    examples: Examples,
-    metrics: DepthMetrics,
-    batch: tuple[Tensor, Tensor, Tensor],
-    indices: Sequence[int],
-    ids: Sequence[str],
-) -> None:
-    """Offer the batch that ``metrics`` was updated with last.
-
-    Args:
-        examples: the candidates.
-        metrics: knows the error of each image.
-        batch: ``image (B, 3, H, W)`` in [0, 1], ``truth`` and ``prediction (B, 1, H, W)`` metres.
-        indices: B places in the split.
-        ids: B names.
-    """
-    errors = metrics.rows[-1][:, 1 + metrics.protocol.metrics.index("abs_rel")].tolist()
-    for place, (index, name, error) in enumerate(zip(indices, ids, errors, strict=True)):
-        image, truth, prediction = (part[place] for part in batch)
-        examples.offer(index, error, partial(Example.of, image, truth, prediction, name))
+def offer_all(examples: Examples, metrics: DepthMetrics, view: View, prediction: Tensor) -> None:
+    """Offer the batch that ``metrics`` was updated with last: a view and its ``prediction (B, 1, h, w)`` metres."""
+    errors = zip(view.index.tolist(), metrics.latest("abs_rel"), strict=True)
+    for (index, error), *example in zip(errors, view.image, view.truth, prediction, view.ids, strict=True):
+        examples.offer(index, error, partial(Example.of, *example))
 
 
 def choose(table: Sequence[Mapping[str, Any]], count: int, total: int) -> dict[Kind, list[Mapping[str, Any]]]:
@@ -136,5 +122,4 @@ def _order(errors: Mapping[int, float]) -> list[int]:
 
 def _extremes(errors: Mapping[int, float], count: int) -> set[int]:
     order = _order(errors)
-    ends: Iterable[int] = [*order[:count], *order[max(len(order) - count, 0) :]]
-    return set(ends)
+    return {*order[:count], *order[max(len(order) - count, 0) :]}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sa2depth.errors import ConfigError
-from sa2depth.infer.sizes import pad_to_multiple, resize_image, working_size
+from sa2depth.metrics.any_size import pad_to_multiple, resize_image, working_size
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (5, 300), (31, 33), (32, 64), (17, 16), (100, 97)])

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from sa2depth.lit import TimeLeft, time_left
-from sa2depth.lit.time_left import Pace, Work, in_words
+from sa2depth.lit import TimeLeft
+from sa2depth.lit.callbacks import time_left
+from sa2depth.lit.callbacks.time_left import Pace, Work, in_words
 
 STEP_S, RENDER_S, VAL_S, TEST_S = 2.0, 0.5, 0.25, 0.25
 TRAIN, VAL, TEST, BATCH, EPOCHS = 40, 8, 12, 4, 6
@@ -148,7 +149,7 @@ def test_it_follows_a_machine_that_becomes_busy(run):
 
 
 def test_lines_in_between_where_there_is_no_progress_bar(run, caplog, monkeypatch):
-    caplog.set_level(logging.INFO, "sa2depth.lit.time_left")
+    caplog.set_level(logging.INFO, "sa2depth.lit.callbacks.time_left")
     run(every_s=10.0)
     lines = [record.message for record in caplog.records]
     within = [line for line in lines if "step" in line]
@@ -166,7 +167,7 @@ def test_lines_in_between_where_there_is_no_progress_bar(run, caplog, monkeypatc
 
 
 def test_without_an_end_nothing_is_said(run, caplog, clock):
-    caplog.set_level(logging.INFO, "sa2depth.lit.time_left")
+    caplog.set_level(logging.INFO, "sa2depth.lit.callbacks.time_left")
 
     class Stop(L.Callback):
         def on_train_epoch_end(self, trainer, pl_module):
@@ -185,7 +186,7 @@ def test_without_an_end_nothing_is_said(run, caplog, clock):
 
 
 def test_only_the_first_process_speaks(clock, caplog):
-    caplog.set_level(logging.INFO, "sa2depth.lit.time_left")
+    caplog.set_level(logging.INFO, "sa2depth.lit.callbacks.time_left")
     other = SimpleNamespace(is_global_zero=False, datamodule=None)
     callback = TimeLeft(every_s=0.0)
     callback._seen = 10

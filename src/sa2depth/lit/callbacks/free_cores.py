@@ -54,16 +54,8 @@ class FreeCores(L.Callback):
             threads.use_threads(wanted)
         self._growing = grows
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
         """Look at the load now and then."""
         self.look()
 
-    def on_validation_batch_start(self, *args: Any, **kwargs: Any) -> None:
-        """Look at the load now and then."""
-        self.look()
-
-    def on_test_batch_start(self, *args: Any, **kwargs: Any) -> None:
-        """Look at the load now and then."""
-        self.look()
+    on_validation_batch_start = on_test_batch_start = on_train_batch_start

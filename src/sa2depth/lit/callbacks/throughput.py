@@ -1,12 +1,13 @@
-"""Callbacks of our own: how fast training goes, and a line an epoch for log files."""
+"""How fast training goes: images a second, on the progress bar, in the log and for `EpochLog`.
 
-import logging
+Lightning's ``ThroughputMonitor`` shows none of it on the bar and to other callbacks, waits for the GPU after every
+step, and warns of each module that does not count its operations.
+"""
+
 import time
 from typing import Any
 
 import lightning as L
-
-_LOG = logging.getLogger(__name__)
 
 
 class Throughput(L.Callback):
@@ -23,7 +24,7 @@ class Throughput(L.Callback):
         self._marks: list[float] = []
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start counting anew: what lies between two epochs is not training."""
+        """Start counting again: what lies between two epochs is not training."""
         self._marks = [time.perf_counter()]
 
     def on_train_batch_end(
@@ -34,17 +35,3 @@ class Throughput(L.Callback):
         images = len(batch["image"]) * trainer.world_size * (len(self._marks) - 1)
         rate = images / max(self._marks[-1] - self._marks[0], 1e-9)
         pl_module.log("train/images_per_s", rate, prog_bar=True)
-
-
-class EpochLog(L.Callback):
-    """Logs one line an epoch, for log files and for terminals that show no progress bar."""
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Loss, speed and the validation scores, if there are any."""
-        if trainer.is_global_zero:
-            shown = ("train/loss", "train/images_per_s", "val/abs_rel", "val/rmse", "val/d1")
-            values = {
-                name: trainer.callback_metrics[name] for name in shown if name in trainer.callback_metrics
-            }
-            line = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
-            _LOG.info("epoch %d of %s: %s", trainer.current_epoch + 1, trainer.max_epochs, line)
