@@ -239,6 +239,14 @@ def test_an_argument_that_is_no_option_at_all(door):
     assert "error: resume last.ckpt is no option: write OPTION=VALUE" in message
 
 
+def test_a_base_says_what_must_be_chosen(door):
+    status, message = door(nothing, "experiment=nyu_base")
+    assert status == 2
+    assert message.startswith("error: model has no default here and must be chosen: model=sa2depth_l, model=")
+    assert message.count("\n") == 1
+    assert door(nothing, "experiment=nyu_base", "model=sa2depth_t") == (0, "")
+
+
 def test_a_resumed_runs_folder_keeps_the_configuration_of_the_first_part(door, tmp_path):
     for seed in (1, 2, 3):
         assert door(nothing, "hydra.run.dir=out", f"seed={seed}") == (0, "")

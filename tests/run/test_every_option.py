@@ -361,7 +361,9 @@ def every_file():
         if group != "hydra":  # Hydra's own options, folders mostly: the probe `folder` looks at what they do
             groups[group].append("/".join(choice))
     yield "eval", []
-    for experiment in groups.pop("experiment"):
+    for experiment in groups.pop("experiment"):  # a base leaves the model open
+        if experiment.endswith("_base"):
+            continue
         yield "train", [f"experiment={experiment}", "pretrained_encoder=null"]
     for choices in zip_longest(*groups.values()):
         chosen = [f"{group}={choice}" for group, choice in zip(groups, choices, strict=True) if choice]
