@@ -22,6 +22,7 @@ BELOW_ALL = {
         "targets",
         "interrupts",
         "output",
+        "values",
     },
 }
 # What each room may import besides its own and what is below all.

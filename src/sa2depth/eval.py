@@ -13,12 +13,11 @@ from sa2depth.stages import Progress, loading, run_stages, stage
 with loading("PyTorch and Lightning", command=__name__ == "__main__"):
     from omegaconf import DictConfig
 
-    from sa2depth.config import launch
+    from sa2depth.config import EvalOptions, launch
     from sa2depth.errors import ConfigError, DataError
     from sa2depth.lit import DepthModule
     from sa2depth.metrics import load_protocol
     from sa2depth.run.build import (
-        EVAL_KEYS,
         build_data,
         build_trainer,
         check_input,
@@ -53,7 +52,7 @@ def evaluate(cfg: DictConfig) -> float:
         UserError: for a configuration, a data set, a checkpoint or predictions that cannot work.
     """
     with run_stages(shown=is_first()), stage("set-up") as set_up:
-        prepare(cfg, EVAL_KEYS)
+        prepare(cfg, EvalOptions)
         _require_one(cfg)
         with chosen_arithmetic(cfg):
             return evaluate_network(cfg, set_up) if cfg.predictions is None else evaluate_files(cfg, set_up)

@@ -17,13 +17,12 @@ with loading("PyTorch and Lightning", command=__name__ == "__main__"):
     from hydra.utils import instantiate
     from omegaconf import DictConfig, OmegaConf
 
-    from sa2depth.config import launch
+    from sa2depth.config import TrainOptions, launch
     from sa2depth.lit import Continuation, CsvLog, DepthModule
     from sa2depth.metrics import load_protocol
     from sa2depth.models import SA2Depth
     from sa2depth.models.checkpointing import checkpoint_layers
     from sa2depth.run.build import (
-        TRAIN_KEYS,
         build_data,
         build_network,
         build_trainer,
@@ -57,7 +56,7 @@ def train(cfg: DictConfig) -> float:
         UserError: for a configuration, a data set or weights that cannot work; raised before training starts.
     """
     with run_stages(shown=is_first()), stage("set-up") as set_up:
-        prepare(cfg, TRAIN_KEYS)
+        prepare(cfg, TrainOptions)
         with chosen_arithmetic(cfg):
             return _train(cfg, set_up)
 

@@ -26,25 +26,6 @@ from sa2depth.ops.precision import float32_products
 from sa2depth.run.processes import EndAtSigterm
 from sa2depth.run.stage_times import ValidationStage
 
-PATHS = ("data_dir", "runs_dir", "output_dir")
-SHARED_KEYS: dict[str, Any] = dict.fromkeys(
-    ("augment", "data", "protocol", "trainer", "name", "seed", "ops", "float32_matmul_precision")
-) | {"paths": PATHS}
-TRAIN_KEYS = SHARED_KEYS | dict.fromkeys(
-    (
-        *("encoder", "decoder", "bins", "head", "model", "loss", "optim", "schedule", "callbacks", "logger"),
-        *("min_depth", "max_depth", "pretrained_encoder", "resume", "baseline"),
-        *("compile", "cuda_graph", "gradient_checkpointing"),
-    )
-)
-EVAL_KEYS = (
-    SHARED_KEYS
-    | dict.fromkeys(
-        ("checkpoint", "trusted", "predictions", "prediction_scale", "prediction_resize", "cuda_graph")
-    )
-    | {"released": ("min_depth", "max_depth")}
-)
-
 
 def quiet_lightning() -> None:
     """Silence what Lightning says of every run: the printed plan says it better, and some of it is advertising."""
@@ -63,7 +44,7 @@ def quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message=f".*{message}")
 
 
-def prepare(cfg: DictConfig, known: dict[str, Any]) -> None:
+def prepare(cfg: DictConfig, options: type) -> None:
     """Check a configuration and seed every random generator.
 
     Raises:
@@ -71,7 +52,7 @@ def prepare(cfg: DictConfig, known: dict[str, Any]) -> None:
             started another number of processes than the trainer asks for.
     """
     quiet_lightning()
-    check_config(cfg, known)
+    check_config(cfg, options)
     _refuse_parallel_multirun(cfg)
     check_processes(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import pytest
 import torch
 
-from sa2depth.config.values import fits, words
+from sa2depth.values import fits, words
 
 T = TypeVar("T")
 
