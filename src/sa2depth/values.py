@@ -100,26 +100,28 @@ def _plain(value: Any) -> object:
 
 def _readable(wanted: Any, strict: bool) -> Any:
     """An annotation as pydantic can hold a value of a configuration against it; a node can be anything."""
+    return _without_nodes(wanted, strict) | Annotated[dict, Predicate(_is_node)]
+
+
+def _without_nodes(wanted: Any, strict: bool) -> Any:
     from pydantic import InstanceOf
 
     wanted = getattr(wanted, "__value__", wanted)  # type NAME = ...
     origin, inner = get_origin(wanted), get_args(wanted)
-    found: Any
     if origin is Annotated:
-        found = Annotated[(_readable(inner[0], strict), *wanted.__metadata__)]
-    elif origin in (Union, UnionType):
-        found = Union[tuple(_readable(one, strict) for one in _alternatives(inner))]  # noqa: UP007
-    elif origin is Literal:
+        return Annotated[(_without_nodes(inner[0], strict), *wanted.__metadata__)]
+    if origin in (Union, UnionType):
+        return Union[tuple(_readable(one, strict) for one in _alternatives(inner))]  # noqa: UP007
+    if origin is Literal:
         choices = [[type(choice), choice] for choice in inner]  # pydantic takes true for 1
         exact = Annotated[Any, Predicate(lambda value: [type(value), value] in choices)]
-        found = exact if strict else Union[tuple(InstanceOf[kind] for kind, _ in choices)]  # noqa: UP007
-    elif (kind := origin or wanted) in _LISTS:
+        return exact if strict else Union[tuple(InstanceOf[kind] for kind, _ in choices)]  # noqa: UP007
+    if (kind := origin or wanted) in _LISTS:
         items = [_readable(one, strict) for one in inner if one is not Ellipsis] or [Any]
-        found = tuple[tuple(items)] if kind is tuple and inner and Ellipsis not in inner else list[items[0]]
-        found = found if strict else found | str | dict
-    else:
-        found = dict if kind in _MAPPINGS else _leaf(kind, strict)
-    return Union[found, Annotated[dict, Predicate(_is_node)]]  # noqa: UP007
+        fixed = kind is tuple and inner and Ellipsis not in inner
+        found: Any = tuple[tuple(items)] if fixed else list[items[0]]  # type: ignore[misc,valid-type]
+        return found if strict else found | str | dict
+    return dict if kind in _MAPPINGS else _leaf(kind, strict)
 
 
 def _is_node(value: Mapping[str, Any]) -> bool:
@@ -137,7 +139,7 @@ def _leaf(kind: Any, strict: bool) -> Any:
     from pydantic import InstanceOf, StrictBool, StrictFloat, StrictInt, StrictStr
 
     if kind in (None, NoneType):
-        return None
+        return NoneType
     if kind is bool:
         return StrictBool | Literal[0, 1]
     if kind is int:
@@ -167,7 +169,7 @@ def words(wanted: Any) -> str:
     origin, inner = get_origin(wanted), get_args(wanted)
     if origin is Annotated:
         own = [one for one in wanted.__metadata__ if isinstance(one, str)]
-        return own[0] if own else _limited(words(inner[0]), wanted.__metadata__)
+        return _limited(own[0] if own else words(inner[0]), wanted.__metadata__)
     if origin in (Union, UnionType):
         # one kind of node is enough, null goes last
         said = dict.fromkeys(

@@ -129,7 +129,10 @@ def test_a_folder_that_the_job_cannot_make_is_no_matter_of_the_run(door, tmp_pat
             ["object of type 'int' has no len()", "(in loss)"],
         ),
         ("{_target_:sa2depth.lit.schedules.polynomial_factor,step:1}", ["missing 3 required", "(in loss)"]),
-        ("{_target_:sa2depth.losses.SILog,scale:-1}", ["scale must be positive", "(in loss)"]),
+        (
+            "{_target_:sa2depth.losses.SILog,scale:-1}",
+            ["SILog(scale=-1): expected a finite number above 0", "(in loss)"],
+        ),
     ],
 )
 def test_what_cannot_be_built_is_one_line_with_its_node(door, node, words):
