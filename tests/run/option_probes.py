@@ -155,6 +155,10 @@ class Data:
                 patch.setattr(module, name, remembered)
             return self.module.source(split)
 
+    def ids(self, split):
+        """The names of a split's samples."""
+        return list(self._source(split).ids)
+
     def _seen(self, split):
         source = self._source(split)
         if source is None:
@@ -324,7 +328,11 @@ def training(cfg):
         patch.setattr(L.Trainer, "test", lambda *args, **kwargs: None)
         patch.setattr(training_program, "finish", finish)
         patch.setattr(training_program, "read_training_state", lambda path: None)
-        patch.setattr(training_program, "print_plan", lambda title, rows: seen.plan.update(rows))
+        patch.setattr(
+            training_program,
+            "print_plan",
+            lambda title, cfg, data, protocol, rows, multiple: seen.plan.update(rows),
+        )
         training_program.train(cfg)
     return seen
 
