@@ -27,6 +27,13 @@ _ABSENT = object()
 _REFERENCE = re.compile(r"\$\{(\.*)([\w.\[\]-]+)\}")
 
 
+class _Composed(NamedTuple):
+    """A configuration, and the same as plain containers with the references as they are written."""
+
+    cfg: DictConfig
+    tree: dict[str, Any]
+
+
 class _Signature(NamedTuple):
     names: set[str]
     """Arguments that may be given by name."""
@@ -61,7 +68,7 @@ def _signature(target: str, where: str) -> _Signature:
     return _Signature(names, any_other, hints, ours)
 
 
-def _check_node(node: Any, where: str, root: DictConfig) -> None:
+def _check_node(node: Any, where: str, root: _Composed) -> None:
     if isinstance(node, list):
         for index, item in enumerate(node):
             _check_node(item, f"{where}[{index}]", root)
@@ -95,7 +102,7 @@ def _leftovers(node: Mapping[str, Any], where: str, signature: _Signature) -> st
     )
 
 
-def _check_value(option: str, wanted: Any, root: DictConfig, strict: bool = True) -> None:
+def _check_value(option: str, wanted: Any, root: _Composed, strict: bool = True) -> None:
     """Refuse a value that is not what it should be, by the name of the option that it comes from."""
     found = _follow(option, root)
     if found is None:
@@ -108,12 +115,12 @@ def _check_value(option: str, wanted: Any, root: DictConfig, strict: bool = True
         raise ConfigError(f"{name}={as_typed(value)}: expected {words(wanted)}{text}")
 
 
-def _follow(option: str, root: DictConfig) -> tuple[str, Any] | None:
+def _follow(option: str, root: _Composed) -> tuple[str, Any] | None:
     """The option that a chain of references ends at, and its value; None where there is no such option."""
     written = _written(option, root)
     if written is _ABSENT:
         return None
-    value = OmegaConf.select(root, option)
+    value = OmegaConf.select(root.cfg, option)
     while isinstance(written, str) and (match := _REFERENCE.fullmatch(written)):
         dots, name = match.groups()
         above = option.split(".")[: -len(dots)] if dots else []
@@ -122,13 +129,14 @@ def _follow(option: str, root: DictConfig) -> tuple[str, Any] | None:
     return option, OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def _written(option: str, root: DictConfig) -> Any:
+def _written(option: str, root: _Composed) -> Any:
     """A value as it stands in the configuration, reference or not."""
-    above, _, key = option.rpartition(".")
-    node = OmegaConf.select(root, above) if above else root
-    if not isinstance(node, DictConfig) or key not in node:
-        return _ABSENT
-    return OmegaConf.to_container(node, resolve=False)[key]  # type: ignore[call-overload,index]
+    node: Any = root.tree
+    for key in option.split("."):
+        if not isinstance(node, dict) or key not in node:
+            return _ABSENT
+        node = node[key]
+    return node
 
 
 def check_config(cfg: DictConfig, options: type) -> None:
@@ -154,12 +162,13 @@ def check_config(cfg: DictConfig, options: type) -> None:
                 else ""
             )
         )
-    _check_level(OmegaConf.to_container(cfg, resolve=False), options, "", cfg)
+    root = _Composed(cfg, cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False)))
+    _check_level(root.tree, options, "", root)
     for option, wanted in TRAINER.items():
-        _check_value(f"trainer.{option}", wanted, cfg, strict=False)
+        _check_value(f"trainer.{option}", wanted, root, strict=False)
 
 
-def _check_level(tree: Any, options: type, prefix: str, root: DictConfig) -> None:
+def _check_level(tree: Any, options: type, prefix: str, root: _Composed) -> None:
     """Hold the keys of one level, and all below them, against the fields of a dataclass."""
     known: dict[str, Any] = {field.name: field.type for field in fields(options)}
     for key, node in tree.items():
