@@ -13,7 +13,8 @@ from sa2depth.stages import Progress, loading, stage
 with loading("PyTorch and Lightning", command=__name__ == "__main__"):
     from omegaconf import DictConfig
 
-    from sa2depth.config import EvalOptions, launch
+    from sa2depth.config import launch
+    from sa2depth.config.options import EVAL
     from sa2depth.errors import ConfigError, DataError
     from sa2depth.lit import DepthModule
     from sa2depth.metrics import load_protocol
@@ -47,7 +48,7 @@ def evaluate(cfg: DictConfig) -> float:
     Raises:
         UserError: for a configuration, a data set, a checkpoint or predictions that cannot work.
     """
-    with prepared(cfg, EvalOptions) as set_up:
+    with prepared(cfg, EVAL) as set_up:
         _require_one(cfg)
         return evaluate_network(cfg, set_up) if cfg.predictions is None else evaluate_files(cfg, set_up)
 

@@ -17,7 +17,8 @@ with loading("PyTorch and Lightning", command=__name__ == "__main__"):
     from hydra.utils import instantiate
     from omegaconf import DictConfig, OmegaConf
 
-    from sa2depth.config import TrainOptions, launch
+    from sa2depth.config import launch
+    from sa2depth.config.options import TRAIN
     from sa2depth.lit import Continuation, CsvLog, DepthModule
     from sa2depth.metrics import load_protocol
     from sa2depth.models import SA2Depth
@@ -51,7 +52,7 @@ def train(cfg: DictConfig) -> float:
     Raises:
         UserError: for a configuration, a data set or weights that cannot work; raised before training starts.
     """
-    with prepared(cfg, TrainOptions) as set_up:
+    with prepared(cfg, TRAIN) as set_up:
         return _train(cfg, set_up)
 
 

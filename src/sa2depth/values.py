@@ -14,6 +14,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from annotated_types import GroupedMetadata, MultipleOf, Predicate
+from pydantic import InstanceOf, StrictBool, StrictFloat, StrictInt, StrictStr, TypeAdapter, ValidationError
 
 from sa2depth.errors import ConfigError, as_typed
 
@@ -21,14 +22,31 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 _PATHS = (Path, PathLike)
 _LISTS = (list, tuple, set, frozenset, Sequence, Collection, Iterable)
 _MAPPINGS = (dict, Mapping)
+_NODE = Annotated[dict, Predicate(lambda value: "_target_" in value)]
+_STRICT: dict[Any, Any] = {
+    NoneType: NoneType,
+    bool: StrictBool | Literal[0, 1],
+    int: StrictInt,
+    float: Annotated[StrictFloat, Predicate(lambda value: not math.isnan(value))],
+    str: StrictStr | StrictFloat,  # YAML reads 36253 as a number
+    **dict.fromkeys(_PATHS, StrictStr),
+    **dict.fromkeys(_MAPPINGS, dict),
+    Callable: dict,
+}
+_KIND = _STRICT | {
+    int: StrictBool | Annotated[StrictFloat, MultipleOf(1)],
+    float: StrictBool | StrictFloat,
+    str: StrictStr | StrictFloat | StrictBool,
+    Callable: Any,
+}
 _WORDS: dict[Any, str] = {
     NoneType: "null",
     bool: "true or false",
     int: "a whole number",
     float: "a number",
     str: "text",
-    Path: "a path",
-    PathLike: "a path",
+    **dict.fromkeys(_PATHS, "a path"),
+    **dict.fromkeys(_MAPPINGS, "a mapping"),
 }
 
 
@@ -42,8 +60,6 @@ def fits(value: object, wanted: Any, *, strict: bool = True) -> bool:
         strict: also that whole numbers are written as such, that NaN is no number, that a class is no number or text,
             that ``Literal`` has named every choice, and that ``None`` is named.
     """
-    from pydantic import ValidationError  # slow to import: only who asks pays for it
-
     if value is None and not strict:
         return True
     try:
@@ -54,7 +70,7 @@ def fits(value: object, wanted: Any, *, strict: bool = True) -> bool:
 
 
 def checked(function: _F) -> _F:
-    """Refuse arguments of a function, or of a class's ``__init__``, that its annotations say are out of range.
+    """Refuse arguments of a function or an ``__init__`` that are outside the limits of its annotations.
 
     A composed configuration is held against the annotations before anything is built; this is for calls in Python.
 
@@ -62,31 +78,18 @@ def checked(function: _F) -> _F:
         ConfigError: ``NAME(argument=value): expected ...``.
     """
     signature = inspect.signature(function)
-    name = function.__qualname__.removesuffix(".__init__")
-
-    @functools.cache
-    def limited() -> dict[str, Any]:
-        hints = get_type_hints(function, include_extras=True)
-        return {argument: hint for argument, hint in hints.items() if "Annotated" in repr(hint)}
+    hints = get_type_hints(function, include_extras=True)
+    limited = {name: hint for name, hint in hints.items() if "Annotated" in repr(hint)}
+    title = function.__qualname__.removesuffix(".__init__")
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(*args, **kwargs).arguments
-        for argument in limited().keys() & given.keys():
-            if not fits(given[argument], limited()[argument]):
-                raise ConfigError(
-                    f"{name}({argument}={as_typed(given[argument])}): expected {words(limited()[argument])}"
-                )
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            if name in limited and not fits(value, limited[name]):
+                raise ConfigError(f"{title}({name}={as_typed(value)}): expected {words(limited[name])}")
         return function(*args, **kwargs)
 
     return cast(_F, call)
-
-
-@functools.cache
-def _adapter(wanted: Any, strict: bool) -> Any:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(_readable(wanted, strict))
 
 
 def _plain(value: Any) -> object:
@@ -98,69 +101,47 @@ def _plain(value: Any) -> object:
     return value
 
 
+@functools.cache
+def _adapter(wanted: Any, strict: bool) -> TypeAdapter[Any]:
+    return TypeAdapter(_readable(wanted, strict) | _NODE)
+
+
 def _readable(wanted: Any, strict: bool) -> Any:
-    """An annotation as pydantic can hold a value of a configuration against it; a node can be anything."""
-    return _without_nodes(wanted, strict) | Annotated[dict, Predicate(_is_node)]
-
-
-def _without_nodes(wanted: Any, strict: bool) -> Any:
-    from pydantic import InstanceOf
-
+    """An annotation as pydantic can hold a value of a configuration against it."""
     wanted = getattr(wanted, "__value__", wanted)  # type NAME = ...
     origin, inner = get_origin(wanted), get_args(wanted)
     if origin is Annotated:
-        return Annotated[(_without_nodes(inner[0], strict), *wanted.__metadata__)]
+        return Annotated[(_readable(inner[0], strict), *wanted.__metadata__)]
     if origin in (Union, UnionType):
         return Union[tuple(_readable(one, strict) for one in _alternatives(inner))]  # noqa: UP007
     if origin is Literal:
         choices = [[type(choice), choice] for choice in inner]  # pydantic takes true for 1
         exact = Annotated[Any, Predicate(lambda value: [type(value), value] in choices)]
         return exact if strict else Union[tuple(InstanceOf[kind] for kind, _ in choices)]  # noqa: UP007
-    if (kind := origin or wanted) in _LISTS:
-        items = [_readable(one, strict) for one in inner if one is not Ellipsis] or [Any]
+    kind = NoneType if wanted is None else origin or wanted
+    if kind in _LISTS:
+        items = [_readable(one, strict) | _NODE for one in inner if one is not Ellipsis] or [Any]
         fixed = kind is tuple and inner and Ellipsis not in inner
         found: Any = tuple[tuple(items)] if fixed else list[items[0]]  # type: ignore[misc,valid-type]
         return found if strict else found | str | dict
-    return dict if kind in _MAPPINGS else _leaf(kind, strict)
+    known = _STRICT if strict else _KIND
+    return (
+        known[kind] if kind in known else InstanceOf[kind] | dict if strict and _can_be_asked(kind) else Any
+    )
 
 
-def _is_node(value: Mapping[str, Any]) -> bool:
-    return "_target_" in value
+def _can_be_asked(kind: Any) -> bool:
+    try:
+        isinstance(None, kind)
+    except TypeError:  # a type variable, or a protocol
+        return False
+    return True
 
 
 def _alternatives(union: Sequence[Any]) -> list[Any]:
     """Of a union; next to a path, text is one: ``Path(2024)`` fails."""
     path = any((get_origin(one) or one) in _PATHS for one in union)
     return [one for one in union if not (path and one is str)]
-
-
-def _leaf(kind: Any, strict: bool) -> Any:
-    """What pydantic is asked for where an annotation names no other ones."""
-    from pydantic import InstanceOf, StrictBool, StrictFloat, StrictInt, StrictStr
-
-    if kind in (None, NoneType):
-        return NoneType
-    if kind is bool:
-        return StrictBool | Literal[0, 1]
-    if kind is int:
-        return StrictInt if strict else StrictBool | Annotated[StrictFloat, MultipleOf(1)]
-    if kind is float:
-        return Annotated[StrictFloat, Predicate(_is_number)] if strict else StrictBool | StrictFloat
-    if kind is str:  # YAML reads 36253 as a number
-        return StrictStr | StrictFloat if strict else StrictStr | StrictFloat | StrictBool
-    if kind in _PATHS:
-        return StrictStr
-    if kind is Callable and strict:
-        return dict
-    try:
-        isinstance(None, kind)
-    except TypeError:  # a type variable, or a protocol that cannot be asked
-        return Any
-    return InstanceOf[kind] | dict if strict else Any
-
-
-def _is_number(value: float) -> bool:
-    return not math.isnan(value)
 
 
 def words(wanted: Any) -> str:
@@ -185,8 +166,6 @@ def words(wanted: Any) -> str:
             return "a list"
         items = inner[:1] if Ellipsis in inner or kind is not tuple else inner
         return f"a list (each {' or '.join(dict.fromkeys(words(item) for item in items))})"
-    if kind in _MAPPINGS:
-        return "a mapping"
     return _WORDS.get(kind, "a node with _target_")
 
 

@@ -2,6 +2,5 @@
 
 from sa2depth.config.check import check_config
 from sa2depth.config.launch import launch
-from sa2depth.config.options import EvalOptions, TrainOptions
 
-__all__ = ["EvalOptions", "TrainOptions", "check_config", "launch"]
+__all__ = ["check_config", "launch"]

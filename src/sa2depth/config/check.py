@@ -8,7 +8,6 @@ the keys that the programs read.
 import inspect
 import re
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple, Optional, cast, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -139,13 +138,12 @@ def _written(option: str, root: _Composed) -> Any:
     return node
 
 
-def check_config(cfg: DictConfig, options: type) -> None:
+def check_config(cfg: DictConfig, known: Mapping[str, Any]) -> None:
     """Refuse unknown keys, unanswered choices and values of the wrong kind.
 
     Args:
         cfg: the composed configuration; interpolations are allowed.
-        options: a dataclass with a field for every top-level key that the program reads; a key that is a dataclass
-            itself has no others below it.
+        known: top-level keys that the program reads with their annotations, or with the keys allowed below.
 
     Raises:
         ConfigError: naming the key, where it stands and the nearest known names, the keys that still are ``???``, or
@@ -163,21 +161,21 @@ def check_config(cfg: DictConfig, options: type) -> None:
             )
         )
     root = _Composed(cfg, cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False)))
-    _check_level(root.tree, options, "", root)
+    _check_level(root.tree, known, "", root)
     for option, wanted in TRAINER.items():
         _check_value(f"trainer.{option}", wanted, root, strict=False)
 
 
-def _check_level(tree: Any, options: type, prefix: str, root: _Composed) -> None:
-    """Hold the keys of one level, and all below them, against the fields of a dataclass."""
-    known: dict[str, Any] = {field.name: field.type for field in fields(options)}
+def _check_level(tree: Any, known: Mapping[str, Any], prefix: str, root: _Composed) -> None:
+    """Hold the keys of one level, and all below them, against those that there are."""
     for key, node in tree.items():
         if key not in known:
             raise ConfigError(f"unknown option {prefix}{key}; {nearest(str(key), known)}")
         wanted = known[key]
-        _check_value(f"{prefix}{key}", dict if is_dataclass(wanted) else wanted, root)
-        if is_dataclass(wanted):
-            _check_level(node, cast(type, wanted), f"{prefix}{key}.", root)
+        inner = isinstance(wanted, Mapping)
+        _check_value(f"{prefix}{key}", dict if inner else wanted, root)
+        if inner:
+            _check_level(node, wanted, f"{prefix}{key}.", root)
         if key in FREE_NAMES and isinstance(node, dict):
             for name, value in node.items():
                 if isinstance(value, dict) and "_target_" not in value:

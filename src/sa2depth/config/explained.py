@@ -23,14 +23,7 @@ from sa2depth.limits import told_limit
 def explained(
     error: Exception, job: Callable[[DictConfig], Any], config_name: str, given: Sequence[str]
 ) -> str | None:
-    """The message for an error that a user can fix; None for any other.
-
-    Args:
-        error: What the program raised.
-        job: What it ran.
-        config_name: The file below ``conf/`` that it composed.
-        given: The command line's arguments.
-    """
+    """The message for an error that a user can fix; None for any other. See `sa2depth.config.launch.launch`."""
     match error:
         case UserError():
             return _own_words(error)

@@ -1,85 +1,36 @@
-"""The options that no ``_target_`` takes: what training and evaluation read at the top of their configurations.
+"""The options that no ``_target_`` takes: the keys that the programs read, each with its annotation.
 
-`Any` leaves the check to whoever takes the value.
+`Any` leaves the check to whoever takes the value, or to the ``_target_`` below.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Interval
 
-Seed = Annotated[int, Interval(ge=0, le=2**32 - 1)]
-
-
-@dataclass
-class Paths:
-    """``paths``."""
-
-    data_dir: str
-    runs_dir: str
-    output_dir: Path
-
-
-@dataclass
-class Released:
-    """``released``: what released checkpoints do not say."""
-
-    min_depth: float | None
-    max_depth: float | None
-
-
-@dataclass
-class Options:
-    """The keys that both programs read."""
-
-    name: str
-    seed: Seed
-    ops: Any
-    float32_matmul_precision: Any
-    augment: Any
-    data: Any
-    protocol: Any
-    trainer: Any
-    paths: Paths
-    cuda_graph: bool | Literal["auto"]
-
-
-@dataclass
-class TrainOptions(Options):
-    """``conf/train.yaml``."""
-
-    min_depth: float
-    max_depth: float
-    pretrained_encoder: Path | None
-    resume: Path | None
-    compile: bool | Literal["auto"]
-    gradient_checkpointing: Any
-    baseline: bool
-    model: Any
-    encoder: Any
-    decoder: Any
-    bins: Any
-    head: Any
-    loss: Any
-    optim: Any
-    schedule: Any
-    callbacks: Any
-    logger: Any
-
-
-@dataclass
-class EvalOptions(Options):
-    """``conf/eval.yaml``."""
-
-    checkpoint: Path | None
-    trusted: Any
-    predictions: Path | None
-    prediction_scale: Any
-    prediction_resize: Any
-    released: Released
-
-
+BOTH: dict[str, Any] = {
+    **dict.fromkeys(("ops", "float32_matmul_precision", "augment", "data", "protocol", "trainer"), Any),
+    "name": str,
+    "seed": Annotated[int, Interval(ge=0, le=2**32 - 1)],
+    "paths": {"data_dir": str, "runs_dir": str, "output_dir": Path},
+    "cuda_graph": bool | Literal["auto"],
+}
+TRAIN = BOTH | {
+    **dict.fromkeys(("encoder", "decoder", "bins", "head", "model", "gradient_checkpointing"), Any),
+    **dict.fromkeys(("loss", "optim", "schedule", "callbacks", "logger"), Any),
+    "min_depth": float,
+    "max_depth": float,
+    "pretrained_encoder": Path | None,
+    "resume": Path | None,
+    "compile": bool | Literal["auto"],
+    "baseline": bool,
+}
+EVAL = BOTH | {
+    **dict.fromkeys(("trusted", "prediction_scale", "prediction_resize"), Any),
+    "checkpoint": Path | None,
+    "predictions": Path | None,
+    "released": {"min_depth": float | None, "max_depth": float | None},
+}
 TRAINER: dict[str, Any] = {
     "accumulate_grad_batches": Annotated[int, Ge(1)],
     "check_val_every_n_epoch": Annotated[int, Ge(1)] | None,

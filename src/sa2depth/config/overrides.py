@@ -63,11 +63,7 @@ def several_values(message: str, overrides: list[str]) -> str | None:
 
 
 def not_chosen(message: str) -> str | None:
-    """The message for a group without a default; None: the error is about something else.
-
-    Args:
-        message: Hydra's.
-    """
+    """The message for a group without a default; None: Hydra's message is about something else."""
     if not message.startswith("You must specify '"):
         return None
     _, group, said = message.split("'", 2)
@@ -76,13 +72,7 @@ def not_chosen(message: str) -> str | None:
 
 
 def unknown(error: ConfigCompositionException, program: str, arguments: Sequence[str]) -> str:
-    """The failing override with the names that would have worked, where it can be found.
-
-    Args:
-        error: What Hydra raised.
-        program: Whose options they are.
-        arguments: The command line's.
-    """
+    """The failing override with the names that would have worked in this program, where it can be found."""
     quoted = str(error).strip().split("\n", 1)[0].split("'")
     if len(quoted) < 2:
         return str(error).strip()

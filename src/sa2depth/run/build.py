@@ -46,12 +46,12 @@ def quiet_lightning() -> None:
 
 
 @contextmanager
-def prepared(cfg: DictConfig, options: type) -> Iterator[Progress]:
+def prepared(cfg: DictConfig, known: dict[str, Any]) -> Iterator[Progress]:
     """A run: its configuration checked, every random generator seeded, the chosen arithmetic in force.
 
     Args:
         cfg: the whole configuration.
-        options: the program's, see `sa2depth.config.options`.
+        known: the program's options, see `sa2depth.config.options`.
 
     Yields:
         The stage in which everything is built; the run ends it.
@@ -63,7 +63,7 @@ def prepared(cfg: DictConfig, options: type) -> Iterator[Progress]:
     """
     with run_stages(shown=is_first()), stage("set-up") as set_up:
         quiet_lightning()
-        check_config(cfg, options)
+        check_config(cfg, known)
         _refuse_parallel_multirun(cfg)
         check_processes(cfg)
         L.seed_everything(cfg.seed, workers=True, verbose=False)

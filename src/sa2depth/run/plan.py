@@ -75,15 +75,9 @@ def print_plan(
     rows: Mapping[str, str],
     multiple: int | None = None,
 ) -> None:
-    """Print a table of what will be done.
+    """Print a table of what will be done: the data, ``rows``, the rules, the folder.
 
-    Args:
-        title: Program and run.
-        cfg: The whole configuration.
-        data: What is read.
-        protocol: The rules of the evaluation.
-        rows: What else there is to say, between the data and the rules.
-        multiple: Of the network, to which its input is padded; None: predictions come from files.
+    ``multiple`` is that of the network, to which its input is padded; None: predictions come from files.
     """
     rules = (
         protocol_rows(protocol, network=False)
