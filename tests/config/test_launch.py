@@ -248,6 +248,7 @@ def test_a_base_says_what_must_be_chosen(door):
     assert message.startswith("error: model has no default here and must be chosen: model=sa2depth_l, model=")
     assert message.count("\n") == 1
     assert door(nothing, "experiment=nyu_base", "model=sa2depth_t") == (0, "")
+    assert "_base" not in door(nothing, "experiment=nyu_x")[1]
 
 
 def test_a_resumed_runs_folder_keeps_the_configuration_of_the_first_part(door, tmp_path):

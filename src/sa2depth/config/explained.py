@@ -82,7 +82,8 @@ def _no_folder(error: OSError, arguments: Sequence[str]) -> str:
 
 
 def _missing_choice(error: MissingConfigException) -> str:
-    options = [str(option) for option in error.options or ()]
+    # a base of a family of experiments is no experiment
+    options = [str(option) for option in error.options or () if not str(option).endswith("_base")]
     group, _, choice = str(error.missing_cfg_file or "").rpartition("/")
     if not options:
         return str(error)

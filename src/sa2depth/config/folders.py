@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from sa2depth.atomic import keep_numbered
-from sa2depth.config.cluster import is_distributed, note_of_independence, started
+from sa2depth.config.cluster import Started, is_distributed, note_of_independence, started
 from sa2depth.quoting import hydra_quoted
 
 
@@ -32,8 +32,7 @@ class RunFolders(Callback):
         That of a resumed run's first part gets a name with a number. Lightning's own launcher passes the folder on.
         A process whose run asks for one device is no part of a run of several, whatever number it inherited.
         """
-        found = started()
-        if found is not None and found.processes > 1:
+        if found := _among_others():
             if not is_distributed(config):
                 if note := note_of_independence(config):
                     sys.stderr.write(f"note: {note}\n")
@@ -64,12 +63,19 @@ class RunFolders(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Fix the folder of a sweep: one that depends on what the jobs vary would scatter them."""
-        _be_first()
+        if _among_others():
+            _be_first()
         with suppress(OmegaConfBaseException):
             folder = str(OmegaConf.select(config, "hydra.sweep.dir"))
             with read_write(config), open_dict(config):
                 # jobs are composed from these, not from the resolved configuration
                 config.hydra.overrides.hydra.append(f"hydra.sweep.dir={hydra_quoted(folder)}")
+
+
+def _among_others() -> Started | None:
+    """The launcher of this process, if it has started others, too."""
+    found = started()
+    return found if found is not None and found.processes > 1 else None
 
 
 def _be_first() -> None:
