@@ -125,9 +125,9 @@ def _readable(wanted: Any, strict: bool) -> Any:
         found: Any = tuple[tuple(items)] if fixed else list[items[0]]  # type: ignore[misc,valid-type]
         return found if strict else found | str | dict
     known = _STRICT if strict else _KIND
-    return (
-        known[kind] if kind in known else InstanceOf[kind] | dict if strict and _can_be_asked(kind) else Any
-    )
+    if kind in known or not (strict and _can_be_asked(kind)):
+        return known.get(kind, Any)
+    return InstanceOf[kind] | dict  # type: ignore[misc,valid-type]
 
 
 def _can_be_asked(kind: Any) -> bool:

@@ -1,7 +1,7 @@
 """What ``test_every_option.py`` cannot derive: other values of options, and where some changes are seen.
 
-A key is an option, or, behind a dot, the last word of one below ``data``. What ``VALUES_IN`` or ``LOOKS_IN`` names for
-a composition is tried there and comes first.
+A key is an option, or, behind a dot, the last word of one below ``data``. What ``VALUES_IN`` or ``TRIED_IN`` names for
+a composition is tried there.
 """
 
 BORDER = {"_target_": "sa2depth.data.NyuBorder", "mode": "mask"}
@@ -19,7 +19,6 @@ COMPOSITIONS = {
     "ddp_sim": ("trainer=ddp_sim",),
     "anomaly": ("debug=anomaly",),
     "eval": ("checkpoint=one.safetensors",),
-    # scored for real in test_predictions.py
     "files": ("predictions=one",),
     "resized": ("protocol=sun_nyu_8m",),
     "shrunk": ("protocol=diml_outdoor",),
@@ -134,12 +133,8 @@ VALUES_IN = {
 LOOKS = {
     "name": "folder",
     "seed": "training.weights training.order",
-    "ops": "training.backend",
-    "float32_matmul_precision": "training.products",
     "min_depth": "model training.counted",
     "max_depth": "model training.counted",
-    # continues for real in test_train.py: test_goes_on_from_the_last_checkpoint
-    "resume": "training.resume",
     # what it does: lit/test_module.py, models/test_compiled.py
     "compile": "training.module.compile_layers",
     "cuda_graph": "training.module.cuda_graph",
@@ -147,8 +142,6 @@ LOOKS = {
         "training.module.model.encoder.gradient_checkpointing "
         "training.module.model.decoder.gradient_checkpointing"
     ),
-    # measured for real in test_train.py: test_metrics_are_the_mean_of_the_table
-    "baseline": "training.baseline",
     "pretrained_encoder": "training.weights training.plan",
     "bins.hidden": "model bin_head",
     "bins.bins": "bin_head",
@@ -161,56 +154,30 @@ LOOKS = {
     "data.eval_batch_size": "data.test_loader.batch_size",
     "data.num_workers": "data.train_loader.num_workers data.test_loader.num_workers",
     "data.seed": "training.order",
-    "protocol.name": "report",
-    "protocol.version": "report",
-    "protocol.description": "report",
-    "protocol.depth_ranges": "report",
+    **{f"protocol.{key}": "report" for key in ("name", "version", "description", "depth_ranges")},
+    **{f"protocol.{key}": "refusal" for key in ("expected_images", "images_without_truth")},
+    **{f"protocol.{key}": "prediction" for key in ("frame", "input", "input_size", "max_side", "flip")},
     "protocol.metrics": "scores report",
-    "protocol.expected_images": "refusal",
-    "protocol.images_without_truth": "refusal",
-    "protocol.frame": "prediction",
-    "protocol.input": "prediction",
-    "protocol.input_size": "prediction",
-    "protocol.max_side": "prediction",
-    "protocol.flip": "prediction",
     "trainer.accelerator": "trainer.strategy.root_device.type",
     "trainer.devices": "trainer.world_size",
-    "trainer.precision": "trainer.precision_plugin.precision",
-    "trainer.max_epochs": "trainer.fit_loop.max_epochs",
-    "trainer.max_steps": "trainer.fit_loop.epoch_loop.max_steps",
-    "trainer.max_time": "trainer.stops_in_time",
-    "trainer.deterministic": "trainer.repeatable",
     "trainer.use_distributed_sampler": "trainer.connector.use_distributed_sampler",
-    "trainer.enable_model_summary": "trainer.says_the_layers",
-    "trainer.sync_batchnorm": "trainer.layers_in_step",
     "trainer.strategy.find_unused_parameters": "trainer.ddp.find_unused_parameters",
     "trainer.strategy.broadcast_buffers": "trainer.ddp.broadcast_buffers",
     "callbacks.checkpoint.mode": "callbacks.checkpoint.mode callbacks.checkpoint.kth_value",
-    "logger.csv.save_dir": "logger.csv.log_dir",
-    "logger.csv.name": "logger.csv.log_dir",
-    "logger.csv.version": "logger.csv.log_dir",
+    **{f"logger.csv.{key}": "logger.csv.log_dir" for key in ("save_dir", "name", "version")},
     "logger.wandb.save_dir": "logger.wandb.dir",
     "paths.runs_dir": "folder",
     "paths.data_dir": "data.test",
     "paths.output_dir": "trainer.default_root_dir logger.csv.log_dir callbacks.checkpoint.dirpath",
 }
-LOOKS_IN = {
-    "eval": {
-        "ops": "evaluation.backend",
-        "float32_matmul_precision": "evaluation.products",
-        "checkpoint": "evaluation.checkpoint",
-        "trusted": "evaluation.trusted",
-        # what it does: lit/test_module.py, gpu/test_cuda.py
-        "cuda_graph": "evaluation.module.cuda_graph",
-        "released.min_depth": "evaluation.min_depth",
-        "released.max_depth": "evaluation.max_depth",
-    },
-    "files": {
-        "predictions": "evaluation.folder",
-        "prediction_scale": "evaluation.scale",
-        "prediction_resize": "evaluation.resize",
-    },
+TRIED_IN = {
+    # what cuda_graph does: lit/test_module.py, gpu/test_cuda.py
+    "eval": ("ops", "float32_matmul_precision", "cuda_graph"),
+    # scored for real in test_predictions.py
+    "files": ("predictions", "prediction_scale", "prediction_resize"),
 }
+"""Options that an evaluation shares with the training, and those that need files of predictions."""
+
 PROBES = {
     **dict.fromkeys(("encoder", "decoder", "model"), "model"),
     **{group: group for group in ("loss", "optim", "schedule", "augment")},

@@ -61,7 +61,7 @@ def raw(cfg):
 
 
 def program(name):
-    return "eval" if name in TABLES.LOOKS_IN else "train"
+    return "eval" if name in TABLES.TRIED_IN else "train"
 
 
 def listed(table, option):
@@ -85,12 +85,9 @@ def entries():
     named = {
         (name, owner, option)
         for name, owner, option in found
-        for tables in (TABLES.VALUES_IN, TABLES.LOOKS_IN)
-        if listed(tables.get(name, {}), option) is not None
+        if option in TABLES.TRIED_IN.get(name, ()) or listed(TABLES.VALUES_IN.get(name, {}), option)
     }
-    # an option of both programs is tried in both
-    both = {option for looks in TABLES.LOOKS_IN.values() for option in looks if option in TABLES.LOOKS}
-    known = {(owner, option) for _, owner, option in named if option not in both}
+    known = {(owner, option) for name, owner, option in named if name != "eval"}
     for name, owner, option in found:
         if (name, owner, option) in named or (owner, option) not in known:
             known.add((owner, option))
@@ -137,18 +134,18 @@ def other(cfg, name, option, ids):
 
 def looks(tree, name, option):
     """Probes, each with the attribute that must see the change of an option."""
-    said = TABLES.LOOKS_IN.get(name, {}).get(option, TABLES.LOOKS.get(option))
-    if said is not None:
-        return said.split()
+    if program(name) == "eval":
+        return [f"evaluation.{option}"]
+    if option in TABLES.LOOKS:
+        return TABLES.LOOKS[option].split()
     if option.startswith(SPLITS):
         seen = listed(TABLES.SEEN_IN.get(name, {}), option) or listed(TABLES.SEEN, option) or ""
         return [
             f"{split}.{part}".strip(".") for split in followers(tree, option) for part in seen.split() or [""]
         ]
+    # parts of the trainer, of callbacks and loggers keep their names
     group = option.partition(".")[0]
-    return [
-        TABLES.PROBES.get(group, option)
-    ]  # parts of the trainer, of callbacks and loggers keep their names
+    return [f"training.{option}" if group == option else TABLES.PROBES.get(group, option)]
 
 
 COMPOSED = {name: composed(program(name), overrides) for name, overrides in TABLES.COMPOSITIONS.items()}
@@ -256,7 +253,10 @@ def test_every_line_of_the_tables_has_its_option():
     tried = {option for _, option in ENTRIES}
     words = tried | {f".{option.rpartition('.')[2]}" for option in tried if option.startswith("data.")}
     assert {*TABLES.VALUES, *TABLES.LOOKS, *TABLES.SEEN} <= words
-    for table in (TABLES.VALUES_IN, TABLES.LOOKS_IN, TABLES.SEEN_IN):
+    assert all(
+        {(name, option) for option in TABLES.TRIED_IN[name]} <= set(ENTRIES) for name in TABLES.TRIED_IN
+    )
+    for table in (TABLES.VALUES_IN, TABLES.SEEN_IN):
         for name, lines in table.items():
             own = [option for one, option in ENTRIES if one == name]
             assert all(any(listed({line: True}, option) for option in own) for line in lines), name
