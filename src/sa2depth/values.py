@@ -116,8 +116,9 @@ def _readable(wanted: Any, strict: bool) -> Any:
         return Union[tuple(_readable(one, strict) for one in _alternatives(inner))]  # noqa: UP007
     if origin is Literal:
         choices = [[type(choice), choice] for choice in inner]  # pydantic takes true for 1
-        exact = Annotated[Any, Predicate(lambda value: [type(value), value] in choices)]
-        return exact if strict else Union[tuple(InstanceOf[kind] for kind, _ in choices)]  # noqa: UP007
+        if strict:
+            return Annotated[Any, Predicate(lambda value: [type(value), value] in choices)]
+        return Union[tuple(InstanceOf[kind] for kind, _ in choices)]  # type: ignore[misc,valid-type]  # noqa: UP007
     kind = NoneType if wanted is None else origin or wanted
     if kind in _LISTS:
         items = [_readable(one, strict) | _NODE for one in inner if one is not Ellipsis] or [Any]

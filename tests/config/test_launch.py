@@ -1,4 +1,4 @@
-"""What the door of the Hydra programs says of folders and classes that fail, and which errors keep their traceback."""
+"""What the Hydra programs say of folders and classes that fail, and which errors keep their traceback."""
 
 import logging
 import os
