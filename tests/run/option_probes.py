@@ -158,6 +158,10 @@ class Data:
                 patch.setattr(module, name, remembered)
             return self.module.source(split)
 
+    def ids(self, split):
+        """The names of a split's samples."""
+        return list(self._source(split).ids)
+
     def _seen(self, split):
         source = self._source(split)
         if source is None:
@@ -277,15 +281,15 @@ def trainer(cfg):
         patch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # Lightning sets it, for `deterministic`
         before = torch.are_deterministic_algorithms_enabled()
         built = build_trainer(cfg)
-        built.repeatable = torch.are_deterministic_algorithms_enabled()
+        built.deterministic = torch.are_deterministic_algorithms_enabled()
         torch.use_deterministic_algorithms(before)
     built.connector = built._accelerator_connector
     kinds = {type(callback).__name__ for callback in built.callbacks}
-    built.stops_in_time = "Timer" in kinds
+    built.max_time = "Timer" in kinds
     built.forms = forms(built)
-    built.says_the_layers = bool(kinds & {"ModelSummary", "RichModelSummary"})
+    built.enable_model_summary = bool(kinds & {"ModelSummary", "RichModelSummary"})
     built.ddp = SimpleNamespace(**getattr(built.strategy, "_ddp_kwargs", {}))
-    built.layers_in_step = type(getattr(built.strategy, "_layer_sync", None)).__name__
+    built.sync_batchnorm = type(getattr(built.strategy, "_layer_sync", None)).__name__
     return built
 
 
@@ -318,12 +322,13 @@ def training(cfg):
     seen = SimpleNamespace(plan={})
 
     def finish(folder, evaluation, examples, circumstances, *, baseline, **kwargs):
-        seen.baseline = baseline is not None
+        seen.baseline = baseline is not None  # measured for real: test_metrics_are_the_mean_of_the_table
         return {"abs_rel": 0.0}
 
     def fit(self, module, datamodule, ckpt_path):
-        seen.module, seen.resume, seen.backend = module, ckpt_path, backend()
-        seen.products = torch.get_float32_matmul_precision()
+        seen.module, seen.ops = module, backend()
+        seen.resume = ckpt_path  # for real: test_goes_on_from_the_last_checkpoint
+        seen.float32_matmul_precision = torch.get_float32_matmul_precision()
         seen.order = list(datamodule.train_dataloader().sampler)[:20]
         seen.weights = digest(*module.model.state_dict().values())
         depth = torch.linspace(0.0, 100.0, 10_001)
@@ -337,7 +342,11 @@ def training(cfg):
         patch.setattr(L.Trainer, "test", lambda *args, **kwargs: None)
         patch.setattr(training_program, "finish", finish)
         patch.setattr(training_program, "read_training_state", lambda path: None)
-        patch.setattr(training_program, "print_plan", lambda title, rows: seen.plan.update(rows))
+        patch.setattr(
+            training_program,
+            "print_plan",
+            lambda title, cfg, data, protocol, rows, multiple: seen.plan.update(rows),
+        )
         training_program.train(cfg)
     return seen
 
@@ -352,16 +361,18 @@ def evaluation(cfg):
 
     def load_model(checkpoint, *, min_depth, max_depth, trusted):
         seen.trusted = trusted
-        seen.checkpoint, seen.min_depth, seen.max_depth = checkpoint, min_depth, max_depth
-        seen.backend, seen.products = backend(), torch.get_float32_matmul_precision()
+        seen.checkpoint, seen.ops = checkpoint, backend()
+        seen.released = SimpleNamespace(min_depth=min_depth, max_depth=max_depth)
+        seen.float32_matmul_precision = torch.get_float32_matmul_precision()
         return torch.nn.Identity()
 
     def trainer(cfg, with_logs):
-        seen.forms = forms(build_trainer(cfg, with_logs))
+        seen.cuda_graph = forms(build_trainer(cfg, with_logs)).cuda_graph
         raise _LoadedError
 
     def prediction_files(folder, source, reader, protocol):
-        seen.folder, seen.scale, seen.resize = folder, reader.units_per_metre, reader.resize
+        seen.predictions = folder
+        seen.prediction_scale, seen.prediction_resize = reader.units_per_metre, reader.resize
         raise _LoadedError
 
     with pytest.MonkeyPatch.context() as patch:

@@ -3,9 +3,10 @@
 Nothing is downloaded or read: number ``n`` of a seed is always the same scene.
 """
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
+from annotated_types import Ge
 
 from sa2depth.data.sample import RawSample
 from sa2depth.errors import ConfigError
@@ -13,6 +14,7 @@ from sa2depth.scenes.rooms import build_room
 from sa2depth.scenes.scene import Scene
 from sa2depth.scenes.shading import develop, radiance
 from sa2depth.scenes.streets import build_street
+from sa2depth.values import checked
 
 Kind = Literal["mixed", "rooms", "streets"]
 _ROOMS_SHARE = 0.65  # of "mixed"
@@ -39,28 +41,18 @@ class SyntheticScenes:
         ConfigError: an argument that cannot mean anything.
     """
 
+    @checked
     def __init__(
         self,
-        count: int,
-        seed: int = 0,
-        height: int = 96,
-        width: int = 128,
+        count: Annotated[int, Ge(1)],
+        seed: Annotated[int, Ge(0)] = 0,
+        height: Annotated[int, Ge(8)] = 96,
+        width: Annotated[int, Ge(8)] = 128,
         kind: Kind = "mixed",
         max_depth: float = 10.0,
-        offset: int = 0,
+        offset: Annotated[int, Ge(0)] = 0,
         cache: bool = True,
     ) -> None:
-        for name, value, least in (
-            ("count", count, 1),
-            ("seed", seed, 0),
-            ("height", height, 8),
-            ("width", width, 8),
-            ("offset", offset, 0),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(
-                    f"synthetic scenes: {name} is {value!r}; it has to be a whole number, {least} or more"
-                )
         if kind not in get_args(Kind):
             raise ConfigError(
                 f"synthetic scenes: kind is {kind!r}; choose one of {', '.join(get_args(Kind))}"

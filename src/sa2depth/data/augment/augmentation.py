@@ -8,16 +8,20 @@ step.
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
+from annotated_types import Ge, Interval
 
 from sa2depth.data.augment.albumentations_offline import A
 from sa2depth.data.augment.cut_flip import cut_flip
-from sa2depth.data.augment.photometric import PhotometricJitter, check_probability
+from sa2depth.data.augment.photometric import PhotometricJitter, Probability
 from sa2depth.data.sample import RawSample
-from sa2depth.errors import ConfigError, DataError
+from sa2depth.errors import DataError
+from sa2depth.values import checked
+
+Pixels = Annotated[int, Ge(1)]
 
 
 class Augmentation:
@@ -40,27 +44,24 @@ class Augmentation:
         ConfigError: a value outside its range.
     """
 
+    @checked
     def __init__(
         self,
         border: Callable[[RawSample], RawSample] | None = None,
-        rotation: float = 0.0,
-        crop: Sequence[int] | None = None,
-        horizontal_flip: float = 0.0,
-        photometric: float = 0.0,
+        rotation: Annotated[float, "degrees", Interval(ge=0, lt=90)] = 0.0,
+        crop: Annotated[tuple[Pixels, Pixels], "[height, width] in pixels"] | None = None,
+        horizontal_flip: Probability = 0.0,
+        photometric: Probability = 0.0,
         gamma: Sequence[float] | None = None,
         brightness: Sequence[float] | None = None,
         color: Sequence[float] | None = None,
-        cut_flip: float = 0.0,
+        cut_flip: Probability = 0.0,
     ) -> None:
-        if not 0.0 <= rotation < 90.0:
-            raise ConfigError(f"augment.rotation={rotation}: degrees, at least 0 and below 90")
-        if crop is not None and (len(crop) != 2 or min(crop) < 1):
-            raise ConfigError(f"augment.crop={list(crop)}: expected [height, width] in pixels, or null")
         self.border = border
         self.crop = None if crop is None else (int(crop[0]), int(crop[1]))
-        self.cut_flip = check_probability("cut_flip", cut_flip)
+        self.cut_flip = cut_flip
         self.photometric = PhotometricJitter(photometric, gamma, brightness, color)
-        self.geometry = _geometry(rotation, self.crop, check_probability("horizontal_flip", horizontal_flip))
+        self.geometry = _geometry(rotation, self.crop, horizontal_flip)
 
     def __call__(self, sample: RawSample, rng: np.random.Generator) -> RawSample:
         """Change one sample.

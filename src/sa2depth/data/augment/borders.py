@@ -4,10 +4,13 @@ Source: the loader of BTS and its descendants (NeWCRFs, IEBins, SA2Depth).
 """
 
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
+
+from annotated_types import Ge
 
 from sa2depth.data.sample import RawSample
 from sa2depth.errors import ConfigError, DataError
+from sa2depth.values import checked
 
 BorderMode = Literal["mask", "crop"]
 
@@ -74,11 +77,8 @@ class BottomCentre:
         ConfigError: a size below 1.
     """
 
-    def __init__(self, height: int = 352, width: int = 1216) -> None:
-        if min(height, width) < 1:
-            raise ConfigError(
-                f"augment.border height={height}, width={width}: a window has at least one pixel"
-            )
+    @checked
+    def __init__(self, height: Annotated[int, Ge(1)] = 352, width: Annotated[int, Ge(1)] = 1216) -> None:
         self.height, self.width = height, width
 
     def __call__(self, sample: RawSample) -> RawSample:

@@ -6,15 +6,17 @@ times faster.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+from annotated_types import Interval
 
 from sa2depth.errors import ConfigError
+from sa2depth.values import checked
 
-Interval = tuple[float, float]
+Probability = Annotated[float, "a probability", Interval(ge=0, le=1)]
 
 _SHARES_OF_255 = np.arange(256, dtype=np.float32) / np.float32(255)
 
@@ -29,14 +31,15 @@ class PhotometricJitter:
         color: interval of the factor of each channel, drawn three times; above 0.
     """
 
+    @checked
     def __init__(
         self,
-        probability: float,
+        probability: Probability,
         gamma: Sequence[float] | None = None,
         brightness: Sequence[float] | None = None,
         color: Sequence[float] | None = None,
     ) -> None:
-        self.probability = check_probability("photometric", probability)
+        self.probability = probability
         self.gamma = _interval("gamma", gamma)
         self.brightness = _interval("brightness", brightness)
         self.color = _interval("color", color)
@@ -73,18 +76,7 @@ def apply_table(image: npt.NDArray[np.uint8], table: npt.NDArray[Any]) -> npt.ND
     return planes.transpose(1, 2, 0)
 
 
-def check_probability(name: str, value: float) -> float:
-    """``value`` if it lies in [0, 1].
-
-    Raises:
-        ConfigError: it does not.
-    """
-    if not 0.0 <= value <= 1.0:
-        raise ConfigError(f"augment.{name}={value}: a probability lies between 0 and 1")
-    return float(value)
-
-
-def _interval(name: str, value: Sequence[float] | None) -> Interval:
+def _interval(name: str, value: Sequence[float] | None) -> tuple[float, float]:
     if value is None:
         return (1.0, 1.0)
     if len(value) != 2 or not 0.0 < value[0] <= value[1]:

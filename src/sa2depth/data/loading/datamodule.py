@@ -1,10 +1,11 @@
 """Training, validation and test data of one experiment, as Lightning takes them."""
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import cv2
 import torch
+from annotated_types import Ge
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
@@ -13,6 +14,7 @@ from sa2depth.data.loading.samplers import EvaluationSampler, TrainingSampler, p
 from sa2depth.data.sample import Source
 from sa2depth.errors import ConfigError
 from sa2depth.threads import usable_cores
+from sa2depth.values import checked
 
 SourceLike = Source | Callable[[], Source]
 
@@ -42,26 +44,19 @@ class DepthDataModule(LightningDataModule):
 
     # OFFICIAL: the released training selects its models on the 654 test images, once for each of nine
     # metrics.
+    @checked
     def __init__(
         self,
         train: SourceLike | None,
         val: SourceLike | None = None,
         test: SourceLike | None = None,
         augment: Augment | None = None,
-        batch_size: int = 8,
-        eval_batch_size: int = 1,
-        num_workers: int | None = None,
-        seed: int = 0,
+        batch_size: Annotated[int, Ge(1)] = 8,
+        eval_batch_size: Annotated[int, Ge(1)] = 1,
+        num_workers: Annotated[int, Ge(0)] | None = None,
+        seed: Annotated[int, Ge(0)] = 0,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("eval_batch_size", eval_batch_size, 1),
-            ("num_workers", 0 if num_workers is None else num_workers, 0),
-            ("seed", seed, 0),
-        ):
-            if value < least:
-                raise ConfigError(f"data.{name}={value}: at least {least}")
         self._given = {"train": train, "val": val, "test": test}
         self._built: dict[str, Source] = {}
         self.augment = augment

@@ -1,9 +1,11 @@
 """InternImage: a convolutional backbone on DCNv3 (Wang et al., CVPR 2023), as a feature pyramid."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval
 from einops import rearrange
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
@@ -52,7 +54,7 @@ class InternImage(nn.Module):
         post_norm: bool = False,
         layer_scale: float | None = None,
         offset_scale: float = 1.0,
-        drop_path_rate: float = 0.1,
+        drop_path_rate: Annotated[float, Interval(ge=0, lt=1)] = 0.1,
         mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()
