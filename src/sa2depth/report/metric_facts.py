@@ -26,6 +26,11 @@ class MetricFacts:
     better: int = 0
     decimals: int = 4
 
+    @property
+    def title(self) -> str:
+        """Label and unit."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
     def text(self, value: float | None) -> str:
         """The rounded number, or words where there is none."""
         return number_text(value, self.decimals)
