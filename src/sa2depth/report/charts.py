@@ -7,6 +7,7 @@ light and dark; the id of a group that begins with ``_NOTE`` becomes a text unde
 import io
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
@@ -185,7 +186,9 @@ def _svg(axes: Axes, words: str) -> Markup:
     figure.patch.set_visible(False)
     file = io.StringIO()
     silent = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    FigureCanvasSVG(figure).print_svg(file, metadata=silent)
+    with warnings.catch_warnings():  # the reader's browser has more letters than matplotlib's font
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        FigureCanvasSVG(figure).print_svg(file, metadata=silent)
     # before it stands a style that would hold for the whole page, after it clip paths that need an id
     body = file.getvalue().split("</defs>", 1)[1].rsplit("<defs>", 1)[0]
     for pattern, replacement in _TO_PAGE:

@@ -30,12 +30,8 @@ from sa2depth.metrics.holes import fill_from_nearest
 
 # Names of the colour maps, far to near the same in every picture of the project.
 COLORMAPS = {
-    "turbo": cv2.COLORMAP_TURBO,
-    "magma": cv2.COLORMAP_MAGMA,
-    "viridis": cv2.COLORMAP_VIRIDIS,
-    "inferno": cv2.COLORMAP_INFERNO,
-    "plasma": cv2.COLORMAP_PLASMA,
-    "cividis": cv2.COLORMAP_CIVIDIS,
+    name: getattr(cv2, f"COLORMAP_{name.upper()}")
+    for name in ("turbo", "magma", "viridis", "inferno", "plasma", "cividis")
 }
 _DEPTH_MAP, _ERROR_MAP = "turbo", "magma"
 _CELL_WIDTH_INCH, _DPI = 2.6, 110

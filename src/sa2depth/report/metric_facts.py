@@ -31,10 +31,6 @@ class MetricFacts:
         """Label and unit."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
-    def text(self, value: float | None) -> str:
-        """The rounded number, or words where there is none."""
-        return number_text(value, self.decimals)
-
     def favours(self, value: float, other: float) -> int:
         """1 where ``value`` is better than ``other``, -1 where it is worse, 0 where they tie or nobody knows."""
         return self.better * ((value > other) - (value < other))
