@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -44,7 +45,9 @@ _TO_PAGE = (
     *((f": {colour}", f": var(--{ink})") for ink, colour in _COLOURS.items()),
     (r"\s*\n\s*", " "),
 )
-_STYLE = style.context(["default", {"svg.fonttype": "none", "text.parse_math": False, "font.size": 10.5}])
+_STYLE = style.context(
+    ["default", {"svg.fonttype": "none", "text.parse_math": False, "font.size": 10.5, "axes.labelpad": 7}]
+)
 
 
 @_STYLE
@@ -148,6 +151,7 @@ def cumulative(series: Sequence[tuple[str, Sequence[float]]], label: str) -> Mar
 def _axes(x_range: tuple[float, float], y_range: tuple[float, float], label: str) -> Axes:
     """An empty plot with about six round numbers along the foot and four up the side."""
     figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72))  # an SVG has 72 units an inch
+    figure.patch.set_visible(False)
     axes = figure.add_axes(_PLOT, frame_on=False, axisbelow=True, xlim=x_range, ylim=y_range, xlabel=label)
     axes.tick_params(length=0, pad=6)
     axes.grid(color=_COLOURS["grid"], linewidth=1)
@@ -182,13 +186,12 @@ def _note(artists: Iterable[Artist], notes: Sequence[str]) -> None:
 
 def _svg(axes: Axes, words: str) -> Markup:
     """The picture; ``words`` say for those who cannot see it what it shows."""
-    figure = axes.get_figure()
-    figure.patch.set_visible(False)
     file = io.StringIO()
+    canvas: Any = FigureCanvasSVG(axes.get_figure(root=True))  # its methods have no types
     silent = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with warnings.catch_warnings():  # the reader's browser has more letters than matplotlib's font
         warnings.filterwarnings("ignore", "Glyph .* missing")
-        FigureCanvasSVG(figure).print_svg(file, metadata=silent)
+        canvas.print_svg(file, metadata=silent)
     # before it stands a style that would hold for the whole page, after it clip paths that need an id
     body = file.getvalue().split("</defs>", 1)[1].rsplit("<defs>", 1)[0]
     for pattern, replacement in _TO_PAGE:

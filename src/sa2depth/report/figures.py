@@ -1,16 +1,13 @@
-"""Depth as pictures: colours with a fixed metric range, and the grid of image, truth, prediction and error.
+"""The grid of image, truth, prediction and error as a picture.
 
 Everything goes through matplotlib's object interface, never pyplot: no global state, no display needed.
 """
 
-import math
 import zlib
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from matplotlib import rcParams
@@ -25,48 +22,13 @@ from matplotlib.text import Text
 from numpy.typing import NDArray
 from PIL import Image
 
-from sa2depth.errors import ConfigError, ShapeError
+from sa2depth.errors import ShapeError
 from sa2depth.metrics.holes import fill_from_nearest
+from sa2depth.report.colours import DEPTH_MAP, ERROR_MAP, as_map, as_picture, color_table, colorize, paint
 
-# Names of the colour maps, far to near the same in every picture of the project.
-COLORMAPS = {
-    name: getattr(cv2, f"COLORMAP_{name.upper()}")
-    for name in ("turbo", "magma", "viridis", "inferno", "plasma", "cividis")
-}
-_DEPTH_MAP, _ERROR_MAP = "turbo", "magma"
 _CELL_WIDTH_INCH, _DPI = 2.6, 110
 # how far a measured pixel is spread in the pictures of truth and error (diagonal neighbours and no more)
 _DOT_REACH_PX = 1.5
-
-
-def colorize(
-    depth: NDArray[Any] | torch.Tensor,
-    vmin: float,
-    vmax: float,
-    colormap: str = _DEPTH_MAP,
-    invalid: tuple[int, int, int] = (0, 0, 0),
-) -> NDArray[np.uint8]:
-    """Depth map as colours.
-
-    The range is the caller's, in metres, and not the image's: the same colour is the same depth in every
-    picture.
-
-    Args:
-        depth: ``(H,W)`` metres (leading axes of length 1 are fine).
-        vmin: Metres shown in the first colour; nearer is shown the same.
-        vmax: Metres shown in the last colour; farther is shown the same.
-        colormap: A key of ``COLORMAPS``.
-        invalid: RGB of pixels that are not measured (0 or below) or not finite.
-
-    Returns:
-        ``(H,W,3)`` uint8 RGB.
-
-    Raises:
-        ConfigError: Unknown colour map, or ``vmin`` is not below ``vmax``.
-        ShapeError: Not one depth map.
-    """
-    values = _as_map(depth)
-    return _paint(values, np.isfinite(values) & (values > 0), vmin, vmax, colormap, invalid)
 
 
 def depth_grid(
@@ -130,7 +92,7 @@ class DepthGrids:
                 f"{len(predictions)} predictions"
             )
         rows = [
-            _row_cells(_as_picture(image), truth, prediction, *self._scales)
+            _row_cells(as_picture(image), truth, prediction, *self._scales)
             for image, truth, prediction in zip(images, truths, predictions, strict=True)
         ]
         names = [""] * len(rows) if titles is None else [titles[row][:60] for row in range(len(rows))]
@@ -200,8 +162,8 @@ class _Layout:
             )
         ]
         bars = [
-            _legend(figure, (0.26, 0.48), height, _DEPTH_MAP, max_depth, "depth (m); black: not measured"),
-            _legend(figure, (0.76, 0.22), height, _ERROR_MAP, max_error, "relative error"),
+            _legend(figure, (0.26, 0.48), height, DEPTH_MAP, max_depth, "depth (m); black: not measured"),
+            _legend(figure, (0.76, 0.22), height, ERROR_MAP, max_error, "relative error"),
         ]
         self._fixed: list[Artist] = [*headings, *bars]
         parts = [part for row in self._cells for cell in row for part in cell if part is not None]
@@ -295,11 +257,11 @@ def _row_cells(
     picture: NDArray[np.uint8], truth: Any, prediction: Any, max_depth: float, max_error: float
 ) -> list[_Cell]:
     """Picture and caption of the four cells of a row."""
-    guess = _as_map(prediction)
+    guess = as_map(prediction)
     shown = colorize(guess, 0.0, max_depth)
     if truth is None:
         return [(picture, ""), (None, "no ground truth"), (shown, _range_note(guess)), (None, "")]
-    known = _as_map(truth)
+    known = as_map(truth)
     if known.shape != guess.shape:
         raise ShapeError(f"ground truth {known.shape} and prediction {guess.shape} differ in size")
     scored = (known > 0) & (known <= max_depth) & np.isfinite(known)
@@ -309,7 +271,7 @@ def _row_cells(
     # A cell is smaller than its picture: single measured pixels would drown in the holes between them.
     thick_truth = fill_from_nearest(np.where(scored, known, 0.0), scored, _DOT_REACH_PX)
     thick_error = fill_from_nearest(np.where(good, error, -1.0), scored, _DOT_REACH_PX)
-    painted = _paint(thick_error, thick_error >= 0, 0.0, max_error, _ERROR_MAP, (0, 0, 0))
+    painted = paint(thick_error, thick_error >= 0, 0.0, max_error, ERROR_MAP, (0, 0, 0))
     painted[thick_truth == 0] = 64  # grey: black is the smallest error
     painted[(thick_truth > 0) & (thick_error < 0)] = (0, 255, 255)
     note = f"mean {error[good].mean():.3f}" if good.any() else "nothing to compare"
@@ -333,55 +295,8 @@ def _legend(
 ) -> Axes:
     """Colour bar at the foot of the figure; ``place`` is left and width as shares of the figure."""
     axis = figure.add_axes((place[0], 0.42 / height, place[1], 0.1 / height))
-    mappable = ScalarMappable(Normalize(0.0, end), ListedColormap(_table(colormap) / 255.0))
+    mappable = ScalarMappable(Normalize(0.0, end), ListedColormap(color_table(colormap) / 255.0))
     bar = figure.colorbar(mappable, cax=axis, orientation="horizontal")
     bar.set_label(label, fontsize=8, labelpad=1)
     bar.ax.tick_params(labelsize=7, length=2, pad=1)
     return axis
-
-
-def _paint(
-    values: NDArray[np.float64],
-    valid: NDArray[np.bool_],
-    vmin: float,
-    vmax: float,
-    colormap: str,
-    invalid: tuple[int, int, int],
-) -> NDArray[np.uint8]:
-    if not (math.isfinite(vmin) and math.isfinite(vmax) and vmin < vmax):
-        raise ConfigError(f"the colour range must be finite and ascending, got {vmin} to {vmax}")
-    steps = np.where(valid, values, vmin)
-    steps -= vmin
-    steps /= vmax - vmin
-    np.clip(steps, 0.0, 1.0, out=steps)
-    steps *= 255
-    painted = np.take(_table(colormap), np.rint(steps, out=steps).astype(np.uint8), axis=0)
-    painted[~valid] = invalid
-    return painted
-
-
-@lru_cache
-def _table(colormap: str) -> NDArray[np.uint8]:
-    """``(256,3)`` RGB colours of an OpenCV map."""
-    if colormap not in COLORMAPS:
-        raise ConfigError(f"unknown colour map '{colormap}' (known: {', '.join(COLORMAPS)})")
-    ramp = np.arange(256, dtype=np.uint8)[:, None]
-    return np.ascontiguousarray(cv2.applyColorMap(ramp, COLORMAPS[colormap])[:, 0, ::-1])
-
-
-def _as_map(depth: NDArray[Any] | torch.Tensor) -> NDArray[np.float64]:
-    values = depth.detach().cpu().double().numpy() if isinstance(depth, torch.Tensor) else np.asarray(depth)
-    if values.ndim < 2 or any(length != 1 for length in values.shape[:-2]):
-        raise ShapeError(f"expected one (H, W) depth map, got shape {values.shape}")
-    return values.reshape(values.shape[-2:]).astype(np.float64)
-
-
-def _as_picture(image: NDArray[Any] | torch.Tensor) -> NDArray[np.uint8]:
-    values = image.detach().cpu().float().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
-    if values.ndim == 3 and values.shape[0] == 3 and values.shape[2] != 3:
-        values = np.moveaxis(values, 0, -1)
-    if values.ndim != 3 or values.shape[2] != 3:
-        raise ShapeError(f"expected one RGB image (H, W, 3) or (3, H, W), got shape {values.shape}")
-    if values.dtype != np.uint8:
-        values = np.rint(np.clip(values, 0.0, 1.0) * 255).astype(np.uint8)
-    return values
