@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 Format = Callable[[float], str]
 
@@ -31,9 +31,10 @@ _NOTE = "note:"
 # an axis is cut where the outliers would take more than this many times the room of the middle 98 %
 _STRETCH = 2.0
 _MOST_BINS, _FEWEST_BINS = 40, 8
-_SERIES = tuple(f"s{place}" for place in range(6))
-_INKS = ("accent", "pale", "good", "bad", "mean", "ink", "soft", "grid", "card", *_SERIES)
+_CURVES = ("s0", "s1", "s2", "s3", "s4", "s5")
+_INKS = ("accent", "pale", "good", "bad", "mean", "ink", "soft", "grid", "card", *_CURVES)
 _COLOURS = {ink: f"#{place:06x}" for place, ink in enumerate(_INKS, start=1)}
+_EDGE: dict[str, Any] = {"edgecolor": _COLOURS["card"], "linewidth": 0.8}  # parts the bars
 # matplotlib's SVG becomes part of the page: notes, no ids (they would not be unique), the page's font and colours
 _TO_PAGE = (
     (rf'<g id=(["\']){_NOTE}(.*?)\1>', r'<g class="hint"><title>\2</title>'),
@@ -76,14 +77,15 @@ def histogram(values: Sequence[float], label: str, split: Callable[[float], str]
     middles = edges[:-1] + width / 2
     axes = _axes((edges[0], edges[-1]), (0.0, counts.max() * 1.06), label)
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=_STEPS, integer=True))
-    inks = ["accent" if split is None else split(middle) for middle in middles.tolist()]
+    colours = [_COLOURS["accent" if split is None else split(middle)] for middle in middles.tolist()]
     spans = [f"{_short(left)} to {_short(right)}" for left, right in pairwise(edges)]
     notes = [f"{span}: {_images(count)}" for span, count in zip(spans, within, strict=True)]
-    _bars(axes, middles, within, width, inks, notes)
+    _note(axes.bar(middles, within, width, color=colours, **_EDGE), notes)
     for end, side, words, near in ((0, "left", "below", counts[:7]), (-1, "right", "above", counts[-7:])):
         if beyond[end]:
             note = f"{_images(beyond[end])} {words} {_short(edges[end])}"
-            _bars(axes, [middles[end]], [beyond[end]], width, ["pale"], [note], within[end])
+            bar = axes.bar(middles[end], beyond[end], width, within[end], color=_COLOURS["pale"], **_EDGE)
+            _note(bar, [note])
             axes.text(edges[end], near.max() + 0.02 * counts.max(), f"{beyond[end]} beyond", ha=side)
     for value, dashes in ((data.mean(), "-"), (np.median(data), (0, (2.2, 1.7)))):
         if edges[0] <= value <= edges[-1]:
@@ -119,7 +121,8 @@ def columns(names: Sequence[str], values: Sequence[float], label: str, form: For
     axes.set_xticks(range(0, len(names), step), names[::step])
     notes = [f"{name}: {form(value)}" for name, value in zip(names, values, strict=True)]
     there = np.flatnonzero(np.isfinite(values))
-    _bars(axes, there, finite, 0.84, ["accent"] * len(there), [notes[place] for place in there])
+    bars = axes.bar(there, finite, 0.84, color=_COLOURS["accent"], **_EDGE)
+    _note(bars, [notes[place] for place in there])
     return _svg(axes, f"{label}. {', '.join(notes)}")
 
 
@@ -144,7 +147,7 @@ def cumulative(series: Sequence[tuple[str, Sequence[float]]], label: str) -> Mar
     grid = np.linspace(*axes.get_xlim(), 200)
     for place, (name, values) in enumerate(curves):
         shares = np.searchsorted(values, grid, side="right") / values.size
-        _note(axes.plot(grid, shares, color=_COLOURS[_SERIES[place % len(_SERIES)]], linewidth=2), [name])
+        _note(axes.plot(grid, shares, color=_COLOURS[_CURVES[place % len(_CURVES)]], linewidth=2), [name])
     return _svg(axes, f"Share of images with at most a {label}: " + ", ".join(name for name, _ in curves))
 
 
@@ -160,22 +163,6 @@ def _axes(x_range: tuple[float, float], y_range: tuple[float, float], label: str
         axis.set_major_locator(MaxNLocator(most, steps=_STEPS))
         axis.set_major_formatter(FuncFormatter(lambda tick, _: _short(tick)))
     return axes
-
-
-def _bars(
-    axes: Axes,
-    places: ArrayLike,
-    heights: ArrayLike,
-    room: float,
-    inks: Sequence[str],
-    notes: Sequence[str],
-    foot: float = 0.0,
-) -> None:
-    """Bars of ``room`` width parted by a thin line, each with a text that appears under the mouse."""
-    colours = [_COLOURS[ink] for ink in inks]
-    _note(
-        axes.bar(places, heights, room, foot, color=colours, edgecolor=_COLOURS["card"], linewidth=0.8), notes
-    )
 
 
 def _note(artists: Iterable[Artist], notes: Sequence[str]) -> None:

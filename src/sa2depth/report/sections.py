@@ -20,12 +20,8 @@ _KINDS = {
     "best": ("Best images", "The smallest {main} of the split."),
     "spread": ("Across the split", "Images at even steps through the split."),
 }
-_DEPTH_METRICS = {
-    "abs_rel": facts_of("abs_rel").title,
-    "rmse": facts_of("rmse").title,
-    "d1": facts_of("d1").title,
-    "bias": "Bias, mean of p − g (m)",
-}
+_DEPTH_METRICS = {name: facts_of(name).title for name in ("abs_rel", "rmse", "d1")}
+_DEPTH_METRICS["bias"] = "Bias, mean of p − g (m)"
 _MOST_CHANGES = 5
 
 
@@ -211,9 +207,7 @@ def _baselines(run: RunFiles) -> Mapping[str, Mapping[str, Any]]:
     """Name in words -> scores, counts and notes."""
     entries = run.document.get("baselines")
     entries = entries if isinstance(entries, dict) else {}
-    return {
-        str(name).replace("_", " "): scores for name, scores in entries.items() if isinstance(scores, dict)
-    }
+    return {str(name).replace("_", " "): its for name, its in entries.items() if isinstance(its, dict)}
 
 
 def _embed(path: Path, most_bytes: int, gaps: list[str]) -> str | None:
