@@ -80,7 +80,7 @@ GRIDS = [
     (rows_of(scene()), ["abs_rel 0.100\nfirst"]),
     (rows_of(scene(seed=1)), ["second"]),
     (rows_of(scene(seed=2), broken=True), None),
-    # the letters reach the colour bar of depth, which stands over them
+    # the letters reach the colour bar of depth, and stand over it
     (rows_of(scene(seed=3)), ["abs_rel 0.100\n\n" + 60 * "W"]),
     (rows_of(scene(seed=3)), [60 * "W"]),
     (rows_of(scene(seed=4)), ["$x_1$ again, short"]),

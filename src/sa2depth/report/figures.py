@@ -6,7 +6,7 @@ Everything goes through matplotlib's object interface, never pyplot: no global s
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,7 +115,7 @@ def _shapes(rows: Sequence[Sequence[_Cell]]) -> _Shapes:
 
 
 class _Layout:
-    """The figure of a grid: cells to fill, and headings and colour bars, which are painted once and then copied.
+    """The figure of a grid: cells to fill, and headings and colour bars, which are painted once and then restored.
 
     Args:
         shapes: Of each row's four pictures; None: no picture, but a note in its place.
@@ -154,22 +154,19 @@ class _Layout:
             for row in zip(axes, shapes, strict=True)
         ]
         self._titles = [_note_below(row[0]) for row in axes]
-        headings = [
+        headings = ("image", "ground truth", "prediction", "relative error |p − g| / g")
+        for axis, heading in zip(axes[0], headings, strict=True):
             # without y, every axis makes ticks to see how high they reach
             axis.set_title(heading, fontsize=9, y=1.0)
-            for axis, heading in zip(
-                axes[0], ("image", "ground truth", "prediction", "relative error |p − g| / g"), strict=True
-            )
-        ]
-        bars = [
-            _legend(figure, (0.26, 0.48), height, DEPTH_MAP, max_depth, "depth (m); black: not measured"),
-            _legend(figure, (0.76, 0.22), height, ERROR_MAP, max_error, "relative error"),
-        ]
-        self._fixed: list[Artist] = [*headings, *bars]
-        parts = [part for row in self._cells for cell in row for part in cell if part is not None]
-        self._changing: list[Artist] = [*parts, *self._titles]
+        _legend(figure, (0.26, 0.48), height, DEPTH_MAP, max_depth, "depth (m); black: not measured")
+        _legend(figure, (0.76, 0.22), height, ERROR_MAP, max_error, "relative error")
+        # in the order in which matplotlib draws them: axes by axes, pictures before texts
+        self._changing: list[Artist] = []
+        for (first, *others), title in zip(self._cells, self._titles, strict=True):
+            parts = [*first, title, *(part for cell in others for part in cell)]
+            self._changing += [part for part in parts if part is not None]
         self._canvas: Any = FigureCanvasAgg(figure)  # its methods have no types
-        self._stamps: list[_Stamp] | None = None
+        self._background: Any = None
 
     def fill(self, rows: Sequence[Sequence[_Cell]], titles: Sequence[str]) -> None:
         """Put pictures of the layout's shapes, their notes and the names of the rows into it."""
@@ -195,50 +192,17 @@ class _Layout:
 
     def _painted(self) -> NDArray[np.uint8]:
         """``(H,W,4)`` pixels, equal to those of the whole figure."""
-        if self._stamps is None:
-            self._stamps = _stamps(self._draw(self._fixed))
-        pixels = self._draw(self._changing)
-        for stamp in self._stamps:
-            if (pixels[stamp.place] != stamp.background).any():  # a long title reaches below a colour bar
-                return self._draw([*self._fixed, *self._changing])
-            pixels[stamp.place] = stamp.pixels
-        return pixels
-
-    def _draw(self, shown: Sequence[Artist]) -> NDArray[np.uint8]:
-        """Pixels of some of the parts; all are visible afterwards."""
-        everything = [*self._fixed, *self._changing]
-        for part in everything:
-            part.set_visible(part in shown)
-        try:
+        if self._background is None:
+            for part in self._changing:
+                part.set_visible(False)
             self._canvas.draw()
-        finally:
-            for part in everything:
+            self._background = self._canvas.copy_from_bbox(self._canvas.figure.bbox)
+            for part in self._changing:
                 part.set_visible(True)
+        self._canvas.restore_region(self._background)
+        for part in self._changing:
+            part.draw(self._canvas.get_renderer())
         return np.asarray(self._canvas.buffer_rgba())
-
-
-class _Stamp(NamedTuple):
-    """A piece of a picture to copy to a place that is still background."""
-
-    place: tuple[slice, slice]
-    pixels: NDArray[np.uint8]
-    background: NDArray[np.uint8]
-
-
-def _stamps(pixels: NDArray[np.uint8]) -> list[_Stamp]:
-    """What is painted in the upper half, and what in the lower half; the corner of a picture is background."""
-    background = pixels[0, 0].copy()
-    half = len(pixels) // 2
-    stamps = []
-    for top, bottom in ((0, half), (half, len(pixels))):
-        rows, columns = np.nonzero((pixels[top:bottom] != background).any(axis=2))
-        if rows.size:
-            place = (
-                slice(top + rows.min(), top + rows.max() + 1),
-                slice(columns.min(), columns.max() + 1),
-            )
-            stamps.append(_Stamp(place, pixels[place].copy(), background))
-    return stamps
 
 
 def _cell(axis: Axes, shape: tuple[int, ...] | None) -> tuple[AxesImage | None, Text]:
@@ -292,11 +256,10 @@ def _range_note(depth: NDArray[np.float64]) -> str:
 
 def _legend(
     figure: Figure, place: tuple[float, float], height: float, colormap: str, end: float, label: str
-) -> Axes:
+) -> None:
     """Colour bar at the foot of the figure; ``place`` is left and width as shares of the figure."""
-    axis = figure.add_axes((place[0], 0.42 / height, place[1], 0.1 / height))
+    axis = figure.add_axes((place[0], 0.42 / height, place[1], 0.1 / height), zorder=-1)  # below long titles
     mappable = ScalarMappable(Normalize(0.0, end), ListedColormap(color_table(colormap) / 255.0))
     bar = figure.colorbar(mappable, cax=axis, orientation="horizontal")
     bar.set_label(label, fontsize=8, labelpad=1)
     bar.ax.tick_params(labelsize=7, length=2, pad=1)
-    return axis
