@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from made_run import NAMES, PROTOCOL, make_run, row
+from made_run import NAMES, PROTOCOL, Page, make_run, row
 from sa2depth.errors import ConfigError, DataError
 from sa2depth.report.paired import compare
 from sa2depth.report.run_files import read_run
@@ -11,7 +11,8 @@ from sa2depth.report.run_files import read_run
 
 def test_comparison(tmp_path):
     mine = read_run(make_run(tmp_path / "a", (0.1, 0.2, 0.4, 0.5)))
-    result = compare(mine, read_run(make_run(tmp_path / "b", (0.2, 0.1, 0.7, 0.5))))
+    theirs = read_run(make_run(tmp_path / "b", (0.2, 0.1, 0.7, 0.5)))
+    result = compare(mine, theirs)
     by_name = {metric.name: metric for metric in result.metrics}
     rel = by_name["abs_rel"]
     assert list(by_name) == NAMES
@@ -22,6 +23,13 @@ def test_comparison(tmp_path):
     assert by_name["d1"].difference == pytest.approx(0.025)
     assert (by_name["d1"].better, by_name["d1"].worse) == (0.5, 0.25)
     assert [change[0][-1] for change in result.changes] == ["2", "0", "3", "1"]
+    page = Page(mine, [theirs])
+    for words in ("On 4 images of both, AbsRel is 0.3000 here and 0.3750 there", "−0.07500",
+                  "better on 50.0 % of them and worse on 25.0 %"):  # fmt: skip
+        assert words in page.text
+    assert "Not compared" not in page.text
+    assert repr(rel.standard_error) in page.values("title")
+    assert page.text.count("place/00003") == 1  # unchanged: in the table of images only
 
 
 def test_comparison_of_different_images(tmp_path):
@@ -31,6 +39,8 @@ def test_comparison_of_different_images(tmp_path):
     result = compare(mine, theirs)
     assert (result.only_here, result.only_there, result.unscored) == (2, 1, 1)
     assert [metric.standard_error for metric in result.metrics] == pytest.approx([math.nan] * 9, nan_ok=True)
+    words = "2 only in this run, 1 only in the other, 1 without a score"
+    assert words in Page(mine, [theirs]).text
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from made_run import edit, make_run, save_noise, scores
+from made_run import edit, make_run, scores
 from sa2depth.errors import DataError
 from sa2depth.report.run_files import read_run
 
@@ -45,17 +45,6 @@ def test_tables_of_two_evaluations_are_noticed(tmp_path):
     run = make_run(tmp_path / "other", metrics=scores(0.3))
     assert any("The mean silog of per_image.csv is 0.233333" in gap for gap in read_run(run).gaps)
     assert not read_run(make_run(tmp_path / "good")).gaps
-
-
-def test_pictures_that_are_not_there_or_not_ours(tmp_path):
-    save_noise(tmp_path / "secret.png", 8, 8)
-    listed = [{"kind": "worst", "id": "x", "file": file} for file in ("../secret.png", "best_1.png")]
-    folder = make_run(tmp_path / "run", pictures=False)
-    edit(folder, pictures=[*listed, "nonsense"])
-    run = read_run(folder)
-    assert not run.pictures
-    for words in ("best_1.png is named in metrics.json but is not there", "../secret.png lies outside"):
-        assert any(words in gap for gap in run.gaps)
 
 
 def test_depth_ranges(tmp_path):

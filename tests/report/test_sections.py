@@ -1,11 +1,12 @@
 """What the sections of the page say about a run."""
 
+import json
 import math
 import re
 
 import pytest
 
-from made_run import PROTOCOL, Page, make_run, row, scores
+from made_run import PROTOCOL, Page, edit, make_run, row, save_noise, scores
 
 
 def test_by_depth(tmp_path):
@@ -15,14 +16,6 @@ def test_by_depth(tmp_path):
     bars = re.findall(r"<title>((?:0–2|2–5|≥ 5).*?)</title>", page.source)
     assert {"0–2: 0.0713", "≥ 5: −0.4560"} <= set(bars)
     assert not [bar for bar in bars if bar.startswith("2–5") and not bar.endswith("0 %")]
-
-
-def test_depth_ranges_that_were_not_asked_for(tmp_path):
-    run = make_run(tmp_path / "run")
-    (run / "by_depth.csv").write_text("from,to,pixels,abs_rel,rmse,d1,bias\n")
-    page = Page(run)
-    assert "the protocol names no depth ranges" in page.text
-    assert "depth" not in page.values("id")
 
 
 def test_nonfinite_predictions_are_said_loudly(tmp_path):
@@ -61,16 +54,17 @@ def test_what_is_said_of_an_entry(tmp_path, changes, said, unsaid):
     assert [words for words in [*said, *unsaid] if words in text] == said
 
 
-def test_pictures_that_cannot_be_shown(tmp_path):
+def test_pictures_that_are_not_there_or_not_ours(tmp_path):
+    save_noise(tmp_path / "secret.png", 8, 8)
     run = make_run(tmp_path / "run")
     (run / "pictures/best_1.png").unlink()
     (run / "pictures/spread_1.png").write_bytes(b"no picture")
+    listed = json.loads((run / "metrics.json").read_text())["pictures"]
+    edit(run, pictures=[*listed, {"kind": "worst", "id": "x", "file": "../secret.png"}, "nonsense"])
     page = Page(run)
     assert page.tags.count("img") == 1
-    for words in (
-        "best_1.png is named in metrics.json but is not there",
-        "spread_1.png is not a readable picture",
-    ):
+    for words in ("best_1.png is named in metrics.json but is not there", "../secret.png lies outside",
+                  "spread_1.png is not a readable picture"):  # fmt: skip
         assert words in page.text
 
 
@@ -80,21 +74,3 @@ def test_worst_images_come_first(tmp_path):
     page = Page(make_run(tmp_path / "run", rows=rows, pictures=False))
     table = page.source[page.source.index('id="images"') :]
     assert re.findall(r">(id\d)<", table) == ["id1", "id0", "id2", "id3"]
-
-
-def test_a_comparison_in_words(tmp_path):
-    theirs = make_run(tmp_path / "b", (0.2, 0.1, 0.7, 0.5))
-    page = Page(make_run(tmp_path / "a", (0.1, 0.2, 0.4, 0.5)), [theirs])
-    assert "On 4 images of both, AbsRel is 0.3000 here and 0.3750 there" in page.text
-    assert "better on 50.0 % of them and worse on 25.0 %" in page.text
-    assert "−0.07500" in page.text
-    assert "Not compared" not in page.text
-    assert any(title.startswith("0.0853912") for title in page.values("title"))  # the standard error, exact
-    assert page.text.count("place/00003") == 1  # unchanged: in the table of images only
-
-
-def test_images_that_were_not_compared_are_counted(tmp_path):
-    empty, b, c, d = (row(i, name, 0.1, 5 * (i > 0)) for i, name in enumerate("abcd"))
-    theirs = make_run(tmp_path / "b", rows=[empty, {**d, "index": 1}, {**c, "id": "new"}])
-    page = Page(make_run(tmp_path / "a", rows=[empty, b, c, d]), [theirs])
-    assert "2 only in this run, 1 only in the other, 1 without a score" in page.text
