@@ -136,19 +136,8 @@ class _Layout:
             dpi=_DPI,
             facecolor=None if facecolor == "auto" else facecolor,
         )
-        axes = figure.subplots(
-            len(shapes),
-            4,
-            squeeze=False,
-            gridspec_kw={
-                "left": 0.01,
-                "right": 0.99,
-                "top": 1 - top / height,
-                "bottom": bottom / height,
-                "wspace": 0.03,
-                "hspace": 0.22 / cell_height,
-            },
-        )
+        axes = figure.subplots(len(shapes), 4, squeeze=False)
+        figure.subplots_adjust(0.01, bottom / height, 0.99, 1 - top / height, 0.03, 0.22 / cell_height)
         self._cells = [
             [_cell(axis, shape) for axis, shape in zip(*row, strict=True)]
             for row in zip(axes, shapes, strict=True)
