@@ -68,13 +68,11 @@ def test_a_comparison_needs_the_tables(tmp_path):
         compare(read_run(mine), read_run(theirs))
 
 
-@pytest.mark.parametrize(
-    "protocol",
-    [
-        {"name": "nyu_eigen", "version": 3, "description": "-"},  # older runs lack rules, and this is none
-        {**PROTOCOL, "flip": "not applicable", "input": "not applicable"},  # predictions from files
-    ],
-)
+OLDER = {"name": "nyu_eigen", "version": 3, "description": "-"}  # lacks rules, and its description is none
+FROM_FILES = {**PROTOCOL, "flip": "not applicable", "input": "not applicable"}
+
+
+@pytest.mark.parametrize("protocol", [OLDER, FROM_FILES])
 def test_protocols_that_compare(tmp_path, protocol):
     theirs = read_run(make_run(tmp_path / "b", protocol=protocol))
     assert compare(read_run(make_run(tmp_path / "a")), theirs).metrics[0].equal == 1.0
