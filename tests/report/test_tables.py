@@ -34,12 +34,8 @@ def read_csv(path):
 
 
 def written(evaluation, path, extra=None):
-    def refuse(name):
-        raise AssertionError(f"{name} is no JSON")
-
-    return json.loads(
-        write_metrics(evaluation, path / "metrics.json", extra).read_text(), parse_constant=refuse
-    )
+    text = write_metrics(evaluation, path / "metrics.json", extra).read_text()
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
 def test_the_table_keeps_every_digit(evaluated, tmp_path):
@@ -84,11 +80,8 @@ def test_metrics_and_their_circumstances(evaluated, tmp_path):
     assert document["nonfinite_pixels"] == 1
     assert document["complete"] is False
     rules = document["protocol"]
-    assert (rules["name"], rules["flip"], rules["version"]) == (
-        "nyu_eigen",
-        True,
-        evaluated.protocol.version,
-    )
+    wanted = "nyu_eigen", True, evaluated.protocol.version
+    assert (rules["name"], rules["flip"], rules["version"]) == wanted
     box = {"top": 45, "bottom": 471, "left": 41, "right": 601}
     assert rules["crop_box"] == box
     assert rules["frame"] == {"height": 480, "width": 640}
@@ -119,8 +112,9 @@ def test_every_frame_size_has_its_count_and_its_box(evaluated, tmp_path):
 def test_of_files_flip_and_input_do_not_apply(evaluated, tmp_path):
     sizes = {Sizes(FRAME, FRAME, None): 3}
     document = written(replace(evaluated, sizes=sizes, network=False), tmp_path)
-    for key in ("flip", "input", "input_size", "max_side"):
-        assert document["protocol"][key] == "not applicable"
+    assert {document["protocol"][key] for key in ("flip", "input", "input_size", "max_side")} == {
+        "not applicable"
+    }
     assert document["input_sizes"] == "not applicable"
     assert document["protocol"]["crop_box"]["top"] == 45
 

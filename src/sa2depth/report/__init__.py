@@ -1,7 +1,8 @@
 """What an evaluation leaves behind: tables, depth pictures and training curves."""
 
+from sa2depth.report.colours import colorize
 from sa2depth.report.curves import plot_curves
-from sa2depth.report.figures import DepthGrids, colorize, depth_grid
+from sa2depth.report.figures import DepthGrids, depth_grid
 from sa2depth.report.tables import write_by_depth, write_metrics, write_table
 
 __all__ = [

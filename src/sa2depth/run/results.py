@@ -13,6 +13,7 @@ from sa2depth.data.sample import Source
 from sa2depth.lit import close_loggers
 from sa2depth.metrics import Evaluation, Examples
 from sa2depth.report import plot_curves, write_by_depth, write_metrics, write_table
+from sa2depth.report.page import refresh_page
 from sa2depth.run.baseline import median_baseline
 from sa2depth.run.pictures import FOLDER, write_grid, write_pictures
 from sa2depth.run.processes import each_on_its_own
@@ -84,6 +85,8 @@ def finish(
         write_metrics(evaluation, folder / "metrics.json", details)
         images = [*([grid] if grid else []), *curves]
         files += [*_logs(loggers), *images, folder / FOLDER, *sorted((folder / "checkpoints").glob("*.ckpt"))]
+        if page := refresh_page(folder):
+            files.append(page)
         print_summary(evaluation, circumstances, details["baselines"], seconds)
         with stage("closing the loggers"):
             close_loggers(loggers, images)
