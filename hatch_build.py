@@ -14,11 +14,11 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-_PACKAGE = Path("src/sa2depth/ops/cpu")
+_PACKAGE = Path("src/sa2depth/ops/runtime/cpp")
 
 
 class CpuLibraryHook(BuildHookInterface[Any]):
-    """Puts ``libsa2depth_cpu.so`` beside ``ops/cpu``: in place for editable installs, which run from there too."""
+    """Puts ``libsa2depth_cpu.so`` into ``ops/runtime/cpp``: in place for editable installs, which run from there."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Build, and tag the wheel for this platform if it holds the library.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import rounding
 
-DATA = Path(__file__).parent / "data" / "golden"
+DATA = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 # Test workers share the cores: threads of each would only wait for those of the others.

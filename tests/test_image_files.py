@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from sklearn.datasets import load_sample_image
 
 from sa2depth import image_files
-from sa2depth.data.images import read_mask, read_rgb
+from sa2depth.data.io.images import read_mask, read_rgb
 from sa2depth.errors import ConfigError, DataError, UserError
 from sa2depth.infer import to_tensor
 from sa2depth.infer.images import to_picture

@@ -1,5 +1,5 @@
 // What the library's front (library.cpp) and its code paths (kernels.cpp, compiled once a path) agree on.
-// Sizes and strides are in elements. The structures are mirrored in sa2depth/ops/cpu/library.py.
+// Sizes and strides are in elements. The structures are mirrored in sa2depth/ops/runtime/cpp/library.py.
 #pragma once
 
 #include <stdint.h>

@@ -1,6 +1,6 @@
-// The C interface of the library, called through ctypes (sa2depth/ops/cpu/library.py). No PyTorch headers: pointers to
-// contiguous float32 tensors, sizes, a number of threads. `path` is one of those that sa2depth_cpu_paths() offers.
-// Every function returns 0, or a Status.
+// The C interface of the library, called through ctypes (sa2depth/ops/runtime/cpp/library.py). No PyTorch headers:
+// pointers to contiguous float32 tensors, sizes, a number of threads. `path` is one of those that sa2depth_cpu_paths()
+// offers. Every function returns 0, or a Status.
 #include "kernels.h"
 
 namespace sa2 {

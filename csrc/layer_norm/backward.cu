@@ -21,7 +21,7 @@ __device__ __forceinline__ float slope(float y) {
 #endif
 }
 
-// Blocks of a multiprocessor, by the registers of a thread: as in layer_norm_cuda.py.
+// Blocks of a multiprocessor, by the registers of a thread: as in ops/layer_norm/cuda.py.
 __device__ constexpr int resident(int lanes, int values) {
   if (lanes > 128) return 1;
   if (GELU) return values > 16 ? 2 : 4;

@@ -19,7 +19,7 @@
 __device__ __forceinline__ float inverse_root(float x) { return rsqrtf(x); }
 #endif
 
-// LANES and VALUES of the teams, by the channels that they have room for; layer_norm_cuda.py picks.
+// LANES and VALUES of the teams, by the channels that they have room for; ops/layer_norm/cuda.py picks.
 #define TEAMS(X)                                      \
   X(4, 8) X(8, 8) X(4, 24) X(16, 8) X(8, 24) X(32, 8) \
   X(16, 24) X(32, 16) X(32, 24) X(32, 32) X(64, 32) X(256, 32)

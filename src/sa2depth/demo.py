@@ -1,6 +1,6 @@
 """The demonstration: ``python -m sa2depth.demo`` trains, evaluates and predicts in minutes on two cores.
 
-Everything runs through the same doors that users take: ``experiment=demo`` and the predictor.
+Everything runs through the entry points that users take: ``experiment=demo`` and the predictor.
 """
 
 import json
@@ -19,7 +19,7 @@ with loading("PyTorch and Lightning", command=__name__ == "__main__"):
     from rich.console import Console
 
     from sa2depth.config import launch
-    from sa2depth.data.images import read_rgb
+    from sa2depth.data.io.images import read_rgb
     from sa2depth.infer import Predictor, write
     from sa2depth.quoting import argument, hydra_quoted
     from sa2depth.report import colorize

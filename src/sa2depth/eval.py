@@ -8,37 +8,35 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from sa2depth.stages import Progress, loading, run_stages, stage
+from sa2depth.stages import Progress, loading, stage
 
 with loading("PyTorch and Lightning", command=__name__ == "__main__"):
     from omegaconf import DictConfig
 
     from sa2depth.config import launch
+    from sa2depth.config.options import EVAL
     from sa2depth.errors import ConfigError, DataError
     from sa2depth.lit import DepthModule
+    from sa2depth.lit.callbacks.pictures import kept_examples
     from sa2depth.metrics import load_protocol
+    from sa2depth.metrics.any_size import stride_multiple
     from sa2depth.run.build import (
-        EVAL_KEYS,
         build_data,
         build_trainer,
         check_input,
-        chosen_arithmetic,
-        prepare,
+        prepared,
         without_truth,
     )
     from sa2depth.run.plan import (
         count_parameters,
         describe_device,
         device_facts,
-        note_of_protocol,
         print_plan,
     )
     from sa2depth.run.predictions import PredictionReader
     from sa2depth.run.processes import ending_together
     from sa2depth.run.results import finish
     from sa2depth.run.scoring import PredictionFiles
-    from sa2depth.run.stage_times import is_first
-    from sa2depth.run.summary import protocol_rows
     from sa2depth.targets import parse_trusted
     from sa2depth.weights import load_model
 
@@ -52,11 +50,9 @@ def evaluate(cfg: DictConfig) -> float:
     Raises:
         UserError: for a configuration, a data set, a checkpoint or predictions that cannot work.
     """
-    with run_stages(shown=is_first()), stage("set-up") as set_up:
-        prepare(cfg, EVAL_KEYS)
+    with prepared(cfg, EVAL) as set_up:
         _require_one(cfg)
-        with chosen_arithmetic(cfg):
-            return evaluate_network(cfg, set_up) if cfg.predictions is None else evaluate_files(cfg, set_up)
+        return evaluate_network(cfg, set_up) if cfg.predictions is None else evaluate_files(cfg, set_up)
 
 
 def _require_one(cfg: DictConfig) -> None:
@@ -76,30 +72,30 @@ def evaluate_network(cfg: DictConfig, set_up: Progress) -> float:
     model = load_model(cfg.checkpoint, **depths, trusted=parse_trusted(cfg.trusted))
     protocol = load_protocol(cfg.protocol)
     data = build_data(cfg, protocol, "test")
-    multiple = int(getattr(model, "stride_multiple", 32))
+    multiple = stride_multiple(model)
     check_input(protocol, multiple, data, "test")
-    module = DepthModule(model, protocol=protocol, cuda_graph=cfg.cuda_graph)
+    module = DepthModule(model, protocol=protocol)
     trainer = build_trainer(cfg, with_logs=False)
     folder = Path(cfg.paths.output_dir)
     set_up.end()
     print_plan(
         f"sa2depth.eval: {cfg.checkpoint}",
+        cfg,
+        data,
+        protocol,
         {
-            "data": data.describe(),
             "encoder": type(model.encoder).__name__,
             "parameters": count_parameters(model),
             "device": describe_device(trainer),
-            **protocol_rows(protocol, multiple=multiple),
-            **note_of_protocol(protocol, data),
-            "output": str(folder),
         },
+        multiple,
     )
     with ending_together(trainer):
         with stage("test", shown=False):
             trainer.test(module, datamodule=data, verbose=False)
         evaluation = replace(module.evaluation, without_truth=without_truth(data))
         circumstances = {**device_facts(trainer), "checkpoint": str(cfg.checkpoint)}
-        return finish(folder, evaluation, module.examples, circumstances, trainer=trainer)["abs_rel"]
+        return finish(folder, evaluation, kept_examples(trainer), circumstances, trainer=trainer)["abs_rel"]
 
 
 def evaluate_files(cfg: DictConfig, set_up: Progress) -> float:
@@ -115,13 +111,10 @@ def evaluate_files(cfg: DictConfig, set_up: Progress) -> float:
     set_up.end()
     print_plan(
         f"sa2depth.eval: predictions in {cfg.predictions}",
-        {
-            "data": data.describe(),
-            "predictions": files.describe(),
-            **protocol_rows(protocol, network=False),
-            **note_of_protocol(protocol, data),
-            "output": str(folder),
-        },
+        cfg,
+        data,
+        protocol,
+        {"predictions": files.describe()},
     )
     evaluation, examples, resized = files.score()
     circumstances = {

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from sa2depth.stages import Progress, loading, run_stages, stage
+from sa2depth.stages import Progress, loading, stage
 
 with loading("PyTorch and Lightning", command=__name__ == "__main__"):
     import lightning as L
@@ -18,18 +18,17 @@ with loading("PyTorch and Lightning", command=__name__ == "__main__"):
     from omegaconf import DictConfig, OmegaConf
 
     from sa2depth.config import launch
+    from sa2depth.config.options import TRAIN
     from sa2depth.lit import Continuation, CsvLog, DepthModule
+    from sa2depth.lit.callbacks.pictures import kept_examples
     from sa2depth.metrics import load_protocol
     from sa2depth.models import SA2Depth
-    from sa2depth.models.checkpointing import checkpoint_layers
     from sa2depth.run.build import (
-        TRAIN_KEYS,
         build_data,
         build_network,
         build_trainer,
         check_input,
-        chosen_arithmetic,
-        prepare,
+        prepared,
         without_truth,
     )
     from sa2depth.run.plan import (
@@ -37,13 +36,11 @@ with loading("PyTorch and Lightning", command=__name__ == "__main__"):
         describe_device,
         describe_ways,
         device_facts,
-        note_of_protocol,
         print_plan,
     )
     from sa2depth.run.processes import ending_together
     from sa2depth.run.results import finish
-    from sa2depth.run.stage_times import is_first
-    from sa2depth.run.summary import protocol_rows
+    from sa2depth.runtime.checkpointing import checkpoint_layers
     from sa2depth.weights import TrainingState, load_encoder, read_training_state
 
 
@@ -56,10 +53,8 @@ def train(cfg: DictConfig) -> float:
     Raises:
         UserError: for a configuration, a data set or weights that cannot work; raised before training starts.
     """
-    with run_stages(shown=is_first()), stage("set-up") as set_up:
-        prepare(cfg, TRAIN_KEYS)
-        with chosen_arithmetic(cfg):
-            return _train(cfg, set_up)
+    with prepared(cfg, TRAIN) as set_up:
+        return _train(cfg, set_up)
 
 
 def _train(cfg: DictConfig, set_up: Progress) -> float:
@@ -80,28 +75,25 @@ def _train(cfg: DictConfig, set_up: Progress) -> float:
         protocol=protocol,
         min_depth=cfg.min_depth,
         max_depth=cfg.max_depth,
-        compile=cfg.compile,
-        cuda_graph=cfg.cuda_graph,
     )
     trainer = build_trainer(cfg)
     if resumed is not None:
         resumed.check_unfinished(trainer.max_epochs, trainer.max_steps)
         _continue(trainer, resumed)
-    folder = Path(cfg.paths.output_dir)
     set_up.end()
     print_plan(
         f"sa2depth.train: {cfg.name}",
+        cfg,
+        data,
+        protocol,
         {
-            "data": data.describe(),
             "encoder": encoder,
             "parameters": count_parameters(model),
             "device": describe_device(trainer),
             **describe_ways(cfg, model),
             "training range": f"{cfg.min_depth:g}-{cfg.max_depth:g} m",
-            **protocol_rows(protocol, multiple=model.stride_multiple),
-            **note_of_protocol(protocol, data),
-            "output": str(folder),
         },
+        model.stride_multiple,
     )
     with ending_together(trainer):
         _log_hyperparameters(trainer, cfg)
@@ -114,9 +106,9 @@ def _train(cfg: DictConfig, set_up: Progress) -> float:
             trainer.test(module, datamodule=data, ckpt_path=best, verbose=False)
         train_source, test_source = data.source("train"), data.source("test")
         scores = finish(
-            folder,
+            Path(cfg.paths.output_dir),
             replace(module.evaluation, without_truth=without_truth(data)),
-            module.examples,
+            kept_examples(trainer),
             {**device_facts(trainer), "checkpoint": best or "the last state, there is no best checkpoint"},
             trainer=trainer,
             baseline=(train_source, test_source) if cfg.baseline and train_source and test_source else None,

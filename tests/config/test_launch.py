@@ -1,4 +1,4 @@
-"""What the door of the Hydra programs says of folders and classes that fail, and which errors keep their traceback."""
+"""What the Hydra programs say of folders and classes that fail, and which errors keep their traceback."""
 
 import logging
 import os
@@ -129,7 +129,10 @@ def test_a_folder_that_the_job_cannot_make_is_no_matter_of_the_run(door, tmp_pat
             ["object of type 'int' has no len()", "(in loss)"],
         ),
         ("{_target_:sa2depth.lit.schedules.polynomial_factor,step:1}", ["missing 3 required", "(in loss)"]),
-        ("{_target_:sa2depth.losses.SILog,scale:-1}", ["scale must be positive", "(in loss)"]),
+        (
+            "{_target_:sa2depth.losses.SILog,scale:-1}",
+            ["SILog(scale=-1): expected a finite number above 0", "(in loss)"],
+        ),
     ],
 )
 def test_what_cannot_be_built_is_one_line_with_its_node(door, node, words):
@@ -237,6 +240,15 @@ def test_an_argument_that_is_no_option_at_all(door):
     status, message = door(nothing, "resume last.ckpt")
     assert (status, message.count("\n")) == (2, 1)
     assert "error: resume last.ckpt is no option: write OPTION=VALUE" in message
+
+
+def test_a_base_says_what_must_be_chosen(door):
+    status, message = door(nothing, "experiment=nyu_base")
+    assert status == 2
+    assert message.startswith("error: model has no default here and must be chosen: model=sa2depth_l, model=")
+    assert message.count("\n") == 1
+    assert door(nothing, "experiment=nyu_base", "model=sa2depth_t") == (0, "")
+    assert "_base" not in door(nothing, "experiment=nyu_x")[1]
 
 
 def test_a_resumed_runs_folder_keeps_the_configuration_of_the_first_part(door, tmp_path):

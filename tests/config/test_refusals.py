@@ -9,9 +9,9 @@ from torch import nn
 from sa2depth.errors import ConfigError, as_typed, nearest
 from sa2depth.infer import Predictor
 from sa2depth.models import build_model
-from sa2depth.models.checkpointing import checkpoint_layers
 from sa2depth.ops import use_backend
 from sa2depth.ops.precision import float32_products
+from sa2depth.runtime.checkpointing import checkpoint_layers
 
 
 @pytest.mark.parametrize("word", [1, None, True, 2.5, ["a"]])

@@ -5,7 +5,7 @@ import torch
 
 from sa2depth.errors import ConfigError
 from sa2depth.ops import dcnv3, use_backend
-from sa2depth.ops import dcnv3_cuda as module
+from sa2depth.ops.dcnv3 import cuda as module
 from sa2depth.ops.dcnv3 import dcnv3_fused
 
 pytestmark = pytest.mark.gpu

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from sa2depth.errors import ConfigError
-from sa2depth.ops import depthwise_conv_cuda as module
 from sa2depth.ops import use_backend
+from sa2depth.ops.depthwise_conv import cuda as module
 from sa2depth.ops.depthwise_conv import depthwise_conv
 
 pytestmark = pytest.mark.gpu

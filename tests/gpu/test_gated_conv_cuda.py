@@ -5,7 +5,7 @@ import torch
 
 from sa2depth.errors import ConfigError
 from sa2depth.ops import gated_conv, use_backend
-from sa2depth.ops import gated_conv_cuda as module
+from sa2depth.ops.gated_conv import cuda as module
 
 pytestmark = pytest.mark.gpu
 

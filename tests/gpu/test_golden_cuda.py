@@ -5,9 +5,9 @@ import torch
 
 from agreement import assert_same_depth
 from sa2depth.models import create_model
-from sa2depth.models.compiled import compile_layers
-from sa2depth.models.inference import for_inference
-from sa2depth.models.replayed import capture
+from sa2depth.runtime.compiled import compile_layers
+from sa2depth.runtime.inference import for_inference
+from sa2depth.runtime.replayed import capture
 from sa2depth.weights import from_official
 
 pytestmark = pytest.mark.gpu

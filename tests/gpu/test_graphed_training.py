@@ -14,11 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 from sa2depth import create_model
 from sa2depth.infer import Predictor
 from sa2depth.losses import SILog
-from sa2depth.models.checkpointing import checkpoint_layers
-from sa2depth.models.compiled import compile_layers
-from sa2depth.models.graphed import GraphedTraining
-from sa2depth.models.replayed import capture
+from sa2depth.models import PRESETS, build_model
 from sa2depth.nn.sync_batch_norm import synchronize_batch_norms
+from sa2depth.runtime.checkpointing import checkpoint_layers
+from sa2depth.runtime.compiled import compile_layers
+from sa2depth.runtime.graphed import GraphedTraining
+from sa2depth.runtime.replayed import capture
 
 pytestmark = pytest.mark.gpu
 
@@ -56,6 +57,36 @@ def test_losses_and_statistics_are_the_same(dtype):
         torch.testing.assert_close(value, reference, rtol=0.05, atol=0.05, msg=name)
         if "num_batches" in name:
             assert value == 6
+
+
+VARIANTS = {
+    "window attention": {"attention": {"_target_": "sa2depth.nn.WindowAttention", "_partial_": True}},
+    "plain MLP": {"feed_forward": {"_target_": "sa2depth.nn.Mlp", "_partial_": True}},
+    "no modulator": {
+        "attention": {
+            "_target_": "sa2depth.nn.FlexibleAttention",
+            "_partial_": True,
+            "modulator": None,
+            "ranks": [[0, 0.5], [0.5, 1]],
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("compile", [False, True])
+def test_parts_that_are_not_the_papers_are_captured_too(variant, compile):
+    spec = {**PRESETS["sa2depth_nano"], "min_depth": 0.1, "max_depth": 10}
+    spec["decoder"] |= VARIANTS[variant]
+    torch.manual_seed(0)
+    eager = build_model(spec).cuda().train()
+    model = copy.deepcopy(eager)
+    if compile:
+        compile_layers(model)
+    expected = train(eager, eager, torch.bfloat16)
+    assert train(model, GraphedTraining(model, required=True), torch.bfloat16) == pytest.approx(
+        expected, rel=2e-2
+    )
 
 
 def test_drop_path_draws_anew_at_each_replay():
@@ -257,7 +288,7 @@ class Step(torch.nn.Module):
 # As Lightning does: what ends the process group waits for graphs that hold collectives.
 FAILING = """
 import atexit, sys, torch, torch.distributed as dist
-from sa2depth.models.capture import captured, memory_pool
+from sa2depth.runtime.capture import captured, memory_pool
 
 rank = int(sys.argv[1])
 torch.cuda.set_device(rank)

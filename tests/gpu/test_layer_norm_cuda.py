@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from sa2depth.errors import ConfigError
-from sa2depth.ops import layer_norm_cuda as module
 from sa2depth.ops import use_backend
+from sa2depth.ops.layer_norm import cuda as module
 from sa2depth.ops.layer_norm import layer_norm
 
 pytestmark = pytest.mark.gpu

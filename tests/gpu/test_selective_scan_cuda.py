@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from sa2depth.ops import selective_scan_2d, use_backend
-from sa2depth.ops import selective_scan_cuda as module
-from sa2depth.ops.selective_scan import selective_scan_torch
+from sa2depth.ops.selective_scan import cuda as module
+from sa2depth.ops.selective_scan.torch import run as selective_scan_torch
 
 pytestmark = pytest.mark.gpu
 

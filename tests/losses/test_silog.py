@@ -12,7 +12,7 @@ from sa2depth.losses import SILog
 from sa2depth.masks import valid_mask
 from sa2depth.resources import conf_dir
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def plain(pred, target, valid, focus, scale=10.0):

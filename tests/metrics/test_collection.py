@@ -2,13 +2,15 @@ import logging
 import math
 import threading
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 
 from sa2depth.errors import DataError, ShapeError
-from sa2depth.metrics import METRICS, DepthMetrics, Protocol, aggregate, collection, evaluate_image
+from sa2depth.metrics import METRICS, DepthMetrics, Protocol, Sizes, aggregate, collection, evaluate_image
 from sa2depth.metrics.image import score_pixels
+from views import uncut
 
 OPEN = Protocol(name="open", version=1, min_depth=1e-3, max_depth=10.0)
 
@@ -19,13 +21,18 @@ def maps(count, seed=0):
     return depth * torch.exp(0.3 * torch.randn(depth.shape, generator=rng)), depth
 
 
+def scored_maps(count):
+    pred, depth = maps(count)
+    return pred, uncut(depth)
+
+
 def test_mean_of_per_image_scores_whatever_the_batches():
     pred, depth = maps(5)
     rows = [evaluate_image(p, d, OPEN) for p, d in zip(pred, depth, strict=True)]
     for sizes in ([5], [1] * 5, [2, 3]):
         metric = DepthMetrics(OPEN)
         for p, d, i in zip(pred.split(sizes), depth.split(sizes), torch.arange(5).split(sizes), strict=True):
-            metric.update(p, d, i)
+            metric.update(p, uncut(d, i))
         result = metric.compute()
         for key in METRICS:
             assert result[key] == math.fsum(row[key] for row in rows) / 5
@@ -36,7 +43,7 @@ def test_mean_of_per_image_scores_whatever_the_batches():
 def test_table_is_sorted_and_named():
     pred, depth = maps(3)
     metric = DepthMetrics(OPEN)
-    metric.update(pred, depth, torch.tensor([7, 2, 5]), ["küche/0007", "", "c d"])
+    metric.update(pred, uncut(depth, torch.tensor([7, 2, 5]), ["küche/0007", "", "c d"]))
     table = metric.table()
     assert [(row["index"], row["id"]) for row in table] == [(2, ""), (5, "c d"), (7, "küche/0007")]
     expected = evaluate_image(pred[0], depth[0], OPEN)
@@ -44,11 +51,24 @@ def test_table_is_sorted_and_named():
     assert isinstance(table[0]["pixels"], int)
 
 
+def test_an_evaluation_counts_sizes_and_keeps_what_it_is_told():
+    pred, depth = maps(3)
+    metric = DepthMetrics(OPEN)
+    sizes = Sizes((8, 9), (6, 7), (32, 64)), Sizes((6, 7), (6, 7), None)
+    metric.update(pred[:2], replace(uncut(depth[:2]), sizes=sizes[0]))
+    metric.update(pred[2:], replace(uncut(depth[2:], torch.tensor([2])), sizes=sizes[1]))
+    evaluation = metric.evaluation(split_images=5, network=False)
+    assert evaluation.sizes == {sizes[0]: 2, sizes[1]: 1}
+    assert evaluation.inputs == {(32, 64): 2}
+    assert (evaluation.frames, evaluation.split_images, evaluation.network) == ({(6, 7): 3}, 5, False)
+    assert evaluation.table == metric.table()
+
+
 def test_empty_images_are_left_out_counted_and_named(caplog):
     pred, depth = maps(3)
     depth[1] = 0
     metric = DepthMetrics(OPEN)
-    metric.update(pred, depth, torch.arange(3), ["a", "hollow", "c"])
+    metric.update(pred, uncut(depth, ids=["a", "hollow", "c"]))
     with caplog.at_level(logging.WARNING):
         result = metric.compute()
     rows = [evaluate_image(pred[i], depth[i], OPEN) for i in (0, 2)]
@@ -62,7 +82,7 @@ def test_nonfinite_predictions_are_counted_and_named(caplog):
     pred, depth = maps(2)
     pred[1, 0, 0, :3] = torch.tensor([math.nan, math.inf, -math.inf])
     metric = DepthMetrics(OPEN)
-    metric.update(pred, depth, torch.arange(2), ["fine", "broken"])
+    metric.update(pred, uncut(depth, ids=["fine", "broken"]))
     with caplog.at_level(logging.WARNING):
         result = metric.compute()
     assert (result["nonfinite_pixels"], result["nonfinite_images"], result["images"]) == (3, 1, 2)
@@ -75,7 +95,7 @@ def test_nothing_to_average_is_an_error():
         aggregate([], OPEN)
     pred, depth = maps(2)
     metric = DepthMetrics(OPEN)
-    metric.update(pred, depth * 0, torch.arange(2), ["a", "b"])
+    metric.update(pred, uncut(depth * 0, ids=["a", "b"]))
     with pytest.raises(DataError, match=r"none of the 2 images .* a, b"):
         metric.compute()
 
@@ -83,14 +103,14 @@ def test_nothing_to_average_is_an_error():
 def test_an_image_scored_twice_is_an_error():
     pred, depth = maps(2)
     metric = DepthMetrics(OPEN)
-    metric.update(pred, depth, torch.tensor([3, 4]))
-    metric.update(pred[:1], depth[:1], torch.tensor([4]))
+    metric.update(pred, uncut(depth, torch.tensor([3, 4])))
+    metric.update(pred[:1], uncut(depth[:1], torch.tensor([4])))
     with pytest.raises(DataError, match="indices 4"):
         metric.compute()
     with pytest.raises(DataError, match="indices 4"):
         metric.table()
     metric.reset()
-    metric.update(pred, depth, torch.tensor([3, 4]))
+    metric.update(pred, uncut(depth, torch.tensor([3, 4])))
     assert metric.compute()["images"] == 2
 
 
@@ -98,11 +118,11 @@ def test_wrong_shapes():
     pred, depth = maps(2)
     metric = DepthMetrics(OPEN)
     with pytest.raises(ShapeError):
-        metric.update(pred[:, 0], depth[:, 0], torch.arange(2))
+        metric.update(pred[:, 0], uncut(depth[:, 0]))
     with pytest.raises(ShapeError):
-        metric.update(pred, depth[..., 1:], torch.arange(2))
+        metric.update(pred, uncut(depth[..., 1:]))
     with pytest.raises(ShapeError, match=r"2 images, .* 1 ids"):
-        metric.update(pred, depth, torch.arange(2), ["a"])
+        metric.update(pred, uncut(depth, ids=["a"]))
 
 
 @pytest.fixture
@@ -125,7 +145,7 @@ def test_few_threads_score_on_the_cpu(fails, six_threads, monkeypatch):
 
     monkeypatch.setattr(collection, "score_pixels", scored)
     with pytest.raises(ShapeError, match="broken") if fails else nullcontext():
-        DepthMetrics(OPEN).update(*maps(2), torch.arange(2))
+        DepthMetrics(OPEN).update(*scored_maps(2))
     assert seen == [4] * (1 if fails else 2)
     assert torch.get_num_threads() == 6
 
@@ -134,10 +154,10 @@ def test_another_thread_leaves_the_number_alone(six_threads, monkeypatch):
     seen = []
     monkeypatch.setattr(torch, "set_num_threads", seen.append)
     metric = DepthMetrics(OPEN)
-    thread = threading.Thread(target=metric.update, args=(*maps(2), torch.arange(2)))
+    thread = threading.Thread(target=metric.update, args=scored_maps(2))
     thread.start()
     thread.join()
     assert len(metric.rows) == 1
     assert seen == []
-    metric.update(*maps(2), torch.arange(2))
+    metric.update(*scored_maps(2))
     assert seen == [4, 6]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sa2depth.metrics import METRICS, DepthMetrics, Protocol
+from views import uncut
 
 RULES = {
     "name": "ranges",
@@ -23,13 +24,21 @@ SIZES = (5, 7, 654)
 # Every process of the group of three; two of them form the group of two afterwards.
 WORKER = """
 import json, sys, torch, torch.distributed as dist
-from sa2depth.data.samplers import EvaluationSampler
-from sa2depth.metrics import DepthMetrics, Protocol
+from sa2depth.data.loading.samplers import EvaluationSampler
+from sa2depth.metrics import DepthMetrics, Protocol, view_of
 
 torch.set_num_threads(1)
 rank, folder, rules, sizes = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
 pred, depth = torch.load(f"{folder}/maps.pt")
 results = {}
+
+
+def seen(batch):
+    index = torch.as_tensor(batch)
+    names = [f"image {i}" for i in index.tolist()]
+    return view_of({"image": depth[index], "depth": depth[index], "index": index, "id": names}, Protocol(**rules))
+
+
 for world in (3, 2):
     if rank >= world:
         continue
@@ -40,17 +49,17 @@ for world in (3, 2):
     for case, share in shares.items():
         for batch in torch.tensor(share, dtype=torch.long).split(8):
             if len(batch):
-                metric.update(pred[batch], depth[batch], batch, [f"image {i}" for i in batch.tolist()])
+                metric.update(pred[batch], seen(batch))
         results[f"{world} processes, {case}"] = [
-            metric.compute(), metric.table(), metric.by_depth(), sum(len(rows) for rows in metric.rows)
+            metric.compute(), metric.table(), metric.evaluation().by_depth, sum(len(rows) for rows in metric.rows)
         ]
         metric.reset()
     if rank == 0:  # image 0 once more, on another process
-        metric.update(pred[:1], depth[:1], torch.tensor([0]))
+        metric.update(pred[:1], seen([0]))
     else:
-        metric.update(pred[rank - 1 : rank], depth[rank - 1 : rank], torch.tensor([rank - 1]))
+        metric.update(pred[rank - 1 : rank], seen([rank - 1]))
     refusals = []
-    for ask in (metric.compute, metric.table, metric.by_depth):
+    for ask in (metric.compute, metric.table, metric.evaluation):
         try:
             ask()
         except Exception as error:
@@ -94,8 +103,8 @@ def answers(maps, tmp_path_factory):
 def alone(maps, count):
     pred, depth = (values[:count] for values in maps)
     metric = DepthMetrics(Protocol(**RULES))
-    metric.update(pred, depth, torch.arange(count), [f"image {i}" for i in range(count)])
-    return metric.compute(), metric.table(), metric.by_depth()
+    metric.update(pred, uncut(depth, ids=[f"image {i}" for i in range(count)]))
+    return metric.compute(), metric.table(), metric.evaluation().by_depth
 
 
 def same(found, expected):
@@ -141,5 +150,5 @@ def test_one_process_in_any_order_and_batches(maps):
         order = torch.randperm(count, generator=torch.Generator().manual_seed(1))
         metric = DepthMetrics(Protocol(**RULES))
         for batch in order.split(3):
-            metric.update(pred[batch], depth[batch], batch, [f"image {i}" for i in batch.tolist()])
-        assert same([metric.compute(), metric.table(), metric.by_depth()], alone(maps, count))
+            metric.update(pred[batch], uncut(depth[batch], batch, [f"image {i}" for i in batch.tolist()]))
+        assert same([metric.compute(), metric.table(), metric.evaluation().by_depth], alone(maps, count))

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from sa2depth.errors import ConfigError, ShapeError
 from sa2depth.metrics import METRICS, Protocol, evaluate_image, flip_average, load_protocol
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 OPEN = Protocol(name="open", version=1, min_depth=1e-3, max_depth=10.0)
 
 

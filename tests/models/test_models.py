@@ -191,6 +191,13 @@ class TestBuild:
         with pytest.raises(ConfigError, match="not trusted"):
             build_model(spec)
 
+    @pytest.mark.parametrize("target", ["os.system", "sa2depth.resources.Path"])
+    def test_strangers_inside_a_part_are_not_called(self, target):
+        spec = {**PRESETS["sa2depth_nano"], "min_depth": 0.1, "max_depth": 10.0}
+        spec["decoder"]["attention"] = {"_target_": target, "_partial_": True}
+        with pytest.raises(ConfigError, match="not trusted"):
+            build_model(spec)
+
     @pytest.mark.parametrize(
         "key", ["encoder", "decoder", "bin_head", "depth_head", "min_depth", "max_depth"]
     )
@@ -222,33 +229,6 @@ class TestBuild:
     def test_impossible_depth_range(self, depths):
         with pytest.raises(ConfigError, match="depth range"):
             create_model("sa2depth_nano", min_depth=depths[0], max_depth=depths[1])
-
-    @pytest.mark.parametrize("size", ["t", "s", "l", "nano"])
-    def test_configuration_tree_says_the_same_as_the_presets(self, size):
-        from hydra import compose, initialize_config_dir
-        from omegaconf import OmegaConf
-
-        from sa2depth.resources import conf_dir
-
-        decoder = {"t": "selective_attention", "nano": "selective_attention_nano"}.get(
-            size, "selective_attention_d80"
-        )
-        tail = "_nano" if size == "nano" else ""
-        groups = {
-            "encoder": f"internimage_{size}",
-            "decoder": decoder,
-            "bins": f"multi_level{tail}",
-            "head": f"scan{tail}",
-        }
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            composed = {
-                key: OmegaConf.to_container(compose(f"{key}/{name}")[key]) for key, name in groups.items()
-            }
-        preset = PRESETS[f"sa2depth_{size}"]
-        assert composed["encoder"] == preset["encoder"]
-        assert composed["decoder"] == preset["decoder"]
-        assert composed["bins"] == preset["bin_head"]
-        assert composed["head"] == preset["depth_head"]
 
 
 def test_weights_and_buffers_can_be_averaged():

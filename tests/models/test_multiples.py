@@ -12,9 +12,8 @@ from sa2depth.errors import ConfigError, ShapeError
 from sa2depth.infer import Predictor
 from sa2depth.lit import DepthModule
 from sa2depth.losses import SILog
-from sa2depth.metrics import Protocol
+from sa2depth.metrics import Protocol, Sizes
 from sa2depth.models import BinHead, ConvDecoder, ConvHead, SA2Depth, ScanHead, SelectiveAttentionDecoder
-from sa2depth.report import Sizes
 
 MULTIPLES = (14, 16, 24, 56, 64)
 
@@ -85,10 +84,10 @@ def test_validation_and_test_pad_to_it(multiple, policy, seen):
     module = DepthModule(network(multiple).eval(), SILog(), protocol=rules(**policy))
     batch = {"image": torch.rand(1, 3, 50, 70), "depth": torch.rand(1, 1, 50, 70) + 1, "id": ["a"]}
     with torch.no_grad():
-        scored = module.score(batch)
-    assert scored.prediction.shape == scored.truth.shape
+        view, depth = module.score(batch | {"index": torch.arange(1)})
+    assert depth.shape == view.truth.shape
     frame = policy.get("frame", (50, 70))
-    assert scored.sizes == Sizes((50, 70), frame, (up(seen[0], multiple), up(seen[1], multiple)))
+    assert view.sizes == Sizes((50, 70), frame, (up(seen[0], multiple), up(seen[1], multiple)))
 
 
 @pytest.mark.parametrize("multiple", MULTIPLES)

@@ -29,7 +29,7 @@ def assert_same(actual, expected, leaves):
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-def test_fusion_is_the_weighted_sum_of_enlarged_maps(sizes):
+def test_fusion_is_the_weighted_sum_of_upsampled_maps(sizes):
     torch.manual_seed(0)
     fusion = SelectiveFusion(CHANNELS, 8).double()
     levels = [

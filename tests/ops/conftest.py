@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import sa2depth
-from sa2depth.ops import backends
+from sa2depth.ops import choice as asked
 from sa2depth.resources import csrc_dir
 
 EMULATOR = Path(__file__).parent / "emulator"
@@ -21,7 +21,7 @@ EMULATOR = Path(__file__).parent / "emulator"
 @pytest.fixture(autouse=True)
 def choice(monkeypatch):
     """Tests of the operators choose back ends themselves, whatever ``SA2DEPTH_OPS`` says for the suite."""
-    monkeypatch.setattr(backends, "_choice", "auto")
+    monkeypatch.setattr(asked, "_choice", "auto")
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from typing import Generic, TypeVar
 import pytest
 
 import sa2depth
-from sa2depth.ops.cpu import build as builder
+from sa2depth.ops.runtime.cpp import build as builder
 
 ROOT = Path(sa2depth.__file__).parents[2]
-PACKAGE = Path("src/sa2depth/ops/cpu")
+PACKAGE = Path("src/sa2depth/ops/runtime/cpp")
 
 pytestmark = pytest.mark.skipif(not (ROOT / "hatch_build.py").is_file(), reason="not a checkout")
 

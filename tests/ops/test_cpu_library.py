@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from sa2depth.errors import ConfigError
-from sa2depth.ops import backends, cpu, dcnv3, use_backend
-from sa2depth.ops.cpu import build as builder
-from sa2depth.ops.cpu import inputs, library
+from sa2depth.ops import cpu, dcnv3, use_backend
+from sa2depth.ops.runtime import notices
+from sa2depth.ops.runtime.cpp import build as builder
+from sa2depth.ops.runtime.cpp import inputs, library
 from sa2depth.resources import csrc_dir
 
 SOURCES = csrc_dir() / "cpu"
@@ -121,7 +122,7 @@ def test_float64_and_other_devices_stay_on_torch():
 
 def test_without_the_library_torch_runs_and_one_line_says_so(monkeypatch, caplog):
     monkeypatch.setattr(library, "_load", lambda: (None, "there was no compiler"))
-    monkeypatch.setattr(backends, "_said", set())
+    monkeypatch.setattr(notices, "_said", set())
     with caplog.at_level(logging.WARNING):
         out = [dcnv3(*arguments(), groups=2) for _ in range(2)]
     assert out[0].isfinite().all()

@@ -8,13 +8,13 @@ from torch import nn
 
 from sa2depth.errors import ShapeError
 from sa2depth.ops import cpu, dcnv3, gated_conv, rank_attention, selective_scan_2d, use_backend
-from sa2depth.ops.cpu import library
-from sa2depth.ops.cpu.dcnv3 import dcnv3 as dcnv3_operator
-from sa2depth.ops.cpu.gated_conv import gated_conv_cpu
-from sa2depth.ops.cpu.rank_attention import rank_attention as attention_operator
-from sa2depth.ops.cpu.selective_scan import selective_scan as scan_operator
 from sa2depth.ops.dcnv3 import dcnv3_fused
+from sa2depth.ops.dcnv3.cpu import dcnv3 as dcnv3_operator
+from sa2depth.ops.gated_conv.cpu import run as gated_conv_cpu
 from sa2depth.ops.rank_attention import rank_ranges
+from sa2depth.ops.rank_attention.cpu import rank_attention as attention_operator
+from sa2depth.ops.runtime.cpp import library
+from sa2depth.ops.selective_scan.cpu import selective_scan as scan_operator
 
 pytestmark = pytest.mark.skipif(bool(cpu.why_unavailable()), reason=cpu.why_unavailable())
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sa2depth.ops import dcnv3_cuda as module
-from sa2depth.ops.dcnv3 import dcnv3_torch
-from sa2depth.ops.kernels import compile_kernels
+from sa2depth.ops.dcnv3 import cuda as module
+from sa2depth.ops.dcnv3.torch import run as run_in_torch
+from sa2depth.ops.runtime.nvrtc import compile_kernels
 from sa2depth.resources import csrc_dir
 
 NAMES = ("output", "input", "offset", "mask")
@@ -52,8 +52,16 @@ def make(
     return [t.requires_grad_() for t in (x, offset, mask)], options
 
 
+def dcnv3_torch(x, offset, mask, *options):
+    return run_in_torch(x, (offset, mask), *options)
+
+
+def joined(x, points, *options):
+    return module.run(x, (points,), *options)
+
+
 def kernels(x, offset, mask, *options):
-    return module.dcnv3_cuda(x, torch.cat((offset, mask), dim=-1), *options)
+    return module.run(x, (offset, mask), *options)
 
 
 def run(function, inputs, options):
@@ -127,7 +135,7 @@ def test_joined_rows_aligned_or_not(groups, padding, dtype):
     (x, offset, mask), options = make((5, 6), groups=groups, softmax=True, point_dtype=dtype)
     points = torch.cat((offset, mask, mask[..., :padding]), dim=-1).detach().requires_grad_()
     weight = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).float()
-    output = module.dcnv3_cuda(x, points, *options)
+    output = module.run(x, (points,), *options)
     results = output, *torch.autograd.grad(output, (x, points), weight)
     expected = reference((x, offset, mask), options)
     tolerance = {torch.float32: 3e-6, torch.bfloat16: 3e-3}[dtype]
@@ -278,14 +286,14 @@ def test_deterministic_sums_show_what_is_not_finite(deterministic):
 def test_layouts():
     (x, offset, mask), options = make((5, 6))
     inputs = [x.detach(), torch.cat((offset, mask), dim=-1).detach()]
-    expected = run(module.dcnv3_cuda, [t.requires_grad_() for t in inputs], options)
+    expected = run(joined, [t.requires_grad_() for t in inputs], options)
     strided = [t.detach().repeat_interleave(2, dim=-1)[..., ::2].requires_grad_() for t in inputs]
     moved = []
     for t in inputs:  # contiguous, but not on a multiple of 16 bytes
         memory = torch.empty(t.numel() + 1)
         moved.append(memory[1:].view(t.shape).copy_(t.detach()).requires_grad_())
     for other in (strided, moved):
-        for a, e in zip(run(module.dcnv3_cuda, other, options), expected, strict=True):
+        for a, e in zip(run(joined, other, options), expected, strict=True):
             torch.testing.assert_close(a, e, rtol=0, atol=0)
 
 
@@ -337,7 +345,7 @@ def _meta(shape, groups=2, dtype=torch.float32, stride=1):
 
 def test_why_not(monkeypatch):
     monkeypatch.setattr(Tensor, "is_cuda", True)
-    monkeypatch.setattr(module, "_why_unavailable", lambda index: "")
+    monkeypatch.setattr(module, "why_not_on", lambda *key: "")
     assert module.why_not(*_meta((2, 5, 6, 32)), 2, 3) == ""
     assert module.why_not(*_meta((8, 4000, 5000, 32)), 2, 3) == ""  # more than 2**31 elements
     assert "float64" in module.why_not(*_meta((2, 5, 6, 32), dtype=torch.float64), 2, 3)
@@ -362,7 +370,7 @@ def test_compiles_for_devices_with_all_numbers_in_registers(
     monkeypatch.setattr(module, "launch", lambda source, *_, **__: sources.append(source))
     run(kernels, *make((5, 6), dtype=dtype, point_dtype=dtype, softmax=True))
     monkeypatch.setenv("SA2DEPTH_CACHE", str(tmp_path))
-    caplog.set_level(logging.DEBUG, "sa2depth.ops.kernels.compiler")
+    caplog.set_level(logging.DEBUG, "sa2depth.ops.runtime.nvrtc.compiler")
     for source in sources:
         compile_kernels(csrc_dir() / source.path, architecture, dict(source.macros))
     assert re.findall(r"(\d+) bytes spill stores", caplog.text) == ["0", "0", "0"]

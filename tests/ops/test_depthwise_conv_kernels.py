@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sa2depth.ops import depthwise_conv_cuda as module
-from sa2depth.ops.kernels import compile_kernels
+from sa2depth.ops.depthwise_conv import cuda as module
+from sa2depth.ops.runtime.nvrtc import compile_kernels
 from sa2depth.resources import csrc_dir
 
 NAMES = ("output", "input", "weight", "bias")
@@ -33,7 +33,7 @@ def make(size=(9, 11), batch=2, channels=16, kernel=3, bias=True, dtype=torch.fl
     return [t if t is None else t.requires_grad_() for t in inputs]
 
 
-def run(inputs, function=module.depthwise_conv_cuda):
+def run(inputs, function=module.run):
     """Output and gradients for a weighting that depends on nothing but the shape and the dtype of the output."""
     output = function(*inputs)
     weight = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -106,7 +106,7 @@ def test_half_precision_parameters():
 
 @pytest.mark.parametrize("kernel", [3, 11])
 def test_many_tiles_in_few_blocks(kernel, emulated, monkeypatch):
-    monkeypatch.setattr(module, "_multiprocessors", lambda device: 1)
+    monkeypatch.setattr(module, "multiprocessors", lambda device: 1)
     check(make((41, 70), batch=3, channels=16, kernel=kernel))
     grids = {name: grid for name, (_, grid) in emulated}
     assert grids["depthwise_conv_backward_weight" + "_3x3" * (kernel == 3)] == (2, 1, 1)
@@ -115,7 +115,7 @@ def test_many_tiles_in_few_blocks(kernel, emulated, monkeypatch):
 def test_rows_of_a_thread_follow_the_number_of_multiprocessors(emulated, monkeypatch):
     grids = []
     for multiprocessors in (1, 1000):
-        monkeypatch.setattr(module, "_multiprocessors", lambda device, count=multiprocessors: count)
+        monkeypatch.setattr(module, "multiprocessors", lambda device, count=multiprocessors: count)
         emulated.clear()
         check(make((40, 20), channels=32))
         grids.append(emulated[0][1][1])
@@ -124,7 +124,7 @@ def test_rows_of_a_thread_follow_the_number_of_multiprocessors(emulated, monkeyp
 
 def test_smaller_tiles_where_there_is_little_shared_memory(emulated, monkeypatch):
     check(make((30, 8), batch=1, channels=32, kernel=11))
-    monkeypatch.setattr(module, "_shared_limit", lambda device: 99 * 1024)
+    monkeypatch.setattr(module, "shared_bytes_limit", lambda device: 99 * 1024)
     check(make((30, 8), batch=1, channels=32, kernel=11))
     assert [grid[1] for name, (_, grid) in emulated if name.endswith("forward")] == [2, 2, 3, 3]
 
@@ -144,7 +144,7 @@ def test_what_is_not_finite_stays_where_it_belongs():
         with torch.no_grad():
             inputs[0][0, 0, 8, 25] = torch.inf
             inputs[1][1, 0, 0, 0] = torch.inf
-        output = module.depthwise_conv_cuda(*inputs)
+        output = module.run(*inputs)
         expected = F.conv2d(*inputs, padding=kernel // 2, groups=16)
         assert torch.equal(
             output.isfinite()[:, (0, *range(2, 16))], expected.isfinite()[:, (0, *range(2, 16))]
@@ -181,16 +181,16 @@ def test_channels_last_is_not_copied(monkeypatch):
     operator = module.depthwise_conv
     monkeypatch.setattr(module, "depthwise_conv", lambda x, *others: seen.append(x) or operator(x, *others))
     inputs = make()
-    module.depthwise_conv_cuda(*inputs)
+    module.run(*inputs)
     assert seen[0].data_ptr() == inputs[0].data_ptr()
 
 
 def test_autocast_rounds_the_input_only(emulated):
     inputs = make()
     with torch.autocast("cpu", torch.bfloat16):
-        output = module.depthwise_conv_cuda(*inputs)
+        output = module.run(*inputs)
     assert output.dtype == torch.bfloat16
-    expected = module.depthwise_conv_cuda(inputs[0].bfloat16(), *inputs[1:])
+    expected = module.run(inputs[0].bfloat16(), *inputs[1:])
     torch.testing.assert_close(output, expected, rtol=0, atol=0)
     gradients = torch.autograd.grad(output.sum(), inputs)
     assert all(g.dtype == torch.float32 for g in gradients)
@@ -218,7 +218,7 @@ def test_nothing_to_do(kernel, sizes, emulated):
 def test_gradients_that_nobody_wants_are_left_out(wanted, kernels, emulated):
     inputs = [t.detach().requires_grad_(wants) for t, wants in zip(make(kernel=5), wanted, strict=True)]
     leaf = next(t for t in inputs if t.requires_grad)
-    output = module.depthwise_conv_cuda(*inputs)
+    output = module.run(*inputs)
     (gradient,) = torch.autograd.grad(output.sum(), [leaf])
     assert gradient.isfinite().all()
     assert [name.removeprefix("depthwise_conv_") for name, _ in emulated] == kernels
@@ -236,7 +236,7 @@ def test_operator_obeys_the_rules_of_torch_library(bias, dtype):
 
 def test_compiles_without_a_graph_break():
     inputs = make()
-    compiled = torch.compile(module.depthwise_conv_cuda, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(module.run, fullgraph=True, backend="aot_eager")
     for a, e in zip(run(inputs, compiled), run(inputs), strict=True):
         torch.testing.assert_close(a, e, rtol=0, atol=0)
         assert a.stride() == e.stride()
@@ -244,9 +244,7 @@ def test_compiles_without_a_graph_break():
 
 def test_second_derivatives_are_refused():
     inputs = make()
-    (gradient,) = torch.autograd.grad(
-        module.depthwise_conv_cuda(*inputs).square().sum(), inputs[:1], create_graph=True
-    )
+    (gradient,) = torch.autograd.grad(module.run(*inputs).square().sum(), inputs[:1], create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         gradient.sum().backward()
 
@@ -258,7 +256,7 @@ def _meta(shape, kernel=3, dtype=torch.float32):
 
 def test_why_not(monkeypatch):
     monkeypatch.setattr(Tensor, "is_cuda", True)
-    monkeypatch.setattr(module, "_why_unavailable", lambda index: "")
+    monkeypatch.setattr(module, "why_not_on", lambda *key: "")
     assert module.why_not(*_meta((2, 8, 5, 6))) == ""
     assert module.why_not(*_meta((8, 32, 4000, 5000))) == ""  # more than 2**31 elements
     assert "float64" in module.why_not(*_meta((2, 8, 5, 6), dtype=torch.float64))
@@ -285,7 +283,7 @@ def test_compiles_for_devices_with_all_numbers_in_registers(
     for kernel in (3, 11):
         run(make((5, 6), channels=32, kernel=kernel, dtype=dtype))
     monkeypatch.setenv("SA2DEPTH_CACHE", str(tmp_path))
-    caplog.set_level(logging.DEBUG, "sa2depth.ops.kernels.compiler")
+    caplog.set_level(logging.DEBUG, "sa2depth.ops.runtime.nvrtc.compiler")
     for source in sources:
         compile_kernels(csrc_dir() / source.path, architecture, dict(source.macros))
     assert re.findall(r"(\d+) bytes spill stores", caplog.text) == ["0"] * 5

@@ -4,6 +4,7 @@ import importlib
 import logging
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor
 
 from sa2depth.errors import ConfigError, ShapeError
 from sa2depth.ops import gated_conv, use_backend
-from sa2depth.ops import gated_conv_cuda as module
-from sa2depth.ops.gated_conv import gated_conv_torch
-from sa2depth.ops.kernels import compile_kernels
+from sa2depth.ops.gated_conv import cuda as module
+from sa2depth.ops.gated_conv.torch import run as gated_conv_torch
+from sa2depth.ops.runtime.nvrtc import compile_kernels
 from sa2depth.resources import csrc_dir
 
 NAMES = ("output", "input", "kernel", "bias")
@@ -24,7 +25,7 @@ ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 3e-3, torch.float16: 4e-4}
 @pytest.fixture(autouse=True)
 def emulated(emulate, monkeypatch):
     """The launches of a test, which run on the CPU, with their grids."""
-    monkeypatch.setattr(module, "_multiprocessors", lambda device: 1)
+    monkeypatch.setattr(module, "multiprocessors", lambda device: 1)
     module._fastest_cut.cache_clear()
     return emulate(module, alignment=16)
 
@@ -59,7 +60,7 @@ def relative(actual, expected):
 
 def check(inputs, tolerance=None):
     tolerance = tolerance or ROUNDING[inputs[0].dtype]
-    actual, expected = run(module.gated_conv_cuda, inputs), reference(inputs)
+    actual, expected = run(module.run, inputs), reference(inputs)
     errors = {n: relative(a, e) for n, a, e in zip(NAMES, actual, expected, strict=True)}
     assert max(errors.values()) < tolerance, errors
     assert [t.dtype for t in actual] == [inputs[0].dtype, *(t.dtype for t in inputs)]
@@ -87,7 +88,7 @@ def test_gates_that_are_nearly_closed_or_open(dtype):
     for scale in (1e-3, 4.0):
         inputs = make(dtype=dtype, scale=scale)
         check(inputs)
-        output, expected = module.gated_conv_cuda(*inputs), gated_conv_torch(*(t.double() for t in inputs))
+        output, expected = module.run(*inputs), gated_conv_torch(*(t.double() for t in inputs))
         # element by element: the rounding of the output, and that of the fast tanh
         share = {torch.float32: 2e-5, torch.bfloat16: 2**-8 + 2**-11, torch.float16: 2**-11 + 2**-13}[dtype]
         torch.testing.assert_close(output.double(), expected, rtol=share, atol=1e-6)
@@ -97,11 +98,11 @@ def test_gates_that_are_nearly_closed_or_open(dtype):
 @pytest.mark.parametrize("size", [(23, 6), (9, 20)])
 def test_any_way_to_cut_the_map_gives_the_same(monkeypatch, emulated, processors, size):
     inputs = make(size)
-    expected = run(module.gated_conv_cuda, inputs)
+    expected = run(module.run, inputs)
     emulated.clear()
     module._fastest_cut.cache_clear()
-    monkeypatch.setattr(module, "_multiprocessors", lambda device: processors)
-    actual = run(module.gated_conv_cuda, inputs)
+    monkeypatch.setattr(module, "multiprocessors", lambda device: processors)
+    actual = run(module.run, inputs)
     for a, e in zip(actual[:2], expected[:2], strict=True):  # which nothing is added up for
         torch.testing.assert_close(a, e, rtol=0, atol=0)
     for a, e in zip(actual[2:], expected[2:], strict=True):
@@ -134,21 +135,21 @@ def test_cuts(name):
 
 def test_threads_in_any_order(monkeypatch):
     inputs = make()
-    expected = run(module.gated_conv_cuda, inputs)
+    expected = run(module.run, inputs)
     monkeypatch.setenv("CUDA_EMULATOR_BACKWARDS", "1")
-    for a, e in zip(run(module.gated_conv_cuda, inputs), expected, strict=True):
+    for a, e in zip(run(module.run, inputs), expected, strict=True):
         torch.testing.assert_close(a, e, rtol=0, atol=0)
 
 
 def test_deterministic():
     inputs = make((11, 13))
-    for a, e in zip(*(run(module.gated_conv_cuda, inputs) for _ in range(2)), strict=True):
+    for a, e in zip(*(run(module.run, inputs) for _ in range(2)), strict=True):
         torch.testing.assert_close(a, e, rtol=0, atol=0)
 
 
 def test_layouts():
     inputs = make()
-    expected = run(module.gated_conv_cuda, inputs)
+    expected = run(module.run, inputs)
     x, kernel, bias = (t.detach() for t in inputs)
     memory = torch.empty(x.numel() + 1)  # contiguous, but not on a multiple of 16 bytes
     shifted = memory[1:].view(2, 7, 9, 8).permute(0, 3, 1, 2).copy_(x)
@@ -159,9 +160,7 @@ def test_layouts():
         (shifted, kernel, bias),
         (x, *strided),
     ):
-        for a, e in zip(
-            run(module.gated_conv_cuda, [t.requires_grad_() for t in other]), expected, strict=True
-        ):
+        for a, e in zip(run(module.run, [t.requires_grad_() for t in other]), expected, strict=True):
             torch.testing.assert_close(a, e, rtol=0, atol=0)
 
 
@@ -172,7 +171,7 @@ def test_channels_last_is_not_copied(monkeypatch):
     monkeypatch.setattr(
         module, "launch", lambda *a, **k: (addresses.append(a[2][0].data_ptr()), start(*a, **k))
     )
-    module.gated_conv_cuda(x, kernel, bias)
+    module.run(x, kernel, bias)
     assert addresses == [x.data_ptr()]
 
 
@@ -180,7 +179,7 @@ def test_channels_last_is_not_copied(monkeypatch):
 def test_nothing_to_do(shape, emulated):
     _, kernel, bias = make()
     inputs = [torch.zeros(shape, requires_grad=True), kernel, bias]
-    output, *gradients = run(module.gated_conv_cuda, inputs)
+    output, *gradients = run(module.run, inputs)
     assert output.shape == shape
     assert not emulated
     assert [g.shape for g in gradients] == [t.shape for t in inputs]
@@ -189,9 +188,9 @@ def test_nothing_to_do(shape, emulated):
 
 def test_what_is_not_finite_stays_where_it_is():
     x, kernel, bias = (t.detach() for t in make((9, 11)))
-    expected = module.gated_conv_cuda(x, kernel, bias)
+    expected = module.run(x, kernel, bias)
     x[0, 1, 4, 5] = torch.nan
-    actual = module.gated_conv_cuda(x, kernel, bias)
+    actual = module.run(x, kernel, bias)
     touched = torch.zeros(x.shape, dtype=torch.bool)
     touched[0, :4, 3:6, 4:7] = True
     assert actual[touched].isnan().all()
@@ -201,11 +200,11 @@ def test_what_is_not_finite_stays_where_it_is():
 def test_autocast_converts_x_and_nothing_else(emulated):
     x, kernel, bias = make(channels=12)
     with torch.autocast("cpu", torch.bfloat16):
-        inside = run(module.gated_conv_cuda, (x, kernel, bias))
+        inside = run(module.run, (x, kernel, bias))
     assert inside[0].dtype == torch.bfloat16
     assert [g.dtype for g in inside[1:]] == [torch.float32] * 3
     narrow = [x.detach().bfloat16().requires_grad_(), kernel, bias]
-    for a, e in zip(inside, run(module.gated_conv_cuda, narrow), strict=True):
+    for a, e in zip(inside, run(module.run, narrow), strict=True):
         torch.testing.assert_close(a.float(), e.float(), rtol=0, atol=0)
 
 
@@ -217,7 +216,7 @@ def test_kernel_and_bias_of_another_type():
 
 def test_gradients_that_nobody_wants_are_left_out():
     x, kernel, bias = make()
-    output = module.gated_conv_cuda(x.detach(), kernel, bias.detach())
+    output = module.run(x.detach(), kernel, bias.detach())
     (gradient,) = torch.autograd.grad(output.sum(), [kernel])
     assert gradient.isfinite().all()
 
@@ -232,8 +231,8 @@ def test_operator_obeys_the_rules_of_torch_library(dtype):
 
 def test_compiles_without_a_graph_break():
     inputs = make()
-    compiled = torch.compile(module.gated_conv_cuda, fullgraph=True, backend="aot_eager")
-    for a, e in zip(run(compiled, inputs), run(module.gated_conv_cuda, inputs), strict=True):
+    compiled = torch.compile(module.run, fullgraph=True, backend="aot_eager")
+    for a, e in zip(run(compiled, inputs), run(module.run, inputs), strict=True):
         torch.testing.assert_close(a, e, rtol=0, atol=0)
     with torch.autocast("cpu", torch.bfloat16):
         assert compiled(*inputs).dtype == torch.bfloat16
@@ -241,9 +240,7 @@ def test_compiles_without_a_graph_break():
 
 def test_second_derivatives_are_refused():
     inputs = make()
-    (gradient,) = torch.autograd.grad(
-        module.gated_conv_cuda(*inputs).square().sum(), inputs[:1], create_graph=True
-    )
+    (gradient,) = torch.autograd.grad(module.run(*inputs).square().sum(), inputs[:1], create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         gradient.sum().backward()
 
@@ -255,7 +252,7 @@ def _meta(shape, dtype=torch.float32):
 
 def test_why_not(monkeypatch):
     monkeypatch.setattr(Tensor, "is_cuda", True)
-    monkeypatch.setattr(module, "_why_unavailable", lambda index: "")
+    monkeypatch.setattr(module, "why_not_on", lambda *key: "")
     assert module.why_not(*_meta((2, 32, 5, 6))) == ""
     assert module.why_not(*_meta((8, 1024, 800, 1000))) == ""  # more than 2**31 elements
     assert "float64" in module.why_not(*_meta((2, 32, 5, 6), torch.float64))
@@ -270,8 +267,11 @@ def test_the_public_function_takes_the_kernels_where_it_can(monkeypatch):
     with use_backend("cuda"):
         with pytest.raises(ConfigError, match="the input is on cpu"):
             gated_conv(*inputs)
-        monkeypatch.setattr(public, "why_not_cuda", lambda *inputs: "")
-        for a, e in zip(run(gated_conv, inputs), run(module.gated_conv_cuda, inputs), strict=True):
+        fast = replace(public.OPERATOR.backend("cuda"), why_not=lambda *inputs: "")
+        monkeypatch.setattr(
+            public, "OPERATOR", replace(public.OPERATOR, backends=(fast, public.OPERATOR.backends[-1]))
+        )
+        for a, e in zip(run(gated_conv, inputs), run(module.run, inputs), strict=True):
             torch.testing.assert_close(a, e, rtol=0, atol=0)
         with pytest.raises(ShapeError, match="multiple of 4"):
             gated_conv(inputs[0][:, :6], *inputs[1:])
@@ -289,9 +289,9 @@ def test_compiles_for_devices_with_all_numbers_in_registers(
         pytest.skip(f"no NVRTC: {error}")
     sources = []
     monkeypatch.setattr(module, "launch", lambda source, *_, **__: sources.append(source))
-    run(module.gated_conv_cuda, make((5, 6), dtype=dtype))
+    run(module.run, make((5, 6), dtype=dtype))
     monkeypatch.setenv("SA2DEPTH_CACHE", str(tmp_path))
-    caplog.set_level(logging.DEBUG, "sa2depth.ops.kernels.compiler")
+    caplog.set_level(logging.DEBUG, "sa2depth.ops.runtime.nvrtc.compiler")
     for source in sources:
         compile_kernels(csrc_dir() / source.path, architecture, dict(source.macros))
     assert re.findall(r"(\d+) bytes spill stores", caplog.text) == ["0", "0", "0"]

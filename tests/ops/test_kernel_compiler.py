@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sa2depth.ops import kernels
-from sa2depth.ops import selective_scan_cuda as scan
-from sa2depth.ops.kernels import compiler, launcher
+from sa2depth.ops.runtime import nvrtc as kernels
+from sa2depth.ops.runtime.nvrtc import compiler, launcher
+from sa2depth.ops.selective_scan import cuda as scan
 from sa2depth.resources import csrc_dir
 
 KERNEL = 'extern "C" __global__ void fill(float* x) { x[threadIdx.x] = VALUE; }\n'
@@ -128,7 +128,7 @@ def test_a_damaged_file_is_compiled_anew(source, cache, compilations, caplog, da
 @needs_nvrtc
 def test_processes_at_once(source, cache):
     code = (
-        "import sys; from pathlib import Path; from sa2depth.ops.kernels import compile_kernels\n"
+        "import sys; from pathlib import Path; from sa2depth.ops.runtime.nvrtc import compile_kernels\n"
         "print(len(compile_kernels(Path(sys.argv[1]), 'sm_90', {'VALUE': 1})))"
     )
     command = [sys.executable, "-c", code, str(source)]

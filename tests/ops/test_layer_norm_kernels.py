@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sa2depth.ops import layer_norm_cuda as module
-from sa2depth.ops.kernels import compile_kernels
+from sa2depth.ops.layer_norm import cuda as module
+from sa2depth.ops.runtime.nvrtc import compile_kernels
 from sa2depth.resources import csrc_dir
 
 NAMES = ("output", "input", "weight", "bias")
@@ -35,7 +35,7 @@ def make(shape=(2, 7, 64), dtype=torch.float32, shift=0.5):
 
 
 def kernels(x, weight, bias, gelu=False):
-    return module.layer_norm_cuda(x, weight, bias, EPS, gelu)
+    return module.run(x, weight, bias, EPS, gelu)
 
 
 def torch_path(x, weight, bias, gelu=False):
@@ -110,7 +110,7 @@ def test_rows(channels, rows):
 
 
 def test_many_rows_in_few_blocks(emulated, monkeypatch):
-    monkeypatch.setattr(module, "_multiprocessors", lambda device: 1)
+    monkeypatch.setattr(module, "multiprocessors", lambda device: 1)
     check(make((1300, 64)), tolerance=2e-6)
     name, (_, grid) = emulated[1]
     assert name == "layer_norm_backward_8x8"
@@ -213,12 +213,12 @@ def test_evenly_spaced_rows_are_not_copied():
         (wide[:1, :1, 8:16], 8),
         (wide[0, 0], 160),
     ):
-        memory, found = module._rows(x)
+        memory, found = module.rows_in_memory(x)
         assert memory.data_ptr() == x.data_ptr()
         assert memory.is_contiguous()
         assert found == stride
     for x in (wide[:, :3], wide[..., ::2], wide[:, ::2, :80][:, :, 1:], wide[:1, :1].expand(3, 4, 160)):
-        memory, found = module._rows(x)
+        memory, found = module.rows_in_memory(x)
         assert torch.equal(memory, x)
         assert found == x.shape[-1]
 
@@ -334,7 +334,7 @@ def _meta(shape, dtype=torch.float32):
 
 def test_why_not(monkeypatch):
     monkeypatch.setattr(Tensor, "is_cuda", True)
-    monkeypatch.setattr(module, "_why_unavailable", lambda index: "")
+    monkeypatch.setattr(module, "why_not_on", lambda *key: "")
     assert module.why_not(*_meta((2, 5, 8))) == ""
     assert module.why_not(*_meta((8, 4000, 5000, 64))) == ""  # more than 2**31 elements
     assert "float64" in module.why_not(*_meta((2, 8), dtype=torch.float64))
@@ -366,7 +366,7 @@ def test_compiles_for_devices_with_all_numbers_in_registers(
     except (ImportError, RuntimeError, OSError) as error:
         pytest.skip(f"no NVRTC: {error}")
     monkeypatch.setenv("SA2DEPTH_CACHE", str(tmp_path))
-    caplog.set_level(logging.DEBUG, "sa2depth.ops.kernels.compiler")
+    caplog.set_level(logging.DEBUG, "sa2depth.ops.runtime.nvrtc.compiler")
     for name in ("forward", "backward"):
         source = module._source(name, dtype, output, gelu)
         compile_kernels(csrc_dir() / source.path, architecture, dict(source.macros))

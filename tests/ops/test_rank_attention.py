@@ -111,7 +111,7 @@ def test_blocks_of_queries_change_nothing(block):
 
 
 def test_blocks_follow_the_memory_budget(monkeypatch):
-    module = sys.modules["sa2depth.ops.rank_attention"]
+    module = sys.modules["sa2depth.ops.rank_attention.torch"]
     query, key, value = make(24, queries=17)
     whole = rank_attention(query, key, value, 1.0)
     sizes = []

@@ -5,14 +5,19 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from sa2depth.ops import rank_attention_cuda as module
-from sa2depth.ops.rank_attention import rank_attention_torch, rank_ranges
+from sa2depth.ops.rank_attention import cuda as module
+from sa2depth.ops.rank_attention import rank_ranges
+from sa2depth.ops.rank_attention.torch import run as run_in_torch
+
+
+def rank_attention_torch(query, key, value, scale):
+    return run_in_torch(query, key, value, scale, rank_ranges(key.shape[2]))
 
 
 @pytest.fixture(autouse=True)
 def emulated(emulate, monkeypatch):
     """The launches of a test, which run on the CPU, with their grids."""
-    monkeypatch.setattr(module, "_multiprocessors", lambda device: 1)
+    monkeypatch.setattr(module, "multiprocessors", lambda device: 1)
     return emulate(module)
 
 
@@ -26,8 +31,7 @@ def make(keys, queries=19, heads=1, batch=1, dim=16, dtype=torch.float32, seed=0
 
 
 def attend(query, key, value, scale=0.4):
-    bounds = [end for _, end in rank_ranges(key.shape[2])]
-    return module.rank_attention_cuda(query, key, value, scale, bounds)
+    return module.run(query, key, value, scale, rank_ranges(key.shape[2]), None)
 
 
 def relative(actual, expected):
@@ -129,7 +133,7 @@ def test_any_layout():
 
 @pytest.mark.parametrize("processors", [1, 100])
 def test_any_number_of_parts(processors, emulated, monkeypatch):
-    monkeypatch.setattr(module, "_multiprocessors", lambda device: processors)
+    monkeypatch.setattr(module, "multiprocessors", lambda device: processors)
     monkeypatch.setattr(module, "_FEWEST_QUERIES", 16)
     check(make(70, queries=53))
     # 53 queries do not make 3 equal parts of whole tiles: 2 of 32
@@ -324,4 +328,4 @@ def test_what_the_kernels_cannot_take_is_said(changes, reason, monkeypatch):
     inputs = make(**{"keys": 20, **changes})
     if changes:
         monkeypatch.setattr(Tensor, "is_cuda", True)
-    assert reason in module.why_not(*inputs)
+    assert reason in module.why_not(*inputs, 0.4, rank_ranges(inputs[1].shape[2]), None)

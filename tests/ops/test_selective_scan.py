@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from sa2depth.errors import ShapeError
 from sa2depth.ops import selective_scan_2d
-from sa2depth.ops.selective_scan import linear_recurrence
+from sa2depth.ops.selective_scan.torch import linear_recurrence
 
 
 def make(size, batch=2, channels=5, states=3, rank=2, dtype=torch.float64, seed=0):
@@ -64,7 +64,9 @@ def test_gradients():
 def test_blocks_of_channels_change_nothing(monkeypatch):
     inputs = make((6, 8), channels=7)
     whole = selective_scan_2d(*inputs)
-    monkeypatch.setitem(sys.modules["sa2depth.ops.selective_scan"]._STATES_PER_BLOCK, "cpu", 2 * 48 * 2 * 3)
+    monkeypatch.setitem(
+        sys.modules["sa2depth.ops.selective_scan.torch"]._STATES_PER_BLOCK, "cpu", 2 * 48 * 2 * 3
+    )
     parts = selective_scan_2d(*inputs)
     torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)
     for a, b in zip(
@@ -99,7 +101,7 @@ def test_strong_decay_neither_overflows_nor_underflows_to_nan():
 
 
 def test_steps_grow_with_the_logarithm_of_the_tokens(monkeypatch):
-    module = sys.modules["sa2depth.ops.selective_scan"]
+    module = sys.modules["sa2depth.ops.selective_scan.torch"]
     calls = []
     walk = module._walk
     monkeypatch.setattr(module, "_walk", lambda *args, **kw: calls.append(1) or walk(*args, **kw))

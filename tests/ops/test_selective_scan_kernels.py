@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from sa2depth.ops import selective_scan_cuda as module
-from sa2depth.ops.selective_scan import selective_scan_torch
+from sa2depth.ops.selective_scan import cuda as module
+from sa2depth.ops.selective_scan.torch import run as selective_scan_torch
 
 
 @pytest.fixture(autouse=True)
 def emulated(emulate, monkeypatch):
     """The launches of a test, which run on the CPU, with their grids."""
-    monkeypatch.setattr(module, "_multiprocessors", lambda device: 1)
-    monkeypatch.setattr(module, "_shared_bytes_limit", lambda device: 227 << 10)
+    monkeypatch.setattr(module, "multiprocessors", lambda device: 1)
+    monkeypatch.setattr(module, "shared_bytes_limit", lambda device: 227 << 10)
     return emulate(module)
 
 
@@ -38,7 +38,7 @@ def relative(actual, expected):
 
 def check(inputs, tolerance=3e-6, gradient_tolerance=None):
     reference = [t.detach().double().requires_grad_() for t in inputs]
-    actual, expected = module.selective_scan_cuda(*inputs), selective_scan_torch(*reference)
+    actual, expected = module.run(*inputs), selective_scan_torch(*reference)
     assert actual.dtype == inputs[0].dtype
     assert relative(actual, expected) < tolerance
     weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(actual.dtype).double()
@@ -65,7 +65,7 @@ def test_one_segment(size, emulated, monkeypatch):
 def test_the_order_of_threads_between_barriers_does_not_matter(monkeypatch):
     def run():
         inputs = make((11, 19))
-        output = module.selective_scan_cuda(*inputs)
+        output = module.run(*inputs)
         return output, *torch.autograd.grad(output.square().sum(), inputs)
 
     forwards = run()
@@ -91,7 +91,7 @@ def test_several_segments(emulated, monkeypatch):
 def test_as_many_segments_as_chunks(monkeypatch):
     for fills in ("_FILLS_FORWARD", "_FILLS_BACKWARD"):
         monkeypatch.setattr(module, fills, 1e9)
-    monkeypatch.setattr(module, "_multiprocessors", lambda device: 1000)
+    monkeypatch.setattr(module, "multiprocessors", lambda device: 1000)
     check(make((11, 19)))
 
 
@@ -100,7 +100,7 @@ def test_ragged_channels_and_rank_and_several_images():
 
 
 def test_small_shared_memory(monkeypatch):
-    monkeypatch.setattr(module, "_shared_bytes_limit", lambda device: 99 << 10)
+    monkeypatch.setattr(module, "shared_bytes_limit", lambda device: 99 << 10)
     check(make((9, 15)))
 
 
@@ -156,21 +156,21 @@ def test_no_states_are_kept_without_gradients(monkeypatch):
     kept = []
     operator = module.selective_scan
     monkeypatch.setattr(module, "selective_scan", lambda *a: kept.append(a[-1]) or operator(*a))
-    without = module.selective_scan_cuda(*inputs)
+    without = module.run(*inputs)
     inputs[4].requires_grad_()
     with torch.no_grad():
-        module.selective_scan_cuda(*inputs)
-    assert relative(module.selective_scan_cuda(*inputs).detach(), without.double()) == 0
+        module.run(*inputs)
+    assert relative(module.run(*inputs).detach(), without.double()) == 0
     assert kept == [False, False, True]
 
 
 def test_layouts(emulated):
     inputs = [t.detach() for t in make((7, 10), channels=96)]
-    expected = module.selective_scan_cuda(*inputs)
+    expected = module.run(*inputs)
     assert emulated[0] == ("to_tokens", (3, 3, 1))
     emulated.clear()
     inputs[0] = inputs[0].to(memory_format=torch.channels_last)
-    torch.testing.assert_close(module.selective_scan_cuda(*inputs), expected, rtol=0, atol=0)
+    torch.testing.assert_close(module.run(*inputs), expected, rtol=0, atol=0)
     assert "to_tokens" not in dict(emulated)
 
 
@@ -181,7 +181,7 @@ def test_channels_last_memory_is_taken_as_it_is(dtype, monkeypatch):
     taken = []
     operator = module.selective_scan
     monkeypatch.setattr(module, "selective_scan", lambda *a: taken.append(a[0]) or operator(*a))
-    y = module.selective_scan_cuda(x, *inputs[1:])
+    y = module.run(x, *inputs[1:])
     assert taken[0].data_ptr() == x.data_ptr()
     assert taken[0].dtype == y.dtype == dtype
     assert y.is_contiguous(memory_format=torch.channels_last)
@@ -194,8 +194,8 @@ def test_memory_off_the_grid_of_vectors(dtype):
     memory = torch.empty(x.numel() + 2, dtype=dtype)[2:]
     shifted = memory.view(1, 7, 10, 64).permute(0, 3, 1, 2).copy_(x)
     assert shifted.data_ptr() % 16
-    expected = module.selective_scan_cuda(x, *inputs[1:])
-    torch.testing.assert_close(module.selective_scan_cuda(shifted, *inputs[1:]), expected, rtol=0, atol=0)
+    expected = module.run(x, *inputs[1:])
+    torch.testing.assert_close(module.run(shifted, *inputs[1:]), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("rank", [4, 12, 24])
@@ -233,9 +233,7 @@ def test_the_operator_takes_no_image(keep_states, emulated):
 
 def test_second_derivatives_are_refused():
     inputs = make((5, 14))
-    (gradient,) = torch.autograd.grad(
-        module.selective_scan_cuda(*inputs).square().sum(), inputs[:1], create_graph=True
-    )
+    (gradient,) = torch.autograd.grad(module.run(*inputs).square().sum(), inputs[:1], create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         gradient.sum().backward()
 

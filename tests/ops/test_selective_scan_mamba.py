@@ -9,8 +9,9 @@ import torch.nn.functional as F
 
 from sa2depth.errors import ConfigError
 from sa2depth.ops import selective_scan_2d, use_backend
-from sa2depth.ops.selective_scan import selective_scan_torch
-from sa2depth.ops.selective_scan_mamba import selective_scan_mamba, why_not
+from sa2depth.ops.selective_scan.mamba import run as selective_scan_mamba
+from sa2depth.ops.selective_scan.mamba import why_not
+from sa2depth.ops.selective_scan.torch import run as selective_scan_torch
 
 
 def scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False):

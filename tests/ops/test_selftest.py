@@ -1,11 +1,21 @@
+import sys
+
 import pytest
 import torch
 
+from sa2depth import ops
 from sa2depth.errors import ConfigError
 from sa2depth.ops import selftest
 from sa2depth.ops.precision import float32_products
+from sa2depth.ops.registry import OPERATORS
 
 CPU = torch.device("cpu")
+
+
+def only(monkeypatch, operator):
+    """The public function of an operator, which is the only one that is tested."""
+    monkeypatch.setattr(selftest, "OPERATORS", {operator: OPERATORS[operator]})
+    return getattr(ops, operator)
 
 
 def checks(device):
@@ -24,33 +34,30 @@ def test_the_torch_path_passes_for_every_operator():
 
 
 def test_a_wrong_operator_is_found(monkeypatch):
-    right = selftest.dcnv3
-    monkeypatch.setattr(selftest, "_OPERATORS", {"dcnv3": selftest._dcnv3})
+    right = only(monkeypatch, "dcnv3")
 
     def wrong(input, *rest, **options):
         result = right(input, *rest, **options)
         return result if input.dtype == torch.float64 else result * (1 + 1e-3)
 
-    monkeypatch.setattr(selftest, "dcnv3", wrong)
+    monkeypatch.setattr(sys.modules["sa2depth.ops.dcnv3"], "dcnv3", wrong)
     assert [check.passed for check in checks(CPU) if check.error is not None].count(True) == 0
 
 
 def test_a_wrong_gradient_is_found(monkeypatch):
-    right = selftest.rank_attention
-    monkeypatch.setattr(selftest, "_OPERATORS", {"rank_attention": selftest._attention})
+    right = only(monkeypatch, "rank_attention")
 
     def wrong(query, key, value, scale):
         return right(query, key.detach() if key.dtype == torch.float32 else key, value, scale) + 0 * key.sum()
 
-    monkeypatch.setattr(selftest, "rank_attention", wrong)
+    monkeypatch.setattr(sys.modules["sa2depth.ops.rank_attention"], "rank_attention", wrong)
     assert not any(check.passed for check in checks(CPU))
 
 
 def test_not_a_number_is_no_pass(monkeypatch):
-    right = selftest.dcnv3
-    monkeypatch.setattr(selftest, "_OPERATORS", {"dcnv3": selftest._dcnv3})
+    right = only(monkeypatch, "dcnv3")
     monkeypatch.setattr(
-        selftest,
+        sys.modules["sa2depth.ops.dcnv3"],
         "dcnv3",
         lambda x, *a, **k: right(x, *a, **k) * (torch.nan if x.dtype == torch.float32 else 1),
     )
@@ -58,15 +65,14 @@ def test_not_a_number_is_no_pass(monkeypatch):
 
 
 def test_a_back_end_that_cannot_run_says_why(monkeypatch):
-    right = selftest.dcnv3
-    monkeypatch.setattr(selftest, "_OPERATORS", {"dcnv3": selftest._dcnv3})
+    right = only(monkeypatch, "dcnv3")
 
     def refuses(x, *rest, **options):
         if x.dtype == torch.float32:
             raise ConfigError("no compiler was there")
         return right(x, *rest, **options)
 
-    monkeypatch.setattr(selftest, "dcnv3", refuses)
+    monkeypatch.setattr(sys.modules["sa2depth.ops.dcnv3"], "dcnv3", refuses)
     for check in checks(CPU):
         assert check.error is None
         assert not check.passed
@@ -82,13 +88,13 @@ def test_every_back_end_passes_on_cuda():
 
 def test_products_are_in_float32_whatever_the_user_allows(monkeypatch):
     seen = []
-    right = selftest.dcnv3
+    right = only(monkeypatch, "dcnv3")
 
     def asks(*arguments, **options):
         seen.append(torch.get_float32_matmul_precision())
         return right(*arguments, **options)
 
-    monkeypatch.setattr(selftest, "dcnv3", asks)
+    monkeypatch.setattr(sys.modules["sa2depth.ops.dcnv3"], "dcnv3", asks)
     with float32_products("high"):
         assert selftest.check("dcnv3", "torch", CPU).passed
         assert torch.get_float32_matmul_precision() == "high"

@@ -1,6 +1,7 @@
 """A fast operator is chosen once it was right on this machine, and never when it was wrong."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,11 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from sa2depth.errors import ConfigError
-from sa2depth.ops import backends, cpu, gated_conv, selftest, trust
-from sa2depth.ops.kernels import cache_dir
+from sa2depth.ops import choice, cpu, gated_conv, trust
+from sa2depth.ops.dispatch import choose
+from sa2depth.ops.registry import OPERATORS, Backend
+from sa2depth.ops.runtime import notices
+from sa2depth.ops.runtime.nvrtc import cache_dir
 from sa2depth.ops.selftest import Check
 
 CPU = torch.device("cpu")
@@ -21,7 +25,7 @@ CPU = torch.device("cpu")
 def fresh(monkeypatch, tmp_path):
     monkeypatch.setenv("SA2DEPTH_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("SA2DEPTH_CPU_PATH", raising=False)
-    monkeypatch.setattr(backends, "_said", set())
+    monkeypatch.setattr(notices, "_said", set())
     trust._known.clear()
     yield
     trust._known.clear()
@@ -35,12 +39,14 @@ def errors(monkeypatch):
     def check(operator, backend, device):
         return Check(operator, backend, found.pop(0))
 
-    monkeypatch.setattr(selftest, "check", check)
+    monkeypatch.setattr(trust, "check", check)
     return found
 
 
 def chosen():
-    return backends.choose("dcnv3", {"cpu": lambda: "cpu", "torch": lambda: "torch"}, {}, CPU)()
+    named = (Backend(name, lambda x, name=name: name) for name in ("cpu", "torch"))
+    x = torch.zeros(1)
+    return choose(replace(OPERATORS["dcnv3"], backends=tuple(named)), x)(x)
 
 
 def test_what_is_right_is_taken_and_tested_once(errors):
@@ -65,7 +71,7 @@ def test_not_a_number_is_wrong(errors):
 
 
 def test_a_name_is_not_asked(errors):
-    with backends.use_backend("cpu"):
+    with choice.use_backend("cpu"):
         assert chosen() == "cpu"
 
 
@@ -74,7 +80,9 @@ def test_new_sources_are_tested_anew(errors, monkeypatch, tmp_path):
     assert chosen() == "cpu"
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu" / "dcnv3.h").write_text("changed")
-    monkeypatch.setattr(trust, "csrc_dir", lambda: tmp_path)
+    operator = OPERATORS["dcnv3"]
+    changed = replace(operator.backend("cpu"), sources=(tmp_path / "cpu" / "dcnv3.h",))
+    monkeypatch.setitem(OPERATORS, "dcnv3", replace(operator, backends=(changed,)))
     trust._known.clear()
     assert chosen() == "torch"
 
@@ -89,7 +97,9 @@ def test_a_folder_that_cannot_be_written_costs_a_test_in_every_process(errors, m
     assert not errors
 
 
-@pytest.mark.parametrize("operator", sorted(selftest._OPERATORS))
+@pytest.mark.parametrize(
+    "operator", [name for name, operator in OPERATORS.items() if "cpu" in {b.name for b in operator.backends}]
+)
 def test_the_true_operators_are_trusted(operator):
     assert trust.why_not_trusted(operator, "cpu", CPU) == ""
 
@@ -141,29 +151,29 @@ INPUTS = torch.rand(1, 8, 6, 6), torch.rand(8, 4, 3, 3), torch.rand(8)
 def test_the_first_call_may_be_anywhere(first):
     with torch.no_grad():
         result = first()
-        with backends.use_backend("torch"):
+        with choice.use_backend("torch"):
             torch.testing.assert_close(result, gated_conv(*INPUTS))
 
 
 def test_many_threads_at_once(monkeypatch):
     asked = []
-    right = selftest.check
-    monkeypatch.setattr(selftest, "check", lambda *a: asked.append(a[:2]) or right(*a))
+    right = trust.check
+    monkeypatch.setattr(trust, "check", lambda *a: asked.append(a[:2]) or right(*a))
     with torch.no_grad(), ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda _: gated_conv(*INPUTS), range(8)))
     assert all(torch.equal(result, results[0]) for result in results)
     assert asked == [("gated_conv", "cpu")]
-    assert backends.backend() == "auto"
+    assert choice.backend() == "auto"
 
 
 def test_the_choice_of_a_thread_is_its_own():
-    with backends.backend_of_this_thread("cpu"), ThreadPoolExecutor(1) as pool:
-        assert backends.backend() == "cpu"
-        with backends.backend_of_this_thread("torch"):
-            assert backends.backend() == "torch"
-        assert backends.backend() == "cpu"
-        assert pool.submit(backends.backend).result() == "auto"
-    assert backends.backend() == "auto"
+    with choice.backend_of_this_thread("cpu"), ThreadPoolExecutor(1) as pool:
+        assert choice.backend() == "cpu"
+        with choice.backend_of_this_thread("torch"):
+            assert choice.backend() == "torch"
+        assert choice.backend() == "cpu"
+        assert pool.submit(choice.backend).result() == "auto"
+    assert choice.backend() == "auto"
 
 
 def test_another_code_path_is_tested_anew(monkeypatch):
@@ -198,9 +208,9 @@ def test_tangents_are_not_lost():
     with torch.no_grad(), forward_ad.dual_level():
         dual = forward_ad.make_dual(x.float(), torch.ones_like(x).float())
         tangent = forward_ad.unpack_dual(gated_conv(dual, *INPUTS[1:])).tangent
-        with backends.use_backend("cpu"), pytest.raises(ConfigError, match="no derivatives in forward mode"):
+        with choice.use_backend("cpu"), pytest.raises(ConfigError, match="no derivatives in forward mode"):
             gated_conv(dual, *INPUTS[1:])
     step = 1e-6
-    with backends.use_backend("torch"):
+    with choice.use_backend("torch"):
         expected = (gated_conv(x + step, weight, bias) - gated_conv(x - step, weight, bias)) / (2 * step)
     torch.testing.assert_close(tangent.double(), expected, rtol=1e-3, atol=1e-4)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sa2depth.metrics import METRICS, DepthMetrics, load_protocol
-from sa2depth.report import Evaluation, Sizes, write_by_depth, write_metrics, write_table
+from sa2depth.metrics import METRICS, DepthMetrics, Sizes, load_protocol
+from sa2depth.report import write_by_depth, write_metrics, write_table
+from views import uncut
 
 FRAME = (480, 640)
 
@@ -22,9 +23,9 @@ def evaluated():
     depth[1] = 0
     pred[2, 0, 100, 100] = math.nan
     metric = DepthMetrics("nyu_eigen")
-    metric.update(pred, depth, torch.tensor([2, 0, 1]), ["c", "a", "ü,b"])
+    metric.update(pred, uncut(depth, torch.tensor([2, 0, 1]), ["c", "a", "ü,b"]))
     sizes = {Sizes(FRAME, FRAME, FRAME): 3}
-    return Evaluation(metric.protocol, metric.table(), metric.by_depth(), sizes, split_images=654)
+    return replace(metric.evaluation(split_images=654), sizes=sizes)
 
 
 def read_csv(path):
@@ -33,12 +34,8 @@ def read_csv(path):
 
 
 def written(evaluation, path, extra=None):
-    def refuse(name):
-        raise AssertionError(f"{name} is no JSON")
-
-    return json.loads(
-        write_metrics(evaluation, path / "metrics.json", extra).read_text(), parse_constant=refuse
-    )
+    text = write_metrics(evaluation, path / "metrics.json", extra).read_text()
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
 def test_the_table_keeps_every_digit(evaluated, tmp_path):
@@ -57,8 +54,8 @@ def test_the_table_has_the_metrics_of_the_protocol(tmp_path):
     protocol = load_protocol("kitti_official")
     metric = DepthMetrics(protocol)
     depth = torch.rand(1, 1, 352, 1216) * 8 + 1
-    metric.update(1.1 * depth, depth, torch.tensor([0]), ["a"])
-    evaluation = Evaluation(protocol, metric.table(), metric.by_depth())
+    metric.update(1.1 * depth, uncut(depth, ids=["a"]))
+    evaluation = metric.evaluation()
     (row,) = read_csv(write_table(evaluation, tmp_path / "per_image.csv"))
     assert list(row) == ["index", "id", *protocol.metrics, "pixels", "nonfinite_pixels"]
     assert float(row["abs_error_rel"]) == pytest.approx(10.0, rel=1e-5)
@@ -83,11 +80,8 @@ def test_metrics_and_their_circumstances(evaluated, tmp_path):
     assert document["nonfinite_pixels"] == 1
     assert document["complete"] is False
     rules = document["protocol"]
-    assert (rules["name"], rules["flip"], rules["version"]) == (
-        "nyu_eigen",
-        True,
-        evaluated.protocol.version,
-    )
+    wanted = "nyu_eigen", True, evaluated.protocol.version
+    assert (rules["name"], rules["flip"], rules["version"]) == wanted
     box = {"top": 45, "bottom": 471, "left": 41, "right": 601}
     assert rules["crop_box"] == box
     assert rules["frame"] == {"height": 480, "width": 640}
@@ -118,8 +112,9 @@ def test_every_frame_size_has_its_count_and_its_box(evaluated, tmp_path):
 def test_of_files_flip_and_input_do_not_apply(evaluated, tmp_path):
     sizes = {Sizes(FRAME, FRAME, None): 3}
     document = written(replace(evaluated, sizes=sizes, network=False), tmp_path)
-    for key in ("flip", "input", "input_size", "max_side"):
-        assert document["protocol"][key] == "not applicable"
+    assert {document["protocol"][key] for key in ("flip", "input", "input_size", "max_side")} == {
+        "not applicable"
+    }
     assert document["input_sizes"] == "not applicable"
     assert document["protocol"]["crop_box"]["top"] == 45
 

@@ -20,19 +20,22 @@ from torch import nn
 
 from sa2depth import eval as evaluation_program
 from sa2depth import train as training_program
-from sa2depth.data.borders import BottomCentre
-from sa2depth.data.index import kitti, listing, nyu
+from sa2depth.data.augment.borders import BottomCentre
+from sa2depth.data.listing import Listing
 from sa2depth.data.sample import RawSample, camera_matrix
-from sa2depth.data.sources import missing_files_allowed
+from sa2depth.data.sets import nyu
+from sa2depth.data.sets.kitti import eigen as kitti
+from sa2depth.data.source import missing_files_allowed
 from sa2depth.errors import DataError, ShapeError
 from sa2depth.lit import DepthModule
 from sa2depth.masks import valid_mask
 from sa2depth.metrics import DepthMetrics, evaluate_image, load_protocol
 from sa2depth.models.sa2depth import DepthOutput
-from sa2depth.ops.backends import backend
-from sa2depth.report import Evaluation, write_metrics
+from sa2depth.ops.choice import backend
+from sa2depth.report import write_metrics
 from sa2depth.resources import conf_dir
 from sa2depth.run.build import build_network, build_trainer
+from views import uncut
 
 CHANNELS = [16, 32, 64, 128]
 
@@ -72,9 +75,9 @@ def model(cfg):
 
 
 def bin_head(cfg):
-    """Parameters of the bin head alone: its number of bins must not differ from the depth head's."""
+    """Weights and bins of the bin head alone: its number of bins must not differ from the depth head's."""
     head = instantiate(cfg.bins)(CHANNELS, min_depth=0.1, max_depth=10.0)
-    return [tuple(p.shape) for p in head.parameters()]
+    return head.bins, [tuple(p.shape) for p in head.parameters()]
 
 
 def depth_head(cfg):
@@ -154,6 +157,10 @@ class Data:
             for (module, name), remembered in LONG_LISTINGS.items():
                 patch.setattr(module, name, remembered)
             return self.module.source(split)
+
+    def ids(self, split):
+        """The names of a split's samples."""
+        return list(self._source(split).ids)
 
     def _seen(self, split):
         source = self._source(split)
@@ -235,9 +242,10 @@ def report(cfg):
     protocol = load_protocol(cfg.protocol)
     metrics = DepthMetrics(protocol)
     depth = torch.linspace(0.5, 9.5, 480 * 640).reshape(1, 1, 480, 640)
-    metrics.update(1.1 * depth, depth, torch.zeros(1, dtype=torch.int64), ["one"])
-    evaluation = Evaluation(protocol, metrics.table(), metrics.by_depth())
-    return write_metrics(evaluation, Path(cfg.paths.output_dir) / "report" / "metrics.json").read_text()
+    metrics.update(1.1 * depth, uncut(depth, ids=["one"]))
+    return write_metrics(
+        metrics.evaluation(), Path(cfg.paths.output_dir) / "report" / "metrics.json"
+    ).read_text()
 
 
 class Ramp(nn.Module):
@@ -257,6 +265,14 @@ def prediction(cfg):
         return str(error)
 
 
+def forms(trainer):
+    """What the callbacks that choose the network's form were told: ``compile`` and ``cuda_graph``."""
+    found = [vars(callback) for callback in trainer.callbacks]
+    return SimpleNamespace(
+        **{name: told[name] for told in found for name in ("compile", "cuda_graph") if name in told}
+    )
+
+
 def trainer(cfg):
     """Lightning's trainer as it is built on a machine with two GPUs; it touches none of them."""
     with pytest.MonkeyPatch.context() as patch:
@@ -265,14 +281,15 @@ def trainer(cfg):
         patch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # Lightning sets it, for `deterministic`
         before = torch.are_deterministic_algorithms_enabled()
         built = build_trainer(cfg)
-        built.repeatable = torch.are_deterministic_algorithms_enabled()
+        built.deterministic = torch.are_deterministic_algorithms_enabled()
         torch.use_deterministic_algorithms(before)
     built.connector = built._accelerator_connector
     kinds = {type(callback).__name__ for callback in built.callbacks}
-    built.stops_in_time = "Timer" in kinds
-    built.says_the_layers = bool(kinds & {"ModelSummary", "RichModelSummary"})
+    built.max_time = "Timer" in kinds
+    built.forms = forms(built)
+    built.enable_model_summary = bool(kinds & {"ModelSummary", "RichModelSummary"})
     built.ddp = SimpleNamespace(**getattr(built.strategy, "_ddp_kwargs", {}))
-    built.layers_in_step = type(getattr(built.strategy, "_layer_sync", None)).__name__
+    built.sync_batchnorm = type(getattr(built.strategy, "_layer_sync", None)).__name__
     return built
 
 
@@ -305,26 +322,31 @@ def training(cfg):
     seen = SimpleNamespace(plan={})
 
     def finish(folder, evaluation, examples, circumstances, *, baseline, **kwargs):
-        seen.baseline = baseline is not None
+        seen.baseline = baseline is not None  # measured for real: test_metrics_are_the_mean_of_the_table
         return {"abs_rel": 0.0}
 
     def fit(self, module, datamodule, ckpt_path):
-        seen.module, seen.resume, seen.backend = module, ckpt_path, backend()
-        seen.products = torch.get_float32_matmul_precision()
+        seen.module, seen.ops = module, backend()
+        seen.resume = ckpt_path  # for real: test_goes_on_from_the_last_checkpoint
+        seen.float32_matmul_precision = torch.get_float32_matmul_precision()
         seen.order = list(datamodule.train_dataloader().sampler)[:20]
         seen.weights = digest(*module.model.state_dict().values())
         depth = torch.linspace(0.0, 100.0, 10_001)
         seen.counted = int(valid_mask(depth, module.min_depth, module.max_depth).sum())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(listing, "require_files", lambda *args, **kwargs: None)
+        patch.setattr(Listing, "require", lambda *args, **kwargs: None)
         for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
             patch.setenv(name, "0")
         patch.setattr(L.Trainer, "fit", fit)
         patch.setattr(L.Trainer, "test", lambda *args, **kwargs: None)
         patch.setattr(training_program, "finish", finish)
         patch.setattr(training_program, "read_training_state", lambda path: None)
-        patch.setattr(training_program, "print_plan", lambda title, rows: seen.plan.update(rows))
+        patch.setattr(
+            training_program,
+            "print_plan",
+            lambda title, cfg, data, protocol, rows, multiple: seen.plan.update(rows),
+        )
         training_program.train(cfg)
     return seen
 
@@ -339,25 +361,27 @@ def evaluation(cfg):
 
     def load_model(checkpoint, *, min_depth, max_depth, trusted):
         seen.trusted = trusted
-        seen.checkpoint, seen.min_depth, seen.max_depth = checkpoint, min_depth, max_depth
-        seen.backend, seen.products = backend(), torch.get_float32_matmul_precision()
+        seen.checkpoint, seen.ops = checkpoint, backend()
+        seen.released = SimpleNamespace(min_depth=min_depth, max_depth=max_depth)
+        seen.float32_matmul_precision = torch.get_float32_matmul_precision()
         return torch.nn.Identity()
 
-    def module(model, *, protocol, cuda_graph):
-        seen.module = SimpleNamespace(cuda_graph=cuda_graph)
+    def trainer(cfg, with_logs):
+        seen.cuda_graph = forms(build_trainer(cfg, with_logs)).cuda_graph
         raise _LoadedError
 
     def prediction_files(folder, source, reader, protocol):
-        seen.folder, seen.scale, seen.resize = folder, reader.units_per_metre, reader.resize
+        seen.predictions = folder
+        seen.prediction_scale, seen.prediction_resize = reader.units_per_metre, reader.resize
         raise _LoadedError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(listing, "require_files", lambda *args, **kwargs: None)
+        patch.setattr(Listing, "require", lambda *args, **kwargs: None)
         for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
             patch.setenv(name, "0")
         patch.setattr(evaluation_program, "load_model", load_model)
         patch.setattr(evaluation_program, "check_input", lambda *args: None)
-        patch.setattr(evaluation_program, "DepthModule", module)
+        patch.setattr(evaluation_program, "build_trainer", trainer)
         patch.setattr(evaluation_program, "PredictionFiles", prediction_files)
         with pytest.raises(_LoadedError):
             evaluation_program.evaluate(cfg)

@@ -12,11 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from sa2depth.data import sources
-from sa2depth.data.depth_files import MILLIMETRE_PNG
-from sa2depth.data.index.frame import Frame
+from sa2depth.data.frame import Frame
+from sa2depth.data.io.depth_files import MILLIMETRE_PNG
 from sa2depth.data.sample import DepthSource, RawSample, camera_matrix, read_depth
-from sa2depth.data.sources import FileSource
+from sa2depth.data.source import FileSource
 from sa2depth.errors import DataError
 from sa2depth.masks import valid_mask
 from sa2depth.metrics import MedianDepthMap, aggregate, evaluate_image, load_protocol
@@ -81,7 +80,7 @@ def test_no_photograph_is_decoded(files, monkeypatch):
     def refuse(path):
         raise AssertionError(f"{path} was decoded")
 
-    monkeypatch.setattr(sources, "read_rgb", refuse)
+    monkeypatch.setattr("sa2depth.data.frame.read_rgb", refuse)
     assert isinstance(train, DepthSource)
     assert baseline.median_baseline(train, test, RULES) == expected
     with pytest.raises(AssertionError, match="was decoded"):

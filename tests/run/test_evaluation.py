@@ -14,8 +14,8 @@ from torch import nn
 
 from agreement import assert_same_scores
 from sa2depth import eval as evaluation_program
-from sa2depth.data.index.tables import entries_without_truth, read_table
 from sa2depth.data.sample import RawSample, camera_matrix
+from sa2depth.data.splits.tables import entries_without_truth, read_table
 from sa2depth.errors import DataError, ShapeError
 from sa2depth.metrics import aggregate, evaluate_image, load_protocol, predict_frame
 from sa2depth.models.sa2depth import DepthOutput

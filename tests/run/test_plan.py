@@ -6,12 +6,12 @@ from torch import nn
 
 from sa2depth import create_model
 from sa2depth.data import DepthDataModule
-from sa2depth.data.synthetic import SyntheticScenes
 from sa2depth.errors import ConfigError
 from sa2depth.metrics import load_protocol
-from sa2depth.models.checkpointing import checkpoint_layers
 from sa2depth.run.build import build_trainer
 from sa2depth.run.plan import describe_ways, note_of_protocol
+from sa2depth.runtime.checkpointing import checkpoint_layers
+from sa2depth.scenes import SyntheticScenes
 
 AS_SHIPPED = {"ops": None, "float32_matmul_precision": "highest", "compile": "auto", "cuda_graph": "auto"}
 

@@ -10,10 +10,10 @@ import torch
 
 from agreement import assert_same_scores
 from sa2depth import load_model
-from sa2depth.data.synthetic import SyntheticScenes
 from sa2depth.errors import ConfigError, DataError
 from sa2depth.metrics import Protocol
 from sa2depth.run.predictions import PredictionReader, find_files
+from sa2depth.scenes import SyntheticScenes
 
 pytestmark = pytest.mark.xdist_group("train")  # uses the tiny training
 

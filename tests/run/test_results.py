@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from sa2depth.metrics import DepthMetrics, load_protocol
-from sa2depth.report import Evaluation, Examples, Sizes
+from sa2depth.metrics import DepthMetrics, Examples, load_protocol
 from sa2depth.run import results
+from views import uncut
 
 
 @pytest.fixture
@@ -15,10 +15,8 @@ def evaluation():
     protocol = load_protocol("synthetic")
     metrics = DepthMetrics(protocol)
     truth = torch.full((2, 1, 8, 12), 2.0)
-    metrics.update(1.1 * truth, truth, torch.tensor([0, 1]), ["a", "b"])
-    return Evaluation(
-        protocol, metrics.table(), metrics.by_depth(), {Sizes((8, 12), (8, 12), (32, 32)): 2}, split_images=2
-    )
+    metrics.update(1.1 * truth, uncut(truth, ids=["a", "b"]))
+    return metrics.evaluation(split_images=2)
 
 
 def full(*_arguments, **_options):

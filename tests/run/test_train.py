@@ -12,8 +12,8 @@ from safetensors import safe_open
 
 from agreement import assert_same_scores
 from sa2depth import load_model
-from sa2depth.data.index.tables import read_table
-from sa2depth.data.synthetic import SyntheticScenes
+from sa2depth.data.splits.tables import read_table
+from sa2depth.scenes import SyntheticScenes
 
 pytestmark = pytest.mark.xdist_group("train")
 

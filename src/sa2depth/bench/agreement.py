@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from sa2depth.bench.routes import REFERENCE, Depths, depths, routes
-from sa2depth.data.synthetic import SyntheticScenes
 from sa2depth.errors import ConfigError, ShapeError
 from sa2depth.infer.images import to_tensor
-from sa2depth.infer.sizes import resize_image
+from sa2depth.metrics.any_size import resize_image
+from sa2depth.scenes import SyntheticScenes
 from sa2depth.weights import load_model
 
 _SEED = 7  # of the generated scenes; experiment=demo trains on 0 and scores on others

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sa2depth.data.index.frame import Frame
-from sa2depth.data.sources import FileSource
+from sa2depth.data.frame import Frame
+from sa2depth.data.source import FileSource
 from sa2depth.masks import valid_mask
 from sa2depth.metrics import MedianDepthMap, Protocol, aggregate, evaluate_image
 from sa2depth.report import DepthGrids, depth_grid

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from sa2depth.losses import SILog
 from sa2depth.models import PRESETS, SA2Depth, build_model
-from sa2depth.models.compiled import compile_layers
-from sa2depth.models.graphed import GraphedTraining
-from sa2depth.models.inference import for_inference
+from sa2depth.runtime.compiled import compile_layers
+from sa2depth.runtime.graphed import GraphedTraining
+from sa2depth.runtime.inference import for_inference
 
 MODELS = {"nano": "sa2depth_nano", "t": "sa2depth_t", "s": "sa2depth_s", "l": "sa2depth_l"}
 PARTS = ("encoder", "decoder", "bin head", "depth head")

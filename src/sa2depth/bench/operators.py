@@ -1,6 +1,6 @@
 """The operators at the sizes that the networks call them with."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from sa2depth.ops import (
     rank_attention,
     selective_scan_2d,
 )
+from sa2depth.ops.registry import Example, as_leaves
 
 _POINTS = 9
 _RANK, _STATES, _INNER = 16, 16, 512
@@ -32,7 +33,7 @@ class OperatorCase:
 
     operator: str
     label: str
-    make: Callable[[torch.device, torch.dtype], tuple[Callable[[], Tensor], list[Tensor]]]
+    make: Callable[[torch.device, torch.dtype], Example]
 
 
 def operator_cases(model: str, size: tuple[int, int], batch: int) -> list[OperatorCase]:
@@ -60,30 +61,26 @@ def operator_cases(model: str, size: tuple[int, int], batch: int) -> list[Operat
     return sorted(cases, key=lambda case: case.operator)
 
 
-def _leaves(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [tensor.detach().requires_grad_() for tensor in tensors]
-
-
 def _dcnv3_case(batch: int, height: int, width: int, channels: int, offset_scale: float) -> OperatorCase:
     groups = channels // 16
 
-    def make(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], Tensor], list[Tensor]]:
+    def make(device: torch.device, dtype: torch.dtype) -> Example:
         draw = _draw(device)
         # in the network one matrix product makes offsets and logits, in its precision
         shapes = (channels, groups * _POINTS * 3)
-        leaves = _leaves([draw(batch, height, width, last).to(dtype) for last in shapes])
+        leaves = as_leaves([draw(batch, height, width, last).to(dtype) for last in shapes])
         return lambda: dcnv3_fused(*leaves, groups=groups, offset_scale=offset_scale), leaves
 
     return OperatorCase("dcnv3", f"{batch}x{height}x{width}x{channels}, {groups} groups", make)
 
 
 def _attention_case(batch: int, heads: int, queries: int, keys: int, dim: int) -> OperatorCase:
-    def make(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], Tensor], list[Tensor]]:
+    def make(device: torch.device, dtype: torch.dtype) -> Example:
         draw = _draw(device)
         # heads side by side in a pixel, keys and values in a key, as 1x1 convolutions leave them
         query = draw(batch, queries, heads, dim).to(dtype).transpose(1, 2)
         key, value = draw(batch, keys, 2, heads, dim).to(dtype).permute(2, 0, 3, 1, 4).unbind()
-        query, key, value = leaves = _leaves([query, key, value])
+        query, key, value = leaves = as_leaves([query, key, value])
         return lambda: rank_attention(query, key, value, float(dim**-0.5)), leaves
 
     label = f"{batch}x{heads} heads, {queries} queries, {keys} keys, d {dim}"
@@ -91,7 +88,7 @@ def _attention_case(batch: int, heads: int, queries: int, keys: int, dim: int) -
 
 
 def _scan_case(batch: int, height: int, width: int) -> OperatorCase:
-    def make(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], Tensor], list[Tensor]]:
+    def make(device: torch.device, dtype: torch.dtype) -> Example:
         draw = _draw(device)
         parameters: list[Any] = [
             draw(4, _RANK + 2 * _STATES, _INNER) * _INNER**-0.5,
@@ -101,18 +98,18 @@ def _scan_case(batch: int, height: int, width: int) -> OperatorCase:
             torch.ones(4 * _INNER, device=device),
         ]
         x = draw(batch, _INNER, height, width).to(dtype, memory_format=torch.channels_last)
-        leaves = _leaves([x, *parameters])
+        leaves = as_leaves([x, *parameters])
         return lambda: selective_scan_2d(*leaves), leaves
 
     return OperatorCase("selective_scan_2d", f"{batch}x{_INNER}x{height}x{width}", make)
 
 
 def _depthwise_case(batch: int, height: int, width: int, channels: int, kernel: int) -> OperatorCase:
-    def make(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], Tensor], list[Tensor]]:
+    def make(device: torch.device, dtype: torch.dtype) -> Example:
         draw = _draw(device)
         x = draw(batch, channels, height, width).to(dtype, memory_format=torch.channels_last)
         weights = [draw(channels, 1, kernel, kernel).to(dtype), draw(channels).to(dtype)]
-        leaves = _leaves([x, *weights])
+        leaves = as_leaves([x, *weights])
         return lambda: depthwise_conv(*leaves), leaves
 
     label = f"{batch}x{channels}x{height}x{width}, {kernel}x{kernel}"
@@ -120,20 +117,20 @@ def _depthwise_case(batch: int, height: int, width: int, channels: int, kernel: 
 
 
 def _norm_case(batch: int, height: int, width: int, channels: int) -> OperatorCase:
-    def make(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], Tensor], list[Tensor]]:
+    def make(device: torch.device, dtype: torch.dtype) -> Example:
         draw = _draw(device)
-        leaves = _leaves([t.to(dtype) for t in (draw(batch, height, width, channels), *draw(2, channels))])
+        leaves = as_leaves([t.to(dtype) for t in (draw(batch, height, width, channels), *draw(2, channels))])
         return lambda: layer_norm(leaves[0], leaves[1], leaves[2]), leaves
 
     return OperatorCase("layer_norm", f"{batch}x{height}x{width}x{channels}", make)
 
 
 def _gated_conv_case(batch: int, height: int, width: int, channels: int) -> OperatorCase:
-    def make(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], Tensor], list[Tensor]]:
+    def make(device: torch.device, dtype: torch.dtype) -> Example:
         draw = _draw(device)
         x = draw(batch, channels, height, width).to(dtype, memory_format=torch.channels_last)
         weights = [(draw(channels, 4, 3, 3) * 0.2).to(dtype), (draw(channels) * 0.2).to(dtype)]
-        leaves = _leaves([x, *weights])
+        leaves = as_leaves([x, *weights])
         return lambda: gated_conv(*leaves), leaves
 
     return OperatorCase("gated_conv", f"{batch}x{channels}x{height}x{width}", make)

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from sa2depth.bench.networks import autocast, prepared
-from sa2depth.models.compiled import why_not_compiled
-from sa2depth.models.replayed import Graphed
 from sa2depth.ops import cpu, use_backend
 from sa2depth.ops.precision import float32_products
+from sa2depth.runtime.compiled import why_not_compiled
+from sa2depth.runtime.replayed import Graphed
 from sa2depth.weights import load_model
 
 Depths = npt.NDArray[np.float64]
@@ -38,7 +38,7 @@ class Route:
         name: for tables.
         backend: for `sa2depth.ops.use_backend`.
         precision: ``fp64``, ``fp32``, ``tf32`` (products of float32 on CUDA), ``bf16`` or ``fp16`` (autocast).
-        prepared: in the form for inference (`sa2depth.models.inference.for_inference`).
+        prepared: in the form for inference (`sa2depth.runtime.inference.for_inference`).
         compile: layers fused by ``torch.compile``; prepared, too.
         graph: replayed from CUDA graphs.
         batch: images in a call.

@@ -23,10 +23,10 @@ from sa2depth.bench.operators import OperatorCase, operator_cases
 from sa2depth.bench.timing import allocated, measure, replayed
 from sa2depth.errors import ConfigError, nearest
 from sa2depth.models import SA2Depth
-from sa2depth.models.compiled import why_not_compiled
 from sa2depth.ops import use_backend
-from sa2depth.ops.backends import NAMES
+from sa2depth.ops.choice import NAMES
 from sa2depth.ops.precision import float32_products
+from sa2depth.runtime.compiled import why_not_compiled
 
 NETWORK = ("operators", "parts", "inference", "training")
 WHAT = (*NETWORK, "evaluation")
@@ -42,7 +42,7 @@ class Way:
 
     Attributes:
         backend: name for `sa2depth.ops.use_backend`.
-        prepared: inference with `sa2depth.models.inference.for_inference`; ``compile`` and ``graph`` include it.
+        prepared: inference with `sa2depth.runtime.inference.for_inference`; ``compile`` and ``graph`` include it.
         compile: layers fused by ``torch.compile``.
         graph: replayed from a CUDA graph: the kernels' time, without Python and launches; of a training step, the
             network's forward and backward pass.

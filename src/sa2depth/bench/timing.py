@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sa2depth.models.replayed import capture
+from sa2depth.runtime.replayed import capture
 
 _LEAST, _MOST = 3, 200
 _WARM_UPS = 3  # on CUDA: autograd, allocator and clocks settle later than the first call

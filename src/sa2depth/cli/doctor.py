@@ -81,13 +81,11 @@ def _device(device: "torch.device") -> list[tuple[str, str]]:
 
 
 def _kernels(device: "torch.device") -> list[tuple[str, str]]:
-    from sa2depth.ops import cpu
-    from sa2depth.ops.backends import backend
-    from sa2depth.ops.kernels import cache_dir, why_unavailable
-    from sa2depth.ops.triton import machine as triton
+    from sa2depth.ops.choice import backend
+    from sa2depth.ops.runtime import cpp, nvrtc, triton
 
-    library = cpu.why_unavailable()
-    folder = cache_dir()
+    library = cpp.why_unavailable()
+    folder = nvrtc.cache_dir()
     try:
         sizes = [file.stat().st_size for file in folder.iterdir() if file.suffix == ".cubin"]
         kept = f"{len(sizes)} compiled, {sum(sizes) / 1e6:.1f} MB"
@@ -99,12 +97,12 @@ def _kernels(device: "torch.device") -> list[tuple[str, str]]:
         ("back end", f"{backend()} (SA2DEPTH_OPS)"),
         (
             "CPU library",
-            library or f"built, code path {cpu.path()} of {', '.join(cpu.paths())}, {cpu.pool()}",
+            library or f"built, code path {cpp.path()} of {', '.join(cpp.paths())}, {cpp.pool()}",
         ),
         ("kernel cache", f"{folder}: {kept} (SA2DEPTH_CACHE)"),
     ]
     if device.type == "cuda":
-        rows.insert(2, ("CUDA kernels", why_unavailable(device) or "can be compiled"))
+        rows.insert(2, ("CUDA kernels", nvrtc.why_unavailable(device) or "can be compiled"))
         rows.insert(3, ("Triton", triton.why_unavailable(device) or "can be compiled"))
     return rows
 

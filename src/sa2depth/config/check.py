@@ -6,54 +6,31 @@ the keys that the programs read.
 """
 
 import inspect
-import math
 import re
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, Optional, get_type_hints
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Optional, cast, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
 from sa2depth import targets
-from sa2depth.config.values import fits, words
+from sa2depth.config.options import TRAINER
 from sa2depth.errors import ConfigError, as_typed, nearest
 from sa2depth.quoting import override
+from sa2depth.values import fits, words
 
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 FREE_NAMES = {"callbacks", "logger"}
 """Nodes whose keys are names that the user chooses."""
 
-OPTIONS: dict[str, Any] = {
-    "name": str,
-    "seed": int,
-    "min_depth": float,
-    "max_depth": float,
-    "pretrained_encoder": Path | None,
-    "resume": Path | None,
-    "compile": bool | Literal["auto"],
-    "cuda_graph": bool | Literal["auto"],
-    "baseline": bool,
-    "checkpoint": Path | None,
-    "predictions": Path | None,
-    "released.min_depth": float | None,
-    "released.max_depth": float | None,
-    "paths.data_dir": str,
-    "paths.runs_dir": str,
-    "paths.output_dir": Path,
-}
-"""What the options outside of all targets hold. Others check their values themselves, and name the choices."""
-
-RANGES: dict[str, tuple[float, float]] = {
-    "seed": (0, 2**32 - 1),
-    "trainer.accumulate_grad_batches": (1, math.inf),
-    "trainer.check_val_every_n_epoch": (1, math.inf),
-    "trainer.gradient_clip_val": (0, math.inf),
-    "trainer.log_every_n_steps": (0, math.inf),
-}
-"""Smallest and largest value where whoever takes the option would not say so."""
-
 _ABSENT = object()
 _REFERENCE = re.compile(r"\$\{(\.*)([\w.\[\]-]+)\}")
+
+
+class _Composed(NamedTuple):
+    """A configuration, and the same as plain containers with the references as they are written."""
+
+    cfg: DictConfig
+    tree: dict[str, Any]
 
 
 class _Signature(NamedTuple):
@@ -77,18 +54,20 @@ def _signature(target: str, where: str) -> _Signature:
     except (TypeError, ValueError):  # some written in C have none
         return _Signature(set(), True, {}, False)
     names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    ours = target.startswith("sa2depth.")
+    made = callable_.__init__ if isinstance(callable_, type) else callable_  # type: ignore[misc]
     try:
-        hints = get_type_hints(callable_.__init__ if isinstance(callable_, type) else callable_)  # type: ignore[misc]
+        hints = get_type_hints(made, include_extras=ours)
     except Exception:  # names that exist for the type checker only
         written = {p.name: p.annotation for p in parameters if p.annotation is not p.empty}
         hints = {name: hint for name, hint in written.items() if not isinstance(hint, str)}
     hints = {name: hint for name, hint in hints.items() if name in names}
     hints |= {p.name: Optional[hints[p.name]] for p in parameters if p.name in hints and p.default is None}  # noqa: UP045
     any_other = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    return _Signature(names, any_other, hints, target.startswith("sa2depth."))
+    return _Signature(names, any_other, hints, ours)
 
 
-def _check_node(node: Any, where: str, root: DictConfig) -> None:
+def _check_node(node: Any, where: str, root: _Composed) -> None:
     if isinstance(node, list):
         for index, item in enumerate(node):
             _check_node(item, f"{where}[{index}]", root)
@@ -122,7 +101,7 @@ def _leftovers(node: Mapping[str, Any], where: str, signature: _Signature) -> st
     )
 
 
-def _check_value(option: str, wanted: Any, root: DictConfig, strict: bool = True) -> None:
+def _check_value(option: str, wanted: Any, root: _Composed, strict: bool = True) -> None:
     """Refuse a value that is not what it should be, by the name of the option that it comes from."""
     found = _follow(option, root)
     if found is None:
@@ -135,12 +114,12 @@ def _check_value(option: str, wanted: Any, root: DictConfig, strict: bool = True
         raise ConfigError(f"{name}={as_typed(value)}: expected {words(wanted)}{text}")
 
 
-def _follow(option: str, root: DictConfig) -> tuple[str, Any] | None:
+def _follow(option: str, root: _Composed) -> tuple[str, Any] | None:
     """The option that a chain of references ends at, and its value; None where there is no such option."""
     written = _written(option, root)
     if written is _ABSENT:
         return None
-    value = OmegaConf.select(root, option)
+    value = OmegaConf.select(root.cfg, option)
     while isinstance(written, str) and (match := _REFERENCE.fullmatch(written)):
         dots, name = match.groups()
         above = option.split(".")[: -len(dots)] if dots else []
@@ -149,30 +128,22 @@ def _follow(option: str, root: DictConfig) -> tuple[str, Any] | None:
     return option, OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def _written(option: str, root: DictConfig) -> Any:
+def _written(option: str, root: _Composed) -> Any:
     """A value as it stands in the configuration, reference or not."""
-    above, _, key = option.rpartition(".")
-    node = OmegaConf.select(root, above) if above else root
-    if not isinstance(node, DictConfig) or key not in node:
-        return _ABSENT
-    return OmegaConf.to_container(node, resolve=False)[key]  # type: ignore[call-overload,index]
+    node: Any = root.tree
+    for key in option.split("."):
+        if not isinstance(node, dict) or key not in node:
+            return _ABSENT
+        node = node[key]
+    return node
 
 
-def _check_ranges(root: DictConfig) -> None:
-    for option, (least, most) in RANGES.items():
-        name, value = _follow(option, root) or (option, None)
-        if isinstance(value, int | float) and not least <= value <= most:
-            limits = f"at least {least}" if most == math.inf else f"from {least} to {most}"
-            raise ConfigError(f"{name}={as_typed(value)}: {limits}")
-
-
-def check_config(cfg: DictConfig, known: Mapping[str, Iterable[str] | None]) -> None:
+def check_config(cfg: DictConfig, known: Mapping[str, Any]) -> None:
     """Refuse unknown keys, unanswered choices and values of the wrong kind.
 
     Args:
         cfg: the composed configuration; interpolations are allowed.
-        known: top-level keys that the program reads, each with the keys allowed below it; ``None`` leaves them to
-            ``_target_`` signatures.
+        known: top-level keys that the program reads with their annotations, or with the keys allowed below.
 
     Raises:
         ConfigError: naming the key, where it stands and the nearest known names, the keys that still are ``???``, or
@@ -189,24 +160,26 @@ def check_config(cfg: DictConfig, known: Mapping[str, Iterable[str] | None]) -> 
                 else ""
             )
         )
-    tree = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(tree, dict)
+    root = _Composed(cfg, cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False)))
+    _check_level(root.tree, known, "", root)
+    for option, wanted in TRAINER.items():
+        _check_value(f"trainer.{option}", wanted, root, strict=False)
+
+
+def _check_level(tree: Any, known: Mapping[str, Any], prefix: str, root: _Composed) -> None:
+    """Hold the keys of one level, and all below them, against those that there are."""
     for key, node in tree.items():
-        key = str(key)
         if key not in known:
-            raise ConfigError(f"unknown option {key}; {nearest(key, known)}")
-        allowed = known[key]
-        if allowed is not None and isinstance(node, dict):
-            for inner in node:
-                if str(inner) not in set(allowed):
-                    raise ConfigError(f"unknown option {key}.{inner}; {nearest(str(inner), allowed)}")
+            raise ConfigError(f"unknown option {prefix}{key}; {nearest(str(key), known)}")
+        wanted = known[key]
+        inner = isinstance(wanted, Mapping)
+        _check_value(f"{prefix}{key}", dict if inner else wanted, root)
+        if inner:
+            _check_level(node, wanted, f"{prefix}{key}.", root)
         if key in FREE_NAMES and isinstance(node, dict):
-            for inner, value in node.items():
+            for name, value in node.items():
                 if isinstance(value, dict) and "_target_" not in value:
                     raise ConfigError(
-                        f"{key}.{inner} has no _target_: it names no class; {nearest(str(inner), node)}"
+                        f"{key}.{name} has no _target_: it names no class; {nearest(str(name), node)}"
                     )
-        _check_node(node, key, cfg)
-    for option, wanted in OPTIONS.items():
-        _check_value(option, wanted, cfg)
-    _check_ranges(cfg)
+        _check_node(node, key, root)

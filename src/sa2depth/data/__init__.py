@@ -1,24 +1,19 @@
 """Data: files and scenes in, batches out.
 
-Names are imported when used, so that `sa2depth.data.index` needs no torch.
+Names are imported when used, so that listings (`sa2depth.data.sets`) need no torch. The data sets' own factories are
+names of this package too, for example `sa2depth.data.nyu_sync`; so is `sa2depth.data.SyntheticScenes`.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sa2depth.data.augment import Augmentation
-    from sa2depth.data.borders import BottomCentre, NyuBorder
-    from sa2depth.data.datamodule import DepthDataModule
-    from sa2depth.data.dataset import DepthDataset
+    from sa2depth.data.augment.augmentation import Augmentation
+    from sa2depth.data.augment.borders import BottomCentre, NyuBorder
+    from sa2depth.data.loading.datamodule import DepthDataModule
+    from sa2depth.data.loading.dataset import DepthDataset
     from sa2depth.data.sample import RawSample, Source
-    from sa2depth.data.sets.custom import custom
-    from sa2depth.data.sets.diml import diml_outdoor
-    from sa2depth.data.sets.kitti import kitti_eigen, kitti_official
-    from sa2depth.data.sets.nyu import nyu_labelled, nyu_sync
-    from sa2depth.data.sets.sunrgbd import sunrgbd
-    from sa2depth.data.sources import FileSource
-    from sa2depth.data.synthetic import SyntheticScenes
+    from sa2depth.data.source import FileSource
 
 __all__ = [
     "Augmentation",
@@ -29,41 +24,33 @@ __all__ = [
     "NyuBorder",
     "RawSample",
     "Source",
-    "SyntheticScenes",
-    "custom",
-    "diml_outdoor",
-    "kitti_eigen",
-    "kitti_official",
-    "nyu_labelled",
-    "nyu_sync",
-    "sunrgbd",
 ]
 
 _HOMES = {
-    "Augmentation": "augment",
-    "BottomCentre": "borders",
-    "DepthDataModule": "datamodule",
-    "DepthDataset": "dataset",
-    "FileSource": "sources",
-    "NyuBorder": "borders",
-    "RawSample": "sample",
-    "Source": "sample",
-    "SyntheticScenes": "synthetic",
-    "custom": "sets.custom",
-    "diml_outdoor": "sets.diml",
-    "kitti_eigen": "sets.kitti",
-    "kitti_official": "sets.kitti",
-    "nyu_labelled": "sets.nyu",
-    "nyu_sync": "sets.nyu",
-    "sunrgbd": "sets.sunrgbd",
+    "Augmentation": "sa2depth.data.augment.augmentation",
+    "BottomCentre": "sa2depth.data.augment.borders",
+    "DepthDataModule": "sa2depth.data.loading.datamodule",
+    "DepthDataset": "sa2depth.data.loading.dataset",
+    "FileSource": "sa2depth.data.source",
+    "NyuBorder": "sa2depth.data.augment.borders",
+    "RawSample": "sa2depth.data.sample",
+    "Source": "sa2depth.data.sample",
+    "SyntheticScenes": "sa2depth.scenes",  # its name here is in configurations and checkpoints
 }
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(f"sa2depth.data.{_HOMES[name]}"), name)
+        return getattr(import_module(_HOMES[name]), name)
+    if not name.startswith("_") and name in (factories := _factories()):
+        return factories[name]
     raise AttributeError(f"module 'sa2depth.data' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_HOMES, *_factories()})
+
+
+def _factories() -> dict[str, Any]:
+    factories: dict[str, Any] = import_module("sa2depth.data.sets").factories()
+    return factories

@@ -1,4 +1,4 @@
-"""What a source of images hands over: one photograph, its depth, its camera.
+"""A sample, as a source of images hands it over: one photograph, its depth, its camera.
 
 Everything between files (or a renderer) and tensors speaks in these; nothing here needs torch.
 """
@@ -41,7 +41,7 @@ class Source(Protocol):
         """Sample number ``index``."""
 
     def describe(self) -> str:
-        """What this is, how many and from where: one line for the printed plan."""
+        """One line for the printed plan: name, number of images and folder."""
 
 
 def full_depth(sample: RawSample) -> RawSample:

@@ -17,12 +17,17 @@ from sa2depth.errors import ConfigError, ShapeError
 from sa2depth.image_files import megapixel_limit
 from sa2depth.infer.images import ImageLike, to_picture
 from sa2depth.infer.prediction import Prediction
-from sa2depth.infer.sizes import pad_to_multiple, resize_image, resize_map, working_size
-from sa2depth.metrics import flip_average
-from sa2depth.models.compiled import compile_layers, why_not_compiled
-from sa2depth.models.inference import for_inference
-from sa2depth.models.replayed import Graphed
+from sa2depth.metrics.any_size import (
+    predict_any_size,
+    resize_image,
+    resize_map,
+    stride_multiple,
+    working_size,
+)
 from sa2depth.nn import expected_depth
+from sa2depth.runtime.compiled import compile_layers, why_not_compiled
+from sa2depth.runtime.inference import for_inference
+from sa2depth.runtime.replayed import Graphed
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +39,7 @@ class Predictor:
 
     Args:
         model: From ``load_model`` or ``create_model``. The predictor works with a copy on the device, in which layers
-            are merged (`sa2depth.models.inference.for_inference`); later changes of the model do not reach it.
+            are merged (`sa2depth.runtime.inference.for_inference`); later changes of the model do not reach it.
         device: A torch device, or ``"auto"`` for CUDA where there is one.
         precision: ``"bf16"`` runs under autocast; ranks, the scan and the expectation stay float32 inside the
             model.
@@ -92,7 +97,7 @@ class Predictor:
         self.max_side = max_side
         self.size = size
         self.max_megapixels = megapixel_limit(max_megapixels)
-        self._multiple = int(getattr(model, "stride_multiple", 32))
+        self._multiple = stride_multiple(model)
         self._network: Callable[[Tensor], Tensor] = self._maps
         if graph and self.device.type == "cuda":
             self._network = Graphed(self._maps, calls=2 if flip else 1)  # from the second image of a size on
@@ -122,12 +127,8 @@ class Predictor:
         resized = resize_image(picture.to(self.device), self._working_size(height, width))
         del picture
         with torch.inference_mode():
-            depth, confidence = self._predict(resized)
-            if self.flip:
-                # Mirrored before padding: the padding then lies outside the picture on both passes.
-                other = [values.flip(-1) for values in self._predict(resized.flip(-1))]
-                depth, confidence = flip_average(depth, other[0]), flip_average(confidence, other[1])
-            depth, confidence = (resize_map(values, (height, width)) for values in (depth, confidence))
+            maps = predict_any_size(self._network, resized, self._multiple, self.flip)
+            depth, confidence = (resize_map(v, (height, width)) for v in (maps[:, :1], maps[:, 1:]))
         prediction = Prediction(
             depth=depth[0, 0].cpu().numpy(),
             confidence=confidence[0, 0].cpu().numpy(),
@@ -145,12 +146,6 @@ class Predictor:
 
     def _working_size(self, height: int, width: int) -> tuple[int, int]:
         return working_size(height, width, self.size, self.max_side)
-
-    def _predict(self, picture: Tensor) -> tuple[Tensor, Tensor]:
-        """Depth (m) and confidence, each ``(1, 1, H, W)`` float32, of ``(1, 3, H, W)`` of any size."""
-        height, width = picture.shape[-2:]
-        maps = self._network(pad_to_multiple(picture, self._multiple))[..., :height, :width]
-        return maps[:, :1], maps[:, 1:]
 
     def _maps(self, padded: Tensor) -> Tensor:
         """Depth (m) and confidence ``(1, 2, H, W)`` of a picture whose sides the network can take."""

@@ -41,12 +41,12 @@ def write_color(
         path: The PNG.
         depth_range: Metres at the two ends of the colours; the model's own range by default, so that pictures
             of one model can be compared.
-        colormap: A key of ``sa2depth.report.figures.COLORMAPS``.
+        colormap: A key of ``sa2depth.report.colours.COLORMAPS``.
 
     Raises:
         ConfigError: The range is empty, or the colour map is unknown.
     """
-    from sa2depth.report.figures import colorize
+    from sa2depth.report.colours import colorize
 
     near, far = depth_range or (prediction.min_depth, prediction.max_depth)
     if not near < far:

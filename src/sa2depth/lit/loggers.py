@@ -1,12 +1,13 @@
 """Weights & Biases, imported only when asked for; whatever goes wrong with it costs a line and not the training."""
 
+import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from os import environ
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from lightning.pytorch.loggers import Logger
 
@@ -73,7 +74,7 @@ def _reachable(save_dir: str) -> str:
     import wandb
 
     try:
-        with _environment(WANDB_HTTP_TIMEOUT=environ.get("WANDB_HTTP_TIMEOUT", str(LOGIN_S))):
+        with patch.dict(environ, WANDB_HTTP_TIMEOUT=environ.get("WANDB_HTTP_TIMEOUT", str(LOGIN_S))):
             return "online" if wandb.login(prompt=False, verify=True) else "offline"
     except Exception as error:
         said = str(error)
@@ -82,20 +83,6 @@ def _reachable(save_dir: str) -> str:
         reason = f"{host} refuses the key" if refused else f"{host} does not answer as it should"
         _LOG.warning("%s (%s): this run is logged offline; %s", reason, _line(said), _later(save_dir))
         return "offline"
-
-
-@contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    before = {name: environ.get(name) for name in values}
-    environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                environ.pop(name, None)
-            else:
-                environ[name] = value
 
 
 def _later(save_dir: str | None) -> str:
@@ -122,39 +109,25 @@ def _lasting_logger() -> "type[WandbLogger]":
                 _open(self._wandb_init, self.save_dir, lambda: super(LastingWandbLogger, self).experiment)
             return super().experiment
 
-        @rank_zero_only
-        def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-            """As Lightning's."""
-            self._try(lambda: super(LastingWandbLogger, self).log_metrics(metrics, step))
+    def lasting(name: str) -> Callable[..., None]:
+        original: Any = getattr(WandbLogger, name)
 
+        @functools.wraps(original)
         @rank_zero_only
-        def log_hyperparams(self, params: Any) -> None:
-            """As Lightning's."""
-            self._try(lambda: super(LastingWandbLogger, self).log_hyperparams(params))
-
-        @rank_zero_only
-        def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
-            """As Lightning's."""
-            self._try(lambda: super(LastingWandbLogger, self).log_image(key, images, step, **kwargs))
-
-        @rank_zero_only
-        def finalize(self, status: str) -> None:
-            """As Lightning's."""
-            self._try(lambda: super(LastingWandbLogger, self).finalize(status))
-
-        def _try(self, call: Callable[[], None]) -> None:
+        def call(self: Any, *args: Any, **kwargs: Any) -> None:
             if getattr(self, "_given_up", False):
                 return
             try:
-                call()
+                original(self, *args, **kwargs)
             except Exception as error:
                 self._given_up = True
-                _LOG.warning(
-                    "Weights & Biases failed (%s): nothing more is logged there; %s",
-                    _line(error),
-                    _later(self.save_dir),
-                )
+                words = "Weights & Biases failed (%s): nothing more is logged there; %s"
+                _LOG.warning(words, _line(error), _later(self.save_dir))
 
+        return call
+
+    for name in ("log_metrics", "log_hyperparams", "log_image", "finalize"):
+        setattr(LastingWandbLogger, name, lasting(name))
     return LastingWandbLogger
 
 

@@ -5,12 +5,13 @@ which must not decay, are ignored too. Here norms, biases, A_log and D are exemp
 """
 
 import math
-from collections.abc import Sequence
+from typing import Annotated
 
+from annotated_types import Interval
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from sa2depth.errors import ConfigError
+from sa2depth.values import checked
 
 NO_DECAY_LEAVES = ("a_log", "d_skip")
 """Parameter names of the scan that must not decay: both are in units of their own, zero means nothing there."""
@@ -56,30 +57,24 @@ def parameter_groups(
     return list(groups.values())
 
 
+Factor = Annotated[float, Interval(ge=0, lt=math.inf)]
+Beta = Annotated[float, Interval(ge=0, lt=1)]
+
+
+@checked
 def adamw(
     model: nn.Module,
     *,
-    lr: float,
-    weight_decay: float = 1e-2,
-    betas: Sequence[float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    encoder_lr_factor: float = 1.0,
+    lr: Factor,
+    weight_decay: Factor = 1e-2,
+    betas: tuple[Beta, Beta] = (0.9, 0.999),
+    eps: Factor = 1e-8,
+    encoder_lr_factor: Factor = 1.0,
 ) -> Optimizer:
     """AdamW over :func:`parameter_groups`; the arguments are those of ``conf/optim/adamw.yaml``.
 
     Raises:
         ConfigError: if ``betas`` are not two numbers in [0, 1), or another number is negative or not finite.
     """
-    for name, value in (
-        ("lr", lr),
-        ("weight_decay", weight_decay),
-        ("eps", eps),
-        ("encoder_lr_factor", encoder_lr_factor),
-    ):
-        if not 0 <= value < math.inf:
-            raise ConfigError(f"optim.{name}={value}: a number, at least 0")
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise ConfigError(f"optim.betas={list(betas)}: two numbers from 0 to below 1, such as [0.9,0.999]")
-    first, second = betas
     groups = parameter_groups(model, lr, weight_decay, encoder_lr_factor)
-    return AdamW(groups, lr=lr, betas=(first, second), eps=eps)
+    return AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps)

@@ -4,10 +4,14 @@ The released schedule ``(1 - step/total)**0.9`` turns complex when training goes
 clamped there.
 """
 
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Interval
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from sa2depth.errors import ConfigError
+from sa2depth.values import checked
 
 
 def polynomial_factor(step: int, total: int, power: float, end_factor: float, warmup_steps: int = 0) -> float:
@@ -25,13 +29,14 @@ def polynomial_factor(step: int, total: int, power: float, end_factor: float, wa
     return decay * min((step + 1) / (warmup_steps + 1), 1.0)
 
 
+@checked
 def polynomial(
     optimizer: Optimizer,
     total_steps: int,
     *,
-    power: float = 0.9,
-    end_factor: float = 0.1,
-    warmup_steps: int = 0,
+    power: Annotated[float, Gt(0)] = 0.9,
+    end_factor: Annotated[float, Interval(ge=0, le=1)] = 0.1,
+    warmup_steps: Annotated[int, Ge(0)] = 0,
 ) -> LambdaLR:
     """Polynomial decay to ``end_factor`` of each group's own learning rate.
 
@@ -50,11 +55,6 @@ def polynomial(
         raise ConfigError(
             "the schedule needs to know how many steps the run has: set trainer.max_epochs or trainer.max_steps, or "
             "choose schedule=constant"
-        )
-    if power <= 0 or not 0 <= end_factor <= 1 or warmup_steps < 0:
-        raise ConfigError(
-            f"schedule: power {power} must be positive, end_factor {end_factor} between 0 and 1, "
-            f"warmup_steps {warmup_steps} not negative"
         )
     return LambdaLR(
         optimizer, lambda step: polynomial_factor(step, total_steps, power, end_factor, warmup_steps)

@@ -4,11 +4,14 @@ Counterpart of ``silog_loss`` in the released ``utils.py``.
 """
 
 import math
+from typing import Annotated
 
 import torch
+from annotated_types import Interval
 from torch import nn
 
-from sa2depth.errors import ConfigError, ShapeError
+from sa2depth.errors import ShapeError
+from sa2depth.values import checked
 
 
 class SILog(nn.Module):
@@ -34,13 +37,14 @@ class SILog(nn.Module):
         ConfigError: An argument is out of its range.
     """
 
-    def __init__(self, variance_focus: float = 0.85, scale: float = 10.0, eps: float = 1e-12) -> None:
+    @checked
+    def __init__(
+        self,
+        variance_focus: Annotated[float, Interval(ge=0, le=1)] = 0.85,
+        scale: Annotated[float, Interval(gt=0, lt=math.inf)] = 10.0,
+        eps: Annotated[float, Interval(gt=0, lt=math.inf)] = 1e-12,
+    ) -> None:
         super().__init__()
-        if not 0.0 <= variance_focus <= 1.0:
-            raise ConfigError(f"SILog: variance_focus must lie in [0, 1], not {variance_focus}")
-        for name, value in (("scale", scale), ("eps", eps)):
-            if not (value > 0.0 and math.isfinite(value)):
-                raise ConfigError(f"SILog: {name} must be positive and finite, not {value}")
         self.variance_focus = variance_focus
         self.scale = scale
         self.eps = eps

@@ -11,11 +11,11 @@ from typing import IO, Any
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from sa2depth.errors import DataError, ShapeError
 from sa2depth.masks import valid_mask
+from sa2depth.metrics.any_size import resize_map
 from sa2depth.metrics.holes import fill_from_nearest
 
 _BLOCK_VALUES = 1 << 22  # 16 MiB of float32 are in work at a time, three times
@@ -106,8 +106,7 @@ class MedianDepthMap:
             raise DataError("MedianDepthMap.predict needs fit first")
         if shape is None or tuple(shape) == self._map.shape:
             return self._map.copy()
-        resized = F.interpolate(torch.from_numpy(self._map)[None, None], tuple(shape), mode="bilinear")
-        return resized[0, 0].numpy()
+        return resize_map(torch.from_numpy(self._map)[None, None], (shape[0], shape[1]))[0, 0].numpy()
 
     def _masked(self, item: Any, place: int) -> NDArray[np.float32]:
         """Depth of one sample, infinite where invalid."""

@@ -1,10 +1,8 @@
-"""Scores of a whole split: one row an image, kept in float64 and averaged once, over any number of processes.
+"""Scores of a whole split, over any number of processes: one row of numbers an image, in float64, known by its index.
 
-The average is the mean of the per-image errors, as in the released ``eval.py`` (not pooled over pixels).
+The numbers are gathered as one tensor; names only label the rows.
 """
 
-import logging
-import math
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,18 +10,21 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch.distributed import all_gather_object, get_world_size
 from torchmetrics import Metric
 
 from sa2depth.errors import DataError, ShapeError
+from sa2depth.metrics.averaging import aggregate, some
 from sa2depth.metrics.by_depth import SUMS_PER_RANGE, range_rows, range_sums
+from sa2depth.metrics.evaluation import Evaluation
 from sa2depth.metrics.formulas import measure
 from sa2depth.metrics.image import COUNTS, score_pixels
 from sa2depth.metrics.protocol import Protocol
 from sa2depth.metrics.protocol_files import ProtocolLike, load_protocol
+from sa2depth.metrics.view import Sizes, View
 from sa2depth.threads import few_threads
 
-_LOG = logging.getLogger(__name__)
-_END = 0  # the byte that ends an id
+_SIDES = 6  # of `Sizes`; 0 where no network ran
 
 Row = dict[str, Any]
 
@@ -47,47 +48,53 @@ class DepthMetrics(Metric):
     is_differentiable = False
     higher_is_better = None
     rows: list[torch.Tensor]
-    ids: list[torch.Tensor]
 
     def __init__(self, protocol: ProtocolLike, **kwargs: Any) -> None:
         super().__init__(**{**kwargs, "sync_on_compute": False})  # see `_gathered`
-        self.protocol = load_protocol(protocol)
+        self.protocol: Protocol = load_protocol(protocol)
         self._columns = ("index", *self.protocol.metrics, *COUNTS)
-        self._width = len(self._columns) + SUMS_PER_RANGE * max(len(self.protocol.depth_ranges) - 1, 0)
+        self._ranges = SUMS_PER_RANGE * max(len(self.protocol.depth_ranges) - 1, 0)
+        self._names: dict[int, str] = {}  # by index, of the images that this process saw
         self.add_state("rows", default=[], dist_reduce_fx="cat")
-        self.add_state("ids", default=[], dist_reduce_fx="cat")
 
-    def update(
-        self, pred: torch.Tensor, depth: torch.Tensor, index: torch.Tensor, ids: Sequence[str] | None = None
-    ) -> None:
+    def update(self, pred: torch.Tensor, view: View) -> None:
         """Score a batch.
 
         Args:
-            pred: ``(B,1,H,W)`` predicted metres, of whole images or of the protocol's frame.
-            depth: ``(B,1,H,W)`` ground truth in metres of the same size, 0 = not measured.
-            index: ``(B,)`` place of each image in its data set.
-            ids: B names for tables and messages; the index where not given.
+            pred: ``(B,1,h,w)`` predicted metres.
+            view: What the protocol makes of the batch; its truth has the same size.
 
         Raises:
             ShapeError: The shapes do not fit each other or the protocol.
         """
-        if pred.ndim != 4 or pred.shape[1] != 1 or pred.shape != depth.shape:
+        if pred.ndim != 4 or pred.shape[1] != 1 or pred.shape != view.truth.shape:
             raise ShapeError(
                 "DepthMetrics wants pred and depth of one shape (B, 1, H, W), got "
-                f"{tuple(pred.shape)} and {tuple(depth.shape)}"
+                f"{tuple(pred.shape)} and {tuple(view.truth.shape)}"
             )
-        names = [str(i) for i in index.tolist()] if ids is None else list(ids)
-        if index.shape != pred.shape[:1] or len(names) != len(pred):
+        index = view.index
+        if index.shape != pred.shape[:1] or len(view.ids) != len(pred):
             raise ShapeError(
-                f"DepthMetrics got {len(pred)} images, {tuple(index.shape)} indices and {len(names)} ids"
+                f"DepthMetrics got {len(pred)} images, {tuple(index.shape)} indices and {len(view.ids)} ids"
             )
         if not len(pred):
             return
         with _few_threads(pred):
-            errors = torch.stack([self._row(p[0], d[0]) for p, d in zip(pred, depth, strict=True)])
-        self.rows.append(torch.cat([index.to(errors)[:, None], errors], dim=1))
-        encoded = b"".join(name.replace("\0", " ").encode() + bytes([_END]) for name in names)
-        self.ids.append(torch.tensor(list(encoded), dtype=torch.uint8, device=errors.device))
+            errors = torch.stack([self._row(p[0], d[0]) for p, d in zip(pred, view.truth, strict=True)])
+        native, frame, network = view.sizes
+        sides = errors.new_tensor([*native, *frame, *(network or (0, 0))]).expand(len(errors), _SIDES)
+        self.rows.append(torch.cat([index.to(errors)[:, None], errors, sides], dim=1))
+        self._names |= zip(index.tolist(), view.ids, strict=True)
+
+    def latest(self, metric: str) -> list[float]:
+        """One of the protocol's metrics of each image of the last `update`."""
+        values: list[float] = self.rows[-1][:, self._columns.index(metric)].tolist()
+        return values
+
+    def reset(self) -> None:
+        """Forget all images."""
+        super().reset()
+        self._names = {}
 
     def compute(self) -> dict[str, float]:
         """Mean of each error over the images that have scored pixels, and the counts; see ``aggregate``.
@@ -95,9 +102,7 @@ class DepthMetrics(Metric):
         Raises:
             DataError: No image at all, none with a scored pixel, or an image scored twice.
         """
-        with self._gathered():
-            table = self._table()
-        return aggregate(table, self.protocol)
+        return aggregate(self.table(), self.protocol)
 
     def table(self) -> list[Row]:
         """Rows of all images of all processes, sorted by ``index``: call it on every process.
@@ -108,27 +113,23 @@ class DepthMetrics(Metric):
         Raises:
             DataError: An image was scored twice.
         """
-        with self._gathered():
-            return self._table()
+        with self._gathered() as (rows, names):
+            return self._table(rows, names)
 
-    def by_depth(self) -> list[Row]:
-        """Errors in each of the protocol's ``depth_ranges``, pooled over the pixels of all images.
+    def evaluation(self, **facts: Any) -> Evaluation:
+        """All that was measured, the same on every process: call it on every process.
 
-        Call it on every process.
-
-        Returns:
-            One dict an interval of true depth: ``from`` (included) and ``to`` (excluded) in metres,
-            ``pixels``, ``abs_rel``, ``rmse`` (metres), ``d1`` (share), ``bias`` (mean of prediction minus
-            truth, metres); NaN where there is no pixel. Empty if the protocol names no ranges.
+        Args:
+            facts: Fields of `Evaluation` that the scores do not tell, such as ``split_images``.
 
         Raises:
             DataError: An image was scored twice.
         """
-        with self._gathered():
-            self._table()  # refuses duplicates
-            rows = _joined(self.rows)
-        sums = [] if rows is None else rows[:, len(self._columns) :].tolist()
-        return range_rows(sums, self.protocol.depth_ranges)
+        with self._gathered() as (rows, names):
+            table, first = self._table(rows, names), len(self._columns)
+            by_depth = range_rows(rows[:, first:-_SIDES].tolist(), self.protocol.depth_ranges)
+            sizes = Counter(map(_sizes, rows[:, -_SIDES:].long().tolist()))
+        return Evaluation(self.protocol, table, by_depth, sizes, **facts)
 
     def _row(self, pred: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
         """Errors, counts and sums by depth of one ``(H,W)`` map: all columns but the index, float64."""
@@ -143,26 +144,35 @@ class DepthMetrics(Metric):
         )
 
     @contextmanager
-    def _gathered(self) -> Iterator[None]:
-        """Inside, the states hold the rows of all processes.
+    def _gathered(self) -> Iterator[tuple[torch.Tensor, Mapping[int, str]]]:
+        """The rows of all processes and the names of their images.
 
         ``torchmetrics``' own context leaves the states gathered when something inside it raises, and every
         later question then fails with another error than the first.
         """
         self.sync(dist_sync_fn=self.dist_sync_fn, distributed_available=self.distributed_available_fn)
         try:
-            yield
+            names = self._names
+            if self._is_synced:
+                parts: list[Any] = [None] * get_world_size(self.process_group)
+                all_gather_object(parts, names, group=self.process_group)
+                names = {index: name for part in parts for index, name in part.items()}
+            yield self._joined(), names
         finally:
             self.unsync(should_unsync=self._is_synced)
 
-    def _table(self) -> list[Row]:
-        rows, codes = _joined(self.rows), _joined(self.ids)
-        if rows is None or codes is None:
-            return []
-        names = bytes(codes.tolist()).split(bytes([_END]))[:-1]
+    def _joined(self) -> torch.Tensor:
+        """The rows in one piece, whether gathered already or not."""
+        state: Any = self.rows
+        if isinstance(state, torch.Tensor):
+            return state
+        width = len(self._columns) + self._ranges + _SIDES
+        return torch.cat(state) if state else torch.empty(0, width, dtype=torch.float64)
+
+    def _table(self, rows: torch.Tensor, names: Mapping[int, str]) -> list[Row]:
         table: list[Row] = []
-        for values, name in zip(rows[:, : len(self._columns)].tolist(), names, strict=True):
-            row: Row = {"id": name.decode(), **dict(zip(self._columns, values, strict=True))}
+        for values in rows[:, : len(self._columns)].tolist():
+            row: Row = {"id": names[int(values[0])], **dict(zip(self._columns, values, strict=True))}
             for key in ("index", *COUNTS):
                 row[key] = int(row[key])
             table.append(row)
@@ -173,9 +183,7 @@ class DepthMetrics(Metric):
     def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
         # A process without images would offer torchmetrics' empty float32 vector, whose type and rank do not
         # match what the other processes gather.
-        if not len(self.rows):
-            self.rows = [torch.empty(0, self._width, dtype=torch.float64, device=self.device)]
-            self.ids = [torch.empty(0, dtype=torch.uint8, device=self.device)]
+        self.rows = [self._joined().to(self.device)]
         super()._sync_dist(*args, **kwargs)
 
 
@@ -185,61 +193,9 @@ def _few_threads(pred: torch.Tensor) -> AbstractContextManager[None]:
     return few_threads() if alone and pred.device.type == "cpu" else nullcontext()
 
 
-def _joined(state: Any) -> torch.Tensor | None:
-    """A state in one piece, whether gathered already or not; None while empty."""
-    if isinstance(state, torch.Tensor):
-        return state
-    return torch.cat(state) if state else None
-
-
-def aggregate(rows: Sequence[Mapping[str, Any]], protocol: Protocol) -> dict[str, float]:
-    """Mean of per-image errors, in float64 and independent of the order of the rows.
-
-    Images without a scored pixel are left out of the mean, counted, and named in a warning; so are images
-    with NaN or infinite predictions, which stay in it.
-
-    Args:
-        rows: Results of ``evaluate_image``; ``id`` or ``index`` name the image where given.
-        protocol: Whose metrics are averaged; named in the messages.
-
-    Returns:
-        The protocol's metrics, ``images`` (those in the mean), ``empty_images``, ``nonfinite_images``,
-        ``nonfinite_pixels``.
-
-    Raises:
-        DataError: No image at all, or none with a scored pixel.
-    """
-    if not rows:
-        raise DataError("no image was evaluated: check the data folder and the split")
-    scored = [row for row in rows if row["pixels"] > 0]
-    empty = _names(row for row in rows if row["pixels"] == 0)
-    broken = _names(row for row in rows if row["nonfinite_pixels"] > 0)
-    nonfinite_pixels = int(sum(row["nonfinite_pixels"] for row in rows))
-    span = f"{protocol.min_depth:g}-{protocol.max_depth:g} m"
-    if not scored:
-        raise DataError(
-            f"none of the {len(rows)} images has ground truth within {span} (protocol '{protocol.name}'): "
-            f"check the depth scale of the data set. Images: {_some(empty)}"
-        )
-    if empty:
-        _LOG.warning(
-            "%d of %d images have no ground truth within %s inside the crop '%s' and are not in the mean: %s",
-            len(empty), len(rows), span, protocol.crop, _some(empty),
-        )  # fmt: skip
-    if broken:
-        _LOG.warning(
-            "THE MODEL IS BROKEN on %d of %d images: %d NaN or infinite predictions, scored as the released "
-            "evaluation does (NaN as the smallest depth, infinity as the largest): %s",
-            len(broken), len(rows), nonfinite_pixels, _some(broken),
-        )  # fmt: skip
-    means = {key: math.fsum(row[key] for row in scored) / len(scored) for key in protocol.metrics}
-    return {
-        **means,
-        "images": len(scored),
-        "empty_images": len(empty),
-        "nonfinite_images": len(broken),
-        "nonfinite_pixels": nonfinite_pixels,
-    }
+def _sizes(sides: Sequence[int]) -> Sizes:
+    a, b, c, d, e, f = sides
+    return Sizes((a, b), (c, d), (e, f) if e else None)
 
 
 def _refuse_duplicates(table: Sequence[Row]) -> None:
@@ -247,16 +203,7 @@ def _refuse_duplicates(table: Sequence[Row]) -> None:
     twice = [str(index) for index, count in counts.items() if count > 1]
     if twice:
         raise DataError(
-            f"{len(twice)} images were scored more than once (indices {_some(twice)}), which shifts the "
+            f"{len(twice)} images were scored more than once (indices {some(twice)}), which shifts the "
             "mean: use a sampler that does not pad (trainer.use_distributed_sampler=False) and reset the "
             "metric between runs"
         )
-
-
-def _names(rows: Any) -> list[str]:
-    return [str(row.get("id", row.get("index", "?"))) for row in rows]
-
-
-def _some(names: Sequence[str], most: int = 10) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

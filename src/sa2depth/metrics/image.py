@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from sa2depth.errors import ShapeError
 from sa2depth.masks import valid_mask
 from sa2depth.metrics.formulas import Errors, measure
-from sa2depth.metrics.input_size import cut_frame
 from sa2depth.metrics.protocol import Protocol
 from sa2depth.metrics.protocol_files import ProtocolLike, load_protocol
+from sa2depth.metrics.view import cut_frame
 
 COUNTS = ("pixels", "nonfinite_pixels")
 

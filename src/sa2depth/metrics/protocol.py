@@ -4,11 +4,11 @@ The shipped protocols are ``conf/protocol/*.yaml``; their numbers follow the rel
 for ``kitti_official``, the benchmark's development kit.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sa2depth.depth_size import same_view
 from sa2depth.errors import DataError, ShapeError
+from sa2depth.metrics.any_size import by, padded_size
 from sa2depth.metrics.formulas import METRICS
 from sa2depth.metrics.protocol_fields import KINDS, check_fields
 
@@ -49,13 +49,13 @@ class Protocol:
         images_without_truth: How many images of the full split have no ground truth and are left out.
         frame: ``(height, width)`` of the bottom-centre window to which image and truth are cut before
             anything else, or None for the whole image.
-        input: What the network sees of the frame (``prepare_input``): ``as_is``, ``pad``, ``resize``,
+        input: What the network sees of the frame (`sa2depth.metrics.view`): ``as_is``, ``pad``, ``resize``,
             ``max_side`` or ``bottom_centre``.
         input_size: ``(height, width)`` in pixels of ``resize`` and ``bottom_centre``.
         max_side: Longest side in pixels of ``max_side``.
         metrics: Names of the errors that are reported, in this order, out of ``KNOWN_METRICS``.
         depth_ranges: Edges in metres, rising; errors are also pooled over the pixels of each interval of true
-            depth (``DepthMetrics.by_depth``). Empty: they are not.
+            depth (``Evaluation.by_depth``). Empty: they are not.
         flip: Whether the prediction is averaged with the one on the mirrored image (``flip_average``).
         description: One sentence for people, copied into the results.
 
@@ -143,13 +143,13 @@ class Protocol:
             ShapeError: It does not show the view of the image (`sa2depth.depth_size`), or the protocol cuts pixels
                 that are counted in the image: which of a smaller map's they are is not defined.
         """
-        sizes = f"a depth map of {_by(truth)} beside an image of {_by(image)}"
+        sizes = f"a depth map of {by(truth)} beside an image of {by(image)}"
         if not same_view(truth, image):
             raise ShapeError(
                 f"{sizes}: expected the same size, or fewer pixels of the same aspect (within 1 %)"
             )
         cuts = {
-            f"frame={_by(self.frame or ())}": self.frame is not None,
+            f"frame={by(self.frame or ())}": self.frame is not None,
             f"crop={self.crop}": self.crop == "nyu_pixels",
             f"input={self.input}": self.input == "bottom_centre",
         }
@@ -206,7 +206,7 @@ class Protocol:
             self.input_box(*size)
         if self.input == "as_is" and size is not None and any(side % multiple for side in size):
             raise ShapeError(
-                f"protocol '{self.name}': a {_by(size)} frame cannot go through the network as it is, whose sides are "
+                f"protocol '{self.name}': a {by(size)} frame cannot go through the network as it is, whose sides are "
                 f"multiples of {multiple}: use protocol.input=pad (mirrored up to the next multiple), resize, max_side "
                 "or bottom_centre; a shipped protocol then bears another name in the results"
             )
@@ -231,7 +231,7 @@ class Protocol:
             f"frame: {self._frame_words()}",
             f"input: {self._input_words(multiple)}",
             f"crop: {self.crop}"
-            + ("" if size is None else f", {_words(self.crop_box(*size))} of {_by(size)}"),
+            + ("" if size is None else f", {_words(self.crop_box(*size))} of {by(size)}"),
             f"depth: {self.min_depth:g}-{self.max_depth:g} m, limits excluded{clip}",
             f"flip averaging: {'yes' if self.flip else 'no'}",
             f"metrics: {', '.join(self.metrics)}; mean of per-image errors",
@@ -262,7 +262,7 @@ class Protocol:
         return top, min(bottom, height), left, min(right, width)
 
     def _frame_words(self) -> str:
-        return "whole image" if self.frame is None else f"bottom-centre {_by(self.frame)} of the image"
+        return "whole image" if self.frame is None else f"bottom-centre {by(self.frame)} of the image"
 
     def _own_frame(self) -> tuple[int, int] | None:
         """The only size of frame that the crop is defined on."""
@@ -279,18 +279,15 @@ class Protocol:
         }[self.input]
         if self.input_size is None:
             return words
-        height, width = self.input_size
-        padded = height + -height % multiple, width + -width % multiple
-        note = (
-            "" if padded == self.input_size else f", mirrored up to {_by(padded)} (multiples of {multiple})"
-        )
-        return words.format(size=_by(self.input_size), note=note)
+        padded = padded_size(self.input_size, multiple)
+        note = "" if padded == self.input_size else f", mirrored up to {by(padded)} (multiples of {multiple})"
+        return words.format(size=by(self.input_size), note=note)
 
 
 def _bottom_centre(height: int, width: int, size: tuple[int, int], what: str) -> Box:
     if height < size[0] or width < size[1]:
         raise ShapeError(
-            f"{what} is {_by(size)} pixels (height x width), but an image has {height}x{width}: check the data "
+            f"{what} is {by(size)} pixels (height x width), but an image has {height}x{width}: check the data "
             "set, or use a protocol for smaller images"
         )
     top, left = height - size[0], (width - size[1]) // 2
@@ -299,7 +296,3 @@ def _bottom_centre(height: int, width: int, size: tuple[int, int], what: str) ->
 
 def _words(box: Box) -> str:
     return f"rows {box[0]}-{box[1] - 1}, columns {box[2]}-{box[3] - 1}"
-
-
-def _by(size: Sequence[int]) -> str:
-    return "x".join(str(side) for side in size)

@@ -1,9 +1,11 @@
 """What each field of a protocol accepts, and how to say so."""
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt
+from pydantic import AllowInfNan, TypeAdapter, ValidationError
 
 from sa2depth.errors import ConfigError, nearest
 from sa2depth.metrics.formulas import KNOWN_METRICS
@@ -15,61 +17,34 @@ _NEEDS = {"resize": "input_size", "bottom_centre": "input_size", "max_side": "ma
 SELECTED_BY = "abs_rel"  # models are selected by it, so every protocol reports it
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """What a field accepts, and how to say it."""
-
-    words: str
-    number: bool = False
-    whole: bool = False
-    optional: bool = False
-    types: tuple[type, ...] = (str,)
-    above: float = -math.inf
-    length: int | None = None
-    """Of a tuple of numbers: how many; 0 means any."""
-
-    def accepts(self, value: object) -> bool:
-        if value is None:
-            return self.optional
-        if self.length is not None:
-            fits = isinstance(value, tuple) and self.length in (0, len(value))
-            return fits and all(self._is_number(item) for item in value)  # type: ignore[attr-defined]
-        return self._is_number(value) if self.number else isinstance(value, self.types)
-
-    def _is_number(self, value: object) -> bool:
-        if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
-            return False
-        return math.isfinite(value) and value > self.above
-
-
-_METRES = _Kind("a positive number of metres", number=True, above=0)
-_SIZE = _Kind("[height, width] in pixels or null", whole=True, optional=True, above=0, length=2)
-KINDS = {
-    "name": _Kind("a text"),
-    "version": _Kind("a whole number from 1", number=True, whole=True, above=0),
+_Count = Annotated[int, Gt(0)]
+_Finite = Annotated[float, AllowInfNan(False)]
+_Metres = Annotated[_Finite, Gt(0)]
+_METRES = _Metres, "a positive number of metres"
+_SIZE = tuple[_Count, _Count] | None, "[height, width] in pixels or null"
+_WORDS: dict[str, tuple[Any, str]] = {
+    "name": (str, "a text"),
+    "version": (_Count, "a whole number from 1"),
     # 0 would make log(min_depth) infinite for every prediction that is clamped to it
     "min_depth": _METRES,
     "max_depth": _METRES,
-    "crop": _Kind("a text"),
-    "clip_both_at": _Kind("a positive number of metres or null", number=True, above=0, optional=True),
-    "expected_images": _Kind(
-        "a positive whole number or null", number=True, whole=True, above=0, optional=True
-    ),
-    "images_without_truth": _Kind("a whole number from 0", number=True, whole=True, above=-1),
+    "crop": (str, "a text"),
+    "clip_both_at": (_Metres | None, "a positive number of metres or null"),
+    "expected_images": (_Count | None, "a positive whole number or null"),
+    "images_without_truth": (Annotated[int, Ge(0)], "a whole number from 0"),
     "frame": _SIZE,
-    "input": _Kind("a text"),
+    "input": (str, "a text"),
     "input_size": _SIZE,
-    "max_side": _Kind(
-        "a positive whole number of pixels or null", number=True, whole=True, above=0, optional=True
-    ),
-    "metrics": _Kind("a list of names", types=(tuple,)),
-    "depth_ranges": _Kind("a list of metres", length=0),
-    "flip": _Kind("true or false", types=(bool,)),
-    "description": _Kind("a text"),
+    "max_side": (_Count | None, "a positive whole number of pixels or null"),
+    "metrics": (tuple, "a list of names"),
+    "depth_ranges": (tuple[_Finite, ...], "a list of metres"),
+    "flip": (bool, "true or false"),
+    "description": (str, "a text"),
 }
+KINDS = {key: TypeAdapter(kind) for key, (kind, _) in _WORDS.items()}
 
 
-def check_fields(values: Mapping[str, object], name: str) -> None:
+def check_fields(values: Mapping[str, Any], name: str) -> None:
     """Refuse a field of the wrong type or range, and fields that contradict each other.
 
     Args:
@@ -80,8 +55,10 @@ def check_fields(values: Mapping[str, object], name: str) -> None:
         ConfigError: Naming the field, what it accepts and what it was given.
     """
     for key, kind in KINDS.items():
-        if not kind.accepts(values[key]):
-            raise _refusal(name, f"{key} must be {kind.words}, not {values[key]!r}")
+        try:
+            kind.validate_python(values[key], strict=True)
+        except ValidationError as error:
+            raise _refusal(name, f"{key} must be {_WORDS[key][1]}, not {values[key]!r}") from error
     for key, known in (("crop", CROPS), ("input", INPUTS)):
         if values[key] not in known:
             raise _refusal(name, f"unknown {key} '{values[key]}'; {nearest(str(values[key]), known)}")
@@ -90,16 +67,13 @@ def check_fields(values: Mapping[str, object], name: str) -> None:
     _check_metrics(values["metrics"], name)
 
 
-def _check_depths(values: Mapping[str, object], name: str) -> None:
+def _check_depths(values: Mapping[str, Any], name: str) -> None:
     low, high, clip = (values[key] for key in ("min_depth", "max_depth", "clip_both_at"))
-    assert isinstance(low, (int, float))
-    assert isinstance(high, (int, float))
     if not low < high:
         raise _refusal(name, f"min_depth {low} must be below max_depth {high}")
-    if isinstance(clip, (int, float)) and clip <= low:
+    if clip is not None and clip <= low:
         raise _refusal(name, f"clip_both_at must be above min_depth {low}")
     edges = values["depth_ranges"]
-    assert isinstance(edges, tuple)
     if edges and (len(edges) < 2 or edges[0] < 0 or any(a >= b for a, b in pairwise(edges))):
         raise _refusal(
             name,
@@ -107,8 +81,8 @@ def _check_depths(values: Mapping[str, object], name: str) -> None:
         )
 
 
-def _check_input(values: Mapping[str, object], name: str) -> None:
-    policy = str(values["input"])
+def _check_input(values: Mapping[str, Any], name: str) -> None:
+    policy = values["input"]
     needed = _NEEDS.get(policy)
     if needed is not None and values[needed] is None:
         raise _refusal(name, f"input={policy} needs {needed}")
@@ -120,8 +94,7 @@ def _check_input(values: Mapping[str, object], name: str) -> None:
             )
 
 
-def _check_metrics(metrics: object, name: str) -> None:
-    assert isinstance(metrics, tuple)
+def _check_metrics(metrics: tuple[Any, ...], name: str) -> None:
     for metric in metrics:
         if metric not in KNOWN_METRICS:
             raise _refusal(name, f"unknown metric '{metric}'; {nearest(str(metric), KNOWN_METRICS)}")

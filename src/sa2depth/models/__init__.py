@@ -2,7 +2,7 @@
 
 from sa2depth.models.build import UntrustedError, build_model, create_model
 from sa2depth.models.decoders import ConvDecoder, SelectiveAttentionDecoder
-from sa2depth.models.heads import BinHead, ConvHead, ScanHead
+from sa2depth.models.heads import BinHead, ConvHead, ScanHead, UniformBins
 from sa2depth.models.presets import PRESETS
 from sa2depth.models.sa2depth import DepthOutput, SA2Depth
 
@@ -15,6 +15,7 @@ __all__ = [
     "SA2Depth",
     "ScanHead",
     "SelectiveAttentionDecoder",
+    "UniformBins",
     "UntrustedError",
     "build_model",
     "create_model",

@@ -128,7 +128,7 @@ def _check_targets(plain: dict[str, Any], trusted: Sequence[str] | None) -> None
 
 
 def _required(plain: dict[str, Any]) -> list[str]:
-    """What a specification must give: arguments of the model's class that have no default."""
+    """Keys that a specification must have: arguments of the model's class without a default."""
     model = targets.find(str(plain["_target_"])) if "_target_" in plain else SA2Depth
     try:
         parameters = inspect.signature(model).parameters.values()

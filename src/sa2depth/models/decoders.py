@@ -1,13 +1,14 @@
 """Decoders: a pyramid in, a refined pyramid of the same sizes and channels out, both fine to coarse."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from sa2depth.errors import ConfigError, ShapeError
-from sa2depth.models.checkpointing import run_layer
-from sa2depth.nn import SelectiveAttentionBlock, Upsample
+from sa2depth.nn import FlexibleAttention, GatedFeedForward, PositionConv, SelectiveAttentionBlock, Upsample
+from sa2depth.nn.recompute import run_layer
 
 OFFSET_KERNELS = (9, 7, 5, 3)
 OFFSET_STRIDES = (8, 4, 2, 1)
@@ -60,17 +61,28 @@ def _check_levels(features: list[Tensor], count: int) -> None:
 
 
 class SelectiveAttentionDecoder(_TopDown):
-    """The paper's decoder: a block of flexible attention at each of four levels.
+    """The paper's decoder: a block of position, attention and feed-forward at each of four levels.
 
     Args:
         channels: channels of the four levels (or fewer, coarse ones), fine to coarse; each a multiple of ``dim_head``.
         dim_head: channels of an attention head.
+        attention: ``(channels, dim_head, kernel, stride)`` of a level to a module, where an offset network of that
+            kernel and stride brings the level to the grid of the coarsest one.
+        feed_forward: ``channels`` to a module.
+        position: ``channels`` to a module; None leaves it out.
 
     Raises:
         ConfigError: if there are more than four levels, or ``dim_head`` does not divide the channels.
     """
 
-    def __init__(self, channels: list[int], dim_head: int = 64) -> None:
+    def __init__(
+        self,
+        channels: list[int],
+        dim_head: int = 64,
+        attention: Callable[..., nn.Module] = FlexibleAttention,
+        feed_forward: Callable[[int], nn.Module] = GatedFeedForward,
+        position: Callable[[int], nn.Module] | None = PositionConv,
+    ) -> None:
         most = len(OFFSET_KERNELS)
         if len(channels) > most:
             raise ConfigError(
@@ -80,7 +92,7 @@ class SelectiveAttentionDecoder(_TopDown):
         # the keys of the coarsest level are all of its pixels, however many levels there are
         kernels, strides = (values[most - len(channels) :] for values in (OFFSET_KERNELS, OFFSET_STRIDES))
         blocks: list[nn.Module] = [
-            SelectiveAttentionBlock(level, dim_head, kernel, stride)
+            SelectiveAttentionBlock(level, dim_head, kernel, stride, attention, feed_forward, position)
             for level, kernel, stride in zip(channels, kernels, strides, strict=True)
         ]
         super().__init__(channels, blocks)

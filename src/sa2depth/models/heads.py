@@ -1,9 +1,13 @@
 """Heads: bin centres for the whole image, bin scores for each pixel; both read every decoder level."""
 
+from collections.abc import Callable
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sa2depth.errors import ConfigError, as_typed
 from sa2depth.nn import (
     ChannelNorm,
     GatedFeedForward,
@@ -21,17 +25,31 @@ class BinHead(nn.Module):
         channels: channels of the levels, fine to coarse.
         hidden: width of each level's descriptor and of the MLP.
         bins: ``K``.
+        levels: read ``all`` levels, or the ``last`` that the decoder makes alone, the finest one.
         min_depth: metres.
         max_depth: metres.
+
+    Raises:
+        ConfigError: if ``levels`` is another word.
     """
 
     compile_unit = True
     keep_float32 = False
 
     def __init__(
-        self, channels: list[int], hidden: int = 256, bins: int = 128, *, min_depth: float, max_depth: float
+        self,
+        channels: list[int],
+        hidden: int = 256,
+        bins: int = 128,
+        levels: Literal["all", "last"] = "all",
+        *,
+        min_depth: float,
+        max_depth: float,
     ) -> None:
         super().__init__()
+        if levels not in ("all", "last"):
+            raise ConfigError(f"the bin head reads levels=all or levels=last, not {as_typed(levels)}")
+        channels = channels if levels == "all" else channels[:1]
         self.bins = bins
         self.min_depth = min_depth
         self.max_depth = max_depth
@@ -45,12 +63,35 @@ class BinHead(nn.Module):
         # Averaging first is the same as after the 1x1 convolution, and far cheaper.
         descriptors = [
             project(level.mean(dim=(2, 3), keepdim=True)).flatten(1)
-            for project, level in zip(self.projections, levels, strict=True)
+            for project, level in zip(self.projections, levels[: len(self.projections)], strict=True)
         ]
         # Coarse to fine is the order in which the released weights expect them.
         joined = self.norm(torch.cat(descriptors[::-1], dim=1))
         logits = self.fc2(F.gelu(self.fc1(joined)))
         return bin_centers_from_logits(logits, self.min_depth, self.max_depth)
+
+
+class UniformBins(nn.Module):
+    """Bins of one width, the same for every image: nothing is predicted.
+
+    Args:
+        channels: of the levels; they have no influence.
+        bins: ``K``.
+        min_depth: metres.
+        max_depth: metres.
+    """
+
+    centers: Tensor
+
+    def __init__(self, channels: list[int], bins: int = 128, *, min_depth: float, max_depth: float) -> None:
+        super().__init__()
+        self.bins = bins
+        centers = bin_centers_from_logits(torch.zeros(1, bins), min_depth, max_depth)
+        self.register_buffer("centers", centers, persistent=False)
+
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        """Levels ``(B, C_i, H_i, W_i)`` to bin centres ``(B, K)`` in metres."""
+        return self.centers.expand(len(levels[0]), -1)
 
 
 class ScanHead(nn.Module):
@@ -61,18 +102,30 @@ class ScanHead(nn.Module):
         hidden: channels after fusion.
         bins: ``K``.
         state: size of the scan's state for each inner channel.
+        directions: of the scan, see `sa2depth.nn.SelectiveScan2d`.
+        fusion: ``(channels, hidden)`` to a module from levels to one map.
+        feed_forward: ``hidden`` to a module.
     """
 
     compile_unit = True
 
-    def __init__(self, channels: list[int], hidden: int = 256, bins: int = 128, state: int = 16) -> None:
+    def __init__(
+        self,
+        channels: list[int],
+        hidden: int = 256,
+        bins: int = 128,
+        state: int = 16,
+        directions: Literal[4, 2, 1] = 4,
+        fusion: Callable[[list[int], int], nn.Module] = SelectiveFusion,
+        feed_forward: Callable[[int], nn.Module] = GatedFeedForward,
+    ) -> None:
         super().__init__()
         self.bins = bins
-        self.fusion = SelectiveFusion(channels, hidden)
+        self.fusion = fusion(channels, hidden)
         self.norm1 = ChannelNorm(hidden)
-        self.scan = SelectiveScan2d(hidden, state)
+        self.scan = SelectiveScan2d(hidden, state, directions=directions)
         self.norm2 = ChannelNorm(hidden)
-        self.feed_forward = GatedFeedForward(hidden)
+        self.feed_forward = feed_forward(hidden)
         self.score = PointwiseConv(hidden, bins)
 
     def forward(self, levels: list[Tensor]) -> Tensor:

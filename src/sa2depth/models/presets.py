@@ -1,66 +1,49 @@
-"""Named architectures as plain specifications, the same that the configuration tree composes.
+"""Named architectures: specifications that the configuration tree composes, read when they are asked for.
 
 ``sa2depth_t``, ``_s`` and ``_l`` stand on InternImage-T, -S and -L; T and L are the released sizes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from functools import cache
 from typing import Any
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 
-def _spec(
-    channels: int,
-    depths: Sequence[int],
-    groups: Sequence[int],
-    *,
-    dim_head: int,
-    post_norm: bool = True,
-    layer_scale: float | None = 1.0,
-    offset_scale: float = 1.0,
-    drop_path_rate: float = 0.1,
-    hidden: int = 256,
-    bins: int = 128,
-    state: int = 16,
-) -> dict[str, Any]:
-    head = {"_partial_": True, "hidden": hidden, "bins": bins}
-    return {
-        "_target_": "sa2depth.models.SA2Depth",
-        "encoder": {
-            "_target_": "sa2depth.models.encoders.InternImage",
-            "channels": channels,
-            "depths": list(depths),
-            "groups": list(groups),
-            "post_norm": post_norm,
-            "layer_scale": layer_scale,
-            "offset_scale": offset_scale,
-            "drop_path_rate": drop_path_rate,
-        },
-        "decoder": {
-            "_target_": "sa2depth.models.SelectiveAttentionDecoder",
-            "_partial_": True,
-            "dim_head": dim_head,
-        },
-        "bin_head": {"_target_": "sa2depth.models.BinHead", **head},
-        "depth_head": {"_target_": "sa2depth.models.ScanHead", **head, "state": state},
-    }
+from sa2depth.resources import conf_dir
+
+_OF_THE_DATA = ("min_depth", "max_depth")
+
+
+class _Presets(Mapping[str, dict[str, Any]]):
+    """Specifications by the name of a file in ``conf/model``."""
+
+    def __getitem__(self, name: str) -> dict[str, Any]:
+        if name not in list(self):
+            raise KeyError(name)
+        return deepcopy(_composed(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(file.stem for file in (conf_dir() / "model").glob("*.yaml")))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+@cache
+def _composed(name: str) -> dict[str, Any]:
+    # not hydra.compose, which would take the place of the user's own Hydra application
+    loader = ConfigLoaderImpl(create_config_search_path(str(conf_dir())))
+    overrides = [f"model={name}", *(f"+{key}=null" for key in _OF_THE_DATA)]
+    config = loader.load_configuration("network", overrides, RunMode.RUN, from_shell=False)
+    spec = OmegaConf.to_container(config.model, resolve=True)
+    assert isinstance(spec, dict)
+    return {str(key): value for key, value in spec.items() if key not in _OF_THE_DATA}
 
 
 # OFFICIAL: `encoder='small'` of the released code is InternImage-T; it has no S.
-PRESETS: dict[str, dict[str, Any]] = {
-    "sa2depth_t": _spec(64, (4, 4, 18, 4), (4, 8, 16, 32), dim_head=64, post_norm=False, layer_scale=None),
-    "sa2depth_s": _spec(80, (4, 4, 21, 4), (5, 10, 20, 40), dim_head=80),
-    "sa2depth_l": _spec(160, (5, 5, 22, 5), (10, 20, 40, 80), dim_head=80, offset_scale=2.0),
-    # For tests and demos on two cores.
-    "sa2depth_nano": _spec(
-        16,
-        (1, 1, 2, 1),
-        (1, 2, 4, 8),
-        dim_head=16,
-        post_norm=False,
-        layer_scale=None,
-        drop_path_rate=0.0,
-        hidden=16,
-        bins=64,
-        state=4,
-    ),
-}
+PRESETS: Mapping[str, dict[str, Any]] = _Presets()
 """Specifications by name, without ``min_depth`` and ``max_depth``: these belong to the data."""

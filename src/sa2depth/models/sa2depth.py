@@ -15,7 +15,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class DepthOutput(NamedTuple):
-    """What the model says about a batch of images.
+    """The prediction for a batch of images.
 
     Attributes:
         depth: ``(B, 1, H, W)`` metres, along the optical axis.

@@ -5,13 +5,15 @@ from sa2depth.nn.bins import DepthFromBins, bin_centers_from_logits, expected_de
 from sa2depth.nn.block import SelectiveAttentionBlock
 from sa2depth.nn.drop_path import DropPath
 from sa2depth.nn.feed_forward import GatedFeedForward
-from sa2depth.nn.fusion import SelectiveFusion
+from sa2depth.nn.fusion import SelectiveFusion, SumFusion
 from sa2depth.nn.merged import MergesWeights
+from sa2depth.nn.mlp import Mlp
 from sa2depth.nn.norm import ChannelNorm, TokenNorm
 from sa2depth.nn.pointwise import PointwiseConv, pointwise
 from sa2depth.nn.position import PositionConv
 from sa2depth.nn.scan import SelectiveScan2d
 from sa2depth.nn.upsample import Upsample
+from sa2depth.nn.window_attention import WindowAttention
 
 __all__ = [
     "ChannelNorm",
@@ -20,14 +22,17 @@ __all__ = [
     "FlexibleAttention",
     "GatedFeedForward",
     "MergesWeights",
+    "Mlp",
     "Modulator",
     "PointwiseConv",
     "PositionConv",
     "SelectiveAttentionBlock",
     "SelectiveFusion",
     "SelectiveScan2d",
+    "SumFusion",
     "TokenNorm",
     "Upsample",
+    "WindowAttention",
     "bin_centers_from_logits",
     "expected_depth",
     "pointwise",

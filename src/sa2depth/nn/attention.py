@@ -1,20 +1,20 @@
 """Top-k flexible attention and its modulator (paper section III-B; ``TKFA``, ``Modulator`` as released)."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from sa2depth.errors import ConfigError
+from sa2depth.errors import ConfigError, as_typed
 from sa2depth.nn.folding import fold_into
 from sa2depth.nn.layout import from_tokens, in_layout
 from sa2depth.nn.merged import MergesWeights
 from sa2depth.nn.norm import ChannelNorm
 from sa2depth.nn.pointwise import PointwiseConv, pointwise
-from sa2depth.ops import depthwise_conv, rank_attention
+from sa2depth.ops import RANKS, depthwise_conv, rank_attention
 from sa2depth.ops.precision import at_least_float32, no_autocast
-
-GROUPS = 4
 
 
 class Modulator(MergesWeights):
@@ -78,7 +78,7 @@ def _bias(conv: nn.Conv2d) -> Tensor:
 
 
 class FlexibleAttention(nn.Module):
-    """Attention from every pixel to a small grid of sampled keys, overall and inside four ranges of rank.
+    """Attention from every pixel to a small grid of sampled keys, overall and inside ranges of rank.
 
     Keys and values are sampled from the map at a regular grid displaced by a learnt offset per head. ``N``
     keys are as many as the strided offset network leaves; at the four levels of a pyramid all have the grid
@@ -89,20 +89,37 @@ class FlexibleAttention(nn.Module):
         dim_head: channels of a head; divides ``channels``.
         kernel: size of the offset network's depthwise convolution.
         stride: its stride.
+        modulator: ``channels`` to a module that gates each group against the attention over all keys, as `Modulator`
+            does; None takes the groups as they are.
+        ranks: where the rank range of each group begins and ends, as shares of the keys, from the highest score.
 
     Raises:
-        ConfigError: if ``dim_head`` does not divide ``channels``.
+        ConfigError: if ``dim_head`` does not divide ``channels``, or a range of ranks is impossible.
     """
 
     keep_float32 = True  # offsets of keys; the products below answer for themselves
 
-    def __init__(self, channels: int, dim_head: int, kernel: int, stride: int) -> None:
+    def __init__(
+        self,
+        channels: int,
+        dim_head: int,
+        kernel: int,
+        stride: int,
+        modulator: Callable[[int], nn.Module] | None = Modulator,
+        ranks: Sequence[tuple[float, float]] = RANKS,
+    ) -> None:
         super().__init__()
         if channels % dim_head or channels % 2:
             raise ConfigError(
                 f"attention on {channels} channels: dim_head {dim_head} must divide them, an even number; "
                 "choose another decoder.dim_head or other encoder.channels"
             )
+        if not ranks or not all(len(ends) == 2 and 0 <= ends[0] < ends[1] <= 1 for ends in ranks):
+            raise ConfigError(
+                f"ranks={as_typed(ranks)}: a list of ranges, each from one share of the keys to a larger one, such as "
+                f"{as_typed(RANKS)}"
+            )
+        self.ranks = tuple((float(start), float(end)) for start, end in ranks)
         self.heads = channels // dim_head
         self.scale = dim_head**-0.5
         self.query = PointwiseConv(channels, channels)
@@ -114,8 +131,8 @@ class FlexibleAttention(nn.Module):
         self.offset.add_module("norm", ChannelNorm(dim_head))
         self.offset.add_module("activation", nn.SiLU())
         self.offset.add_module("project", nn.Conv2d(dim_head, 2, 1))
-        self.modulator = Modulator(channels)
-        self.group_weights = nn.ParameterList(torch.full((1,), 0.2) for _ in range(GROUPS))
+        self.modulator = None if modulator is None else modulator(channels)
+        self.group_weights = nn.ParameterList(torch.full((1,), 0.2) for _ in ranks)
         self.project = PointwiseConv(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -127,10 +144,10 @@ class FlexibleAttention(nn.Module):
         query, key, value = (
             rearrange(t, "b (heads d) h w -> b heads (h w) d", heads=self.heads) for t in (query, key, value)
         )
-        attended = rank_attention(query, key, value, self.scale)
+        attended = rank_attention(query, key, value, self.scale, ranks=self.ranks)
         attended = rearrange(attended, "g b heads (h w) d -> g b h w (heads d)", h=height)
         overall, groups = from_tokens(attended[0]), rearrange(attended[1:], "g b h w c -> g b c h w")
-        gated = self.modulator(overall, groups)
+        gated = groups if self.modulator is None else self.modulator(overall, groups)
         weights = torch.cat(list(self.group_weights)).to(gated.dtype)
         return self.project((gated * weights[:, None, None, None, None]).sum(dim=0))
 

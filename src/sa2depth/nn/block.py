@@ -1,5 +1,7 @@
 """The decoder's block: position, attention, feed-forward (``SADEBlock`` of the released code)."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from sa2depth.nn.attention import FlexibleAttention
@@ -11,22 +13,36 @@ from sa2depth.nn.position import PositionConv
 class SelectiveAttentionBlock(nn.Module):
     """Refine one level of the pyramid.
 
+    Its parts are factories, as those of timm's blocks; the paper's by default.
+
     Args:
         channels: ``C``.
         dim_head: channels of an attention head.
         offset_kernel: kernel of the attention's offset network.
         offset_stride: its stride, chosen so that the keys lie on the grid of 1/32.
+        attention: ``(channels, dim_head, offset_kernel, offset_stride)`` to a module.
+        feed_forward: ``channels`` to a module.
+        position: ``channels`` to a module; None leaves it out.
     """
 
     compile_unit = True
 
-    def __init__(self, channels: int, dim_head: int, offset_kernel: int, offset_stride: int) -> None:
+    def __init__(
+        self,
+        channels: int,
+        dim_head: int,
+        offset_kernel: int,
+        offset_stride: int,
+        attention: Callable[..., nn.Module] = FlexibleAttention,
+        feed_forward: Callable[[int], nn.Module] = GatedFeedForward,
+        position: Callable[[int], nn.Module] | None = PositionConv,
+    ) -> None:
         super().__init__()
-        self.position = PositionConv(channels)
+        self.position = nn.Identity() if position is None else position(channels)
         self.norm1 = nn.BatchNorm2d(channels)
-        self.attention = FlexibleAttention(channels, dim_head, offset_kernel, offset_stride)
+        self.attention = attention(channels, dim_head, offset_kernel, offset_stride)
         self.norm2 = nn.BatchNorm2d(channels)
-        self.feed_forward = GatedFeedForward(channels)
+        self.feed_forward = feed_forward(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` to ``(B, C, H, W)``."""

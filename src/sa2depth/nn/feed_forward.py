@@ -33,7 +33,7 @@ class GatedFeedForward(MergesWeights):
         self.gate_by_2 = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden // 2)
         self.gate_by_4 = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden // 4)
         self.project = PointwiseConv(hidden, channels)
-        # Where, among the 4 inputs of its group, a channel finds itself and its pair.
+        # The places of a channel and of its pair among the 4 inputs of its group.
         place, slot = torch.arange(hidden)[:, None] % 4, torch.arange(4)
         self.register_buffer("own_slot", (place == slot).float()[:, :, None, None], persistent=False)
         self.register_buffer(

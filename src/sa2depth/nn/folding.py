@@ -7,8 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sa2depth.nn.pointwise import PointwiseConv
-from sa2depth.nn.sync_batch_norm import SyncBatchNorm
 from sa2depth.nn.traits import stated
 
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -43,8 +41,8 @@ def fold(norm: nn.Module, behind: nn.Module) -> nn.Module:
 
     Returns:
         What takes the place of the norm: nothing (an identity), or itself where it cannot be folded: it is no plain
-        batch norm with running statistics, ``behind`` does not say that it can take its input, or somebody watches
-        the input by a hook.
+        batch norm with running statistics, ``behind`` does not say that it can take its input, or a hook
+        watches the input.
     """
     take_affine = stated(behind, "take_affine")
     affine = _affine(norm)
@@ -77,16 +75,14 @@ def fold_into(convs: Sequence[nn.Module], scale: Tensor, shift: Tensor) -> bool:
 
 def _foldable(conv: nn.Conv2d) -> bool:
     one = conv.kernel_size == (1, 1) and conv.groups == 1 and conv.padding in ((0, 0), "valid", "same")
-    return type(conv) in (PointwiseConv, nn.Conv2d) and one and conv.bias is not None and not _watched(conv)
+    known = type(conv) is nn.Conv2d or stated(conv, "plain_conv") is True
+    return known and one and conv.bias is not None and not _watched(conv)
 
 
 def _affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
     """Scale and shift ``(C,)`` of a batch norm, or None if it does more or has no statistics."""
-    if type(norm) is SyncBatchNorm:
-        plain = isinstance(norm.act, nn.Identity) and isinstance(norm.drop, nn.Identity)
-    else:
-        plain = type(norm) in _NORMS
-    if not plain or "forward" in vars(norm):
+    plain_norm = stated(norm, "plain_norm")
+    if "forward" in vars(norm) or not (type(norm) in _NORMS if plain_norm is None else plain_norm()):
         return None
     assert isinstance(norm, _BatchNorm)
     if norm.running_mean is None or norm.running_var is None:

@@ -1,10 +1,10 @@
-"""Fusion of all levels by channel-wise selection (paper section III-D; ``SFU`` of the released code)."""
+"""Fusion of all levels: by channel-wise selection (paper section III-D; ``SFU`` of the released code) or as a sum."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sa2depth.nn.enlarge import enlarge
+from sa2depth.nn.bilinear import upsample_bilinear
 from sa2depth.nn.pointwise import PointwiseConv
 
 
@@ -30,11 +30,31 @@ class SelectiveFusion(nn.Module):
         squeezed = F.silu(self.squeeze(pooled))
         weights = torch.stack([excite(squeezed) for excite in self.excite]).softmax(dim=0)
         weights = weights.to(projected[0].dtype)  # which autocast made float32
-        # Weighted before it is enlarged, and one level after the other: all of them enlarged and stacked would be four
-        # maps of the finest size more.
+        # Weighted before they are upsampled, and one level after the other: all of them stacked would take the memory
+        # of four more maps of the finest size.
         fused = projected[0] * weights[0]
         for level, weight in zip(projected[1:], weights[1:], strict=True):
-            fused = fused + enlarge(level * weight, size)
+            fused = fused + upsample_bilinear(level * weight, size)
+        return fused
+
+
+class SumFusion(nn.Module):
+    """Bring every level to the finest size and add them up as they are.
+
+    Args:
+        channels: channels of each level, fine to coarse.
+        dim: channels of the result.
+    """
+
+    def __init__(self, channels: list[int], dim: int) -> None:
+        super().__init__()
+        self.projections = nn.ModuleList(PointwiseConv(level, dim) for level in channels)
+
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        """Levels ``(B, C_i, H / 2**i, W / 2**i)``, fine to coarse, to ``(B, dim, H, W)``."""
+        fused = self.projections[0](levels[0])
+        for project, level in zip(self.projections[1:], levels[1:], strict=True):
+            fused = fused + upsample_bilinear(project(level), fused.shape[2:])
         return fused
 
 
@@ -43,4 +63,4 @@ def _mean_at(level: Tensor, size: torch.Size) -> Tensor:
     height, width = level.shape[2:]
     # Enlarged by whole numbers, every pixel has the same share in the result, also at the border.
     whole = size[0] % height == 0 and size[1] % width == 0
-    return (level if whole else enlarge(level, size)).mean(dim=(2, 3), keepdim=True)
+    return (level if whole else upsample_bilinear(level, size)).mean(dim=(2, 3), keepdim=True)

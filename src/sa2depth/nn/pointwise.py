@@ -39,6 +39,7 @@ class PointwiseConv(nn.Conv2d):
     """
 
     keep_float32 = False
+    plain_conv = True
 
     def __init__(self, channels: int, out: int, bias: bool = True) -> None:
         super().__init__(channels, out, 1, bias=bias)

@@ -1,17 +1,18 @@
-"""Four-way selective scan as a layer (SS2D of VMamba, Liu et al. 2024; ``SSM.py`` of the released code)."""
+"""Selective scan of a map as a layer (SS2D of VMamba, Liu et al. 2024; ``SSM.py`` of the released code)."""
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from sa2depth.errors import ConfigError, as_typed
 from sa2depth.nn.layout import from_tokens
 from sa2depth.nn.norm import TokenNorm
 from sa2depth.ops import depthwise_conv, selective_scan_2d
 
-_DIRECTIONS = 4
 _DT_RANGE = (1e-3, 1e-1)
 _DT_FLOOR = 1e-4
 
@@ -23,20 +24,28 @@ class SelectiveScan2d(nn.Module):
         channels: ``C``.
         state: size of the state of each inner channel, ``N``.
         expansion: inner channels per channel, ``D = expansion * C``.
+        directions: 4; 2 for rows alone, both ways; 1 for rows from left to right, from the top.
+
+    Raises:
+        ConfigError: another number of directions.
     """
 
     keep_float32 = False  # of the two products; the scan's own numbers are no layers
 
-    def __init__(self, channels: int, state: int = 16, expansion: int = 2) -> None:
+    def __init__(
+        self, channels: int, state: int = 16, expansion: int = 2, directions: Literal[4, 2, 1] = 4
+    ) -> None:
         super().__init__()
+        if directions not in (4, 2, 1):
+            raise ConfigError(f"a selective scan has 4, 2 or 1 directions, not {as_typed(directions)}")
         inner, rank = expansion * channels, math.ceil(channels / 16)
         self.in_proj = nn.Linear(channels, 2 * inner, bias=False)
         self.conv = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
-        self.x_proj_weight = nn.Parameter(torch.empty(_DIRECTIONS, rank + 2 * state, inner))
-        self.dt_weight = nn.Parameter(torch.empty(_DIRECTIONS, inner, rank))
-        self.dt_bias = nn.Parameter(torch.empty(_DIRECTIONS, inner))
-        self.a_log = nn.Parameter(torch.arange(1.0, state + 1).log().repeat(_DIRECTIONS * inner, 1))
-        self.d_skip = nn.Parameter(torch.ones(_DIRECTIONS * inner))
+        self.x_proj_weight = nn.Parameter(torch.empty(directions, rank + 2 * state, inner))
+        self.dt_weight = nn.Parameter(torch.empty(directions, inner, rank))
+        self.dt_bias = nn.Parameter(torch.empty(directions, inner))
+        self.a_log = nn.Parameter(torch.arange(1.0, state + 1).log().repeat(directions * inner, 1))
+        self.d_skip = nn.Parameter(torch.ones(directions * inner))
         self.out_norm = TokenNorm(inner)
         self.out_proj = nn.Linear(inner, channels, bias=False)
         self._reset()

@@ -27,7 +27,7 @@ class SyncBatchNorm(_BatchNorm):
         ConfigError: if this kind of norm does more than is known here, or belongs to a part of the processes.
     """
 
-    # No heir of PyTorch's, which DistributedDataParallel refuses on a CPU; its forward pass asks for these.
+    # No subclass of PyTorch's, which DistributedDataParallel refuses on a CPU; its forward pass asks for these.
     process_group = None
     _check_input_dim = nn.SyncBatchNorm._check_input_dim
     _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
@@ -49,6 +49,10 @@ class SyncBatchNorm(_BatchNorm):
         self.training = norm.training
         _share(norm, self)
         self._replaced = (norm,)  # in a tuple it is no child of this module
+
+    def plain_norm(self) -> bool:
+        """Whether no activation and no dropout follows; see `sa2depth.nn.traits`."""
+        return isinstance(self.act, nn.Identity) and isinstance(self.drop, nn.Identity)
 
     def restored(self) -> _BatchNorm:
         """The norm that stood in this place, with the present weights and statistics."""

@@ -1,4 +1,4 @@
-"""What a layer says about itself to those that run a network in another form (compiled, folded, rounded).
+"""Statements of a layer about itself, for those that run a network in another form (compiled, folded, rounded).
 
 A layer states it in the body of its own class; a subclass does not inherit it, because it may compute something else:
 it repeats what still holds (``compile_unit = True``, ``fold_norms = SelectiveAttentionBlock.fold_norms``). A layer that
@@ -9,6 +9,8 @@ says nothing is run as it is.
 ``fold_norms``      method without arguments: fold the batch norms inside me, see `sa2depth.nn.folding`
 ``take_affine``     method ``(scale, shift) -> bool``: from now on take the input ``x`` in place of
                     ``scale * x + shift`` (both ``(C,)``) and give the same result; False if I cannot
+``plain_conv``      ``True``: I am a convolution whose weight and bias say all that I compute
+``plain_norm``      method without arguments: whether I am a batch norm and nothing more
 ``keep_float32``    ``False``: under autocast, weights of my matrix products and dense convolutions may be rounded once
                     instead of at every call (my own, those of layers of torch and timm inside me, and what I merge)
 ==================  ====================================================================================================
@@ -26,14 +28,14 @@ _SILENT = ("torch", "timm")
 
 
 def stated(layer: nn.Module, trait: str) -> Any:
-    """What a layer says, as a value or a bound method; None if it says nothing.
+    """The statement of a layer, as a value or a bound method; None if it says nothing.
 
     Args:
         layer: any module.
         trait: one of those in the head of this file.
     """
     in_class, in_object = vars(type(layer)), vars(layer)
-    # somebody has replaced what the object computes, not what its class says
+    # the object computes something else than its class says
     if trait not in in_object and (trait not in in_class or "forward" in in_object):
         return None
     return getattr(layer, trait)

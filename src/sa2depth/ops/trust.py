@@ -1,7 +1,7 @@
 """A fast operator is trusted once it was right on this machine: a self-test at first use, remembered on disk.
 
 What is remembered belongs to the device, the versions of PyTorch, driver and compiler, and the operator's source; on a
-CPU, to the code path, too. Anything new is tested anew. A back end that is wrong is left alone by ``auto``, and one
+CPU, to the code path, too. Anything new is tested again. A back end that is wrong is left alone by ``auto``, and one
 line says so.
 """
 
@@ -11,17 +11,14 @@ import platform
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from sa2depth.atomic import atomic_path
-from sa2depth.ops.kernels import cache_dir, versions
-from sa2depth.resources import csrc_dir
+from sa2depth.ops.registry import OPERATORS
+from sa2depth.ops.runtime import cpp, nvrtc, triton
+from sa2depth.ops.selftest import TOLERANCE, Check, check
 from sa2depth.stages import stage
-
-if TYPE_CHECKING:
-    from sa2depth.ops.selftest import Check
 
 _log = logging.getLogger(__name__)
 
@@ -58,8 +55,6 @@ _known: dict[tuple[str, str, str, int | None], str] = {}
 
 
 def _verdict(operator: str, backend: str, kind: str, index: int | None) -> str:
-    from sa2depth.ops.selftest import check
-
     key = operator, backend, kind, index
     if key not in _known:
         device = torch.device(kind) if index is None else torch.device(kind, index)
@@ -80,7 +75,7 @@ def _verdict(operator: str, backend: str, kind: str, index: int | None) -> str:
     return _known[key]
 
 
-def remember(result: "Check", device: torch.device) -> str:
+def remember(result: Check, device: torch.device) -> str:
     """Keep the result of a self-test for this and for later processes on this machine; what could not run, is not.
 
     Args:
@@ -90,8 +85,6 @@ def remember(result: "Check", device: torch.device) -> str:
     Returns:
         Why the back end is not to be trusted; empty if it is.
     """
-    from sa2depth.ops.selftest import TOLERANCE
-
     verdict = ""
     if result.error is None:
         return verdict
@@ -109,7 +102,9 @@ def remember(result: "Check", device: torch.device) -> str:
 
 
 def _note(operator: str, backend: str, device: torch.device) -> Path:
-    return cache_dir() / f"selftest-{operator}-{backend}-{_circumstances(operator, backend, device)}.txt"
+    return (
+        nvrtc.cache_dir() / f"selftest-{operator}-{backend}-{_circumstances(operator, backend, device)}.txt"
+    )
 
 
 def _read(note: Path) -> str | None:
@@ -120,30 +115,13 @@ def _read(note: Path) -> str | None:
 
 
 def _circumstances(operator: str, backend: str, device: torch.device) -> str:
-    from sa2depth.ops import cpu
-    from sa2depth.ops.triton import machine
-
     parts: list[object] = [operator, backend, torch.__version__, platform.machine()]
     if device.type == "cuda":
         parts += [torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)]
-        parts += machine.versions() if backend == "triton" else versions()
-    files = _sources(operator, backend)
+        parts += triton.versions() if backend == "triton" else nvrtc.versions()
+    files = list(OPERATORS[operator].backend(backend).sources)
     if backend == "cpu":
-        parts.append(cpu.path())
-        files.append(cpu.library_file())
+        parts.append(cpp.path())
+        files.append(cpp.library_file())
     parts += [(file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in sorted(files)]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-
-
-def _sources(operator: str, backend: str) -> list[Path]:
-    if backend == "triton":
-        from sa2depth.ops.triton import machine
-
-        return list(Path(machine.__file__).parent.rglob("*.py"))
-    folder = csrc_dir() / ("cpu" if backend == "cpu" else _FOLDERS.get(operator, operator))
-    shared = [] if backend == "cpu" else csrc_dir().glob("*.cuh")
-    return [*folder.glob("*"), *shared]
-
-
-_FOLDERS = {"selective_scan_2d": "selective_scan"}
-"""Folders in ``csrc/`` that are not called as their operator."""

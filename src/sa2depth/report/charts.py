@@ -1,94 +1,57 @@
-"""Small charts as inline SVG: sharp at any size, in the page's own colours, light or dark, without a script.
+"""Small charts that matplotlib draws as inline SVG: sharp at any size, in the page's own colours, without a script.
 
-Colours, fonts and line widths are classes of ``page.css``.
+matplotlib paints with a stand-in for each colour, which then becomes a variable of ``page.css`` that differs between
+light and dark; the id of a group that begins with ``_NOTE`` becomes a text under the mouse.
 """
 
+import io
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import re
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
-from matplotlib.ticker import MaxNLocator
+from matplotlib import style
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
-
-_WIDTH, _HEIGHT = 360.0, 200.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 42.0, 10.0, 10.0, 36.0
-# an axis is cut where the outliers would take more than this many times the room of the middle 98 %
-_STRETCH = 2.0
-_MOST_BINS, _FEWEST_BINS = 40, 8
 
 Format = Callable[[float], str]
 
-
-@dataclass
-class _Canvas:
-    """A plot area with linear axes; what is drawn is collected in ``parts``."""
-
-    x_range: tuple[float, float]
-    y_range: tuple[float, float]
-    parts: list[Markup] = field(default_factory=list)
-
-    def x(self, value: float) -> float:
-        low, high = self.x_range
-        return _LEFT + (value - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT)
-
-    def y(self, value: float) -> float:
-        low, high = self.y_range
-        return _HEIGHT - _BOTTOM - (value - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
-
-    def bar(self, left: float, right: float, value: float, kind: str, note: str) -> None:
-        """A bar from zero to ``value``, in data units, with a text that appears under the mouse."""
-        x0, x1 = self.x(left), self.x(right)
-        top, foot = sorted((self.y(value), self.y(0.0)))
-        self.parts.append(
-            Markup(
-                '<rect class="bar {}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"><title>{}</title></rect>'
-            ).format(kind, x0 + 0.4, top, max(x1 - x0 - 0.8, 0.4), max(foot - top, 0.0), note)
-        )
-
-    def line(self, x0: float, y0: float, x1: float, y1: float, kind: str) -> None:
-        """A straight line in picture units."""
-        self.parts.append(
-            Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>').format(
-                kind, x0, y0, x1, y1
-            )
-        )
-
-    def text(self, x: float, y: float, words: str, anchor: str = "middle") -> None:
-        self.parts.append(
-            Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, words)
-        )
-
-    def vertical(self, value: float, kind: str) -> None:
-        """A line over the whole height at ``value``, if the axis reaches it."""
-        if self.x_range[0] <= value <= self.x_range[1]:
-            self.line(self.x(value), _TOP, self.x(value), _HEIGHT - _BOTTOM, kind)
-
-    def y_axis(self, form: Format, whole: bool = False) -> None:
-        for tick in _ticks(*self.y_range, count=4, whole=whole):
-            y = self.y(tick)
-            self.line(_LEFT, y, _WIDTH - _RIGHT, y, "grid")
-            self.text(_LEFT - 5, y + 3.5, form(tick), "end")
-
-    def x_axis(self, label: str, form: Format) -> None:
-        for tick in _ticks(*self.x_range, count=6):
-            x = self.x(tick)
-            self.line(x, _HEIGHT - _BOTTOM, x, _HEIGHT - _BOTTOM + 3, "axis")
-            self.text(x, _HEIGHT - _BOTTOM + 14, form(tick))
-        self.x_label(label)
-
-    def x_label(self, label: str) -> None:
-        self.line(_LEFT, self.y(0.0), _WIDTH - _RIGHT, self.y(0.0), "axis")
-        self.text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 5, label)
-
-    def svg(self, words: str) -> Markup:
-        """The picture; ``words`` say for those who cannot see it what it shows."""
-        return Markup(
-            '<svg class="chart" viewBox="0 0 {:.0f} {:.0f}" role="img" aria-label="{}">{}</svg>'
-        ).format(_WIDTH, _HEIGHT, words, Markup("").join(self.parts))
+_WIDTH, _HEIGHT = 360, 200
+_PLOT = (0.117, 0.18, 0.856, 0.77)  # left, bottom, width and height, as shares of the picture
+_STEPS = [1, 2, 2.5, 5, 10]  # between round numbers along an axis
+_NOTE = "note:"
+# an axis is cut where the outliers would take more than this many times the room of the middle 98 %
+_STRETCH = 2.0
+_MOST_BINS, _FEWEST_BINS = 40, 8
+_CURVES = ("s0", "s1", "s2", "s3", "s4", "s5")
+_INKS = ("accent", "pale", "good", "bad", "mean", "ink", "soft", "grid", "card", *_CURVES)
+_COLOURS = {ink: f"#{place:06x}" for place, ink in enumerate(_INKS, start=1)}
+_EDGE: dict[str, Any] = {"edgecolor": _COLOURS["card"], "linewidth": 0.8}  # parts the bars
+# matplotlib's SVG becomes part of the page: notes, no ids (they would not be unique), the page's font and colours
+_TO_PAGE = (
+    (rf'<g id=(["\']){_NOTE}(.*?)\1>', r'<g class="hint"><title>\2</title>'),
+    (r'<g id="[^"]*"/>', ""),
+    (r'<g id="[^"]*">', "<g>"),
+    (r' clip-path="[^"]*"', ""),
+    (r"font-family: [^;]*; ", ""),
+    (r' transform="rotate\(-0[^"]*"', ""),
+    *((f": {colour}", f": var(--{ink})") for ink, colour in _COLOURS.items()),
+    (r"\s*\n\s*", " "),
+)
+_STYLE = style.context(
+    ["default", {"svg.fonttype": "none", "text.parse_math": False, "font.size": 10.5, "axes.labelpad": 7}]
+)
 
 
+@_STYLE
 def histogram(values: Sequence[float], label: str, split: Callable[[float], str] | None = None) -> Markup:
     """How the images are distributed over a metric, with their mean (line) and median (dashed).
 
@@ -98,40 +61,42 @@ def histogram(values: Sequence[float], label: str, split: Callable[[float], str]
     Args:
         values: One number an image; NaN and infinite ones are left out.
         label: Name of the axis.
-        split: Class of a bar by the middle of its interval, for a chart of differences.
+        split: Colour of a bar (a variable of ``page.css``) by the middle of its interval, for a chart of differences.
 
     Returns:
         An SVG element, empty without a finite value.
     """
-    data = np.array([value for value in values if math.isfinite(value)], np.float64)
+    data = _finite(values)
     if not data.size:
         return Markup("")
-    low, high = _limits(data)
-    edges = _edges(data, low, high, split is not None)
+    edges = _edges(data, *_limits(data), split is not None)
     counts, _ = np.histogram(np.clip(data, edges[0], edges[-1]), edges)
-    canvas = _Canvas((float(edges[0]), float(edges[-1])), (0.0, float(counts.max()) * 1.06))
-    canvas.y_axis(lambda tick: f"{tick:g}", whole=True)
-    below, above = int((data < edges[0]).sum()), int((data > edges[-1]).sum())
-    for place, count in enumerate(counts.tolist()):
-        left, right = float(edges[place]), float(edges[place + 1])
-        beyond = below if place == 0 else above if place == len(counts) - 1 else 0
-        note = f"{_short(left)} to {_short(right)}: {_images(count - beyond)}"
-        kind = "" if split is None else split((left + right) / 2)
-        canvas.bar(left, right, count - beyond, kind, note)
-        if beyond:
-            near = counts[:7] if place == 0 else counts[-7:]  # the words stand above these bars
-            _stack_outliers(canvas, (left, right), count, beyond, place == 0, float(near.max()))
-    canvas.vertical(float(data.mean()), "mean")
-    canvas.vertical(float(np.median(data)), "median")
-    if split is not None:
-        canvas.vertical(0.0, "zero")
-    canvas.x_axis(label, _short)
-    return canvas.svg(
-        f"Histogram of {label}: {_images(data.size)}, mean {_short(float(data.mean()))}, "
-        f"median {_short(float(np.median(data)))}"
-    )
+    beyond = np.zeros_like(counts)
+    beyond[0], beyond[-1] = (data < edges[0]).sum(), (data > edges[-1]).sum()
+    within, width = counts - beyond, edges[1] - edges[0]
+    middles = edges[:-1] + width / 2
+    axes = _axes((edges[0], edges[-1]), (0.0, counts.max() * 1.06), label)
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=_STEPS, integer=True))
+    colours = [_COLOURS["accent" if split is None else split(middle)] for middle in middles.tolist()]
+    spans = [f"{_short(left)} to {_short(right)}" for left, right in pairwise(edges)]
+    notes = [f"{span}: {_images(count)}" for span, count in zip(spans, within, strict=True)]
+    _note(axes.bar(middles, within, width, color=colours, **_EDGE), notes)
+    for end, side, words, near in ((0, "left", "below", counts[:7]), (-1, "right", "above", counts[-7:])):
+        if beyond[end]:
+            note = f"{_images(beyond[end])} {words} {_short(edges[end])}"
+            bar = axes.bar(middles[end], beyond[end], width, within[end], color=_COLOURS["pale"], **_EDGE)
+            _note(bar, [note])
+            axes.text(edges[end], near.max() + 0.02 * counts.max(), f"{beyond[end]} beyond", ha=side)
+    for value, dashes in ((data.mean(), "-"), (np.median(data), (0, (2.2, 1.7)))):
+        if edges[0] <= value <= edges[-1]:
+            axes.axvline(value, color=_COLOURS["mean"], linestyle=dashes, linewidth=1.8)
+    if split is not None and edges[0] <= 0 <= edges[-1]:
+        axes.axvline(0.0, color=_COLOURS["ink"], linewidth=1)
+    mean, median = _short(data.mean()), _short(np.median(data))
+    return _svg(axes, f"Histogram of {label}: {_images(data.size)}, mean {mean}, median {median}")
 
 
+@_STYLE
 def columns(names: Sequence[str], values: Sequence[float], label: str, form: Format) -> Markup:
     """One bar for each name; negative values hang below zero, missing ones leave a gap.
 
@@ -144,23 +109,24 @@ def columns(names: Sequence[str], values: Sequence[float], label: str, form: For
     Returns:
         An SVG element, empty without a finite value.
     """
-    finite = [value for value in values if math.isfinite(value)]
-    if not finite:
+    finite = _finite(values)
+    if not finite.size:
         return Markup("")
-    low, high = min(0.0, *finite) * 1.08, max(0.0, *finite) * 1.08
-    canvas = _Canvas((0.0, float(len(names))), (low, high if high > low else low + 1.0))
-    canvas.y_axis(form if "%" in form(high) else _short)
-    for place, (name, value) in enumerate(zip(names, values, strict=True)):
-        if math.isfinite(value):
-            canvas.bar(place + 0.08, place + 0.92, value, "", f"{name}: {form(value)}")
-        crowded = len(names) > 8 and place % 2
-        if not crowded:
-            canvas.text(canvas.x(place + 0.5), _HEIGHT - _BOTTOM + 14, name)
-    canvas.x_label(label)
-    pairs = ", ".join(f"{name}: {form(value)}" for name, value in zip(names, values, strict=True))
-    return canvas.svg(f"{label}. {pairs}")
+    low, high = min(0.0, finite.min()) * 1.08, max(0.0, finite.max()) * 1.08
+    axes = _axes((-0.5, len(names) - 0.5), (low, high if high > low else low + 1.0), label)
+    axes.grid(visible=False, axis="x")
+    if "%" in form(high):
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: form(tick)))
+    step = 2 if len(names) > 8 else 1  # names of neighbours would touch
+    axes.set_xticks(range(0, len(names), step), names[::step])
+    notes = [f"{name}: {form(value)}" for name, value in zip(names, values, strict=True)]
+    there = np.flatnonzero(np.isfinite(values))
+    bars = axes.bar(there, finite, 0.84, color=_COLOURS["accent"], **_EDGE)
+    _note(bars, [notes[place] for place in there])
+    return _svg(axes, f"{label}. {', '.join(notes)}")
 
 
+@_STYLE
 def cumulative(series: Sequence[tuple[str, Sequence[float]]], label: str) -> Markup:
     """Share of the images with at most a value, one curve a run.
 
@@ -171,46 +137,59 @@ def cumulative(series: Sequence[tuple[str, Sequence[float]]], label: str) -> Mar
     Returns:
         An SVG element, empty where a curve has no finite value.
     """
-    curves = [(name, np.sort(np.array([v for v in values if math.isfinite(v)]))) for name, values in series]
+    curves = [(name, np.sort(_finite(values))) for name, values in series]
     if not curves or any(not values.size for _, values in curves):
         return Markup("")
     _, high = _limits(np.concatenate([values for _, values in curves]))
-    canvas = _Canvas((0.0, high if high > 0 else 1.0), (0.0, 1.0))
-    canvas.y_axis(lambda tick: f"{100 * tick:.0f} %")
+    axes = _axes((0.0, high if high > 0 else 1.0), (0.0, 1.0), label)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{100 * tick:.0f} %"))
+    # 200 points show the shape of 5050 images as well as 5050 do
+    grid = np.linspace(*axes.get_xlim(), 200)
     for place, (name, values) in enumerate(curves):
-        # 200 points show the shape of 5050 images as well as 5050 do
-        grid = np.linspace(*canvas.x_range, 200)
         shares = np.searchsorted(values, grid, side="right") / values.size
-        path = " ".join(f"{canvas.x(x):.1f},{canvas.y(y):.1f}" for x, y in zip(grid, shares, strict=True))
-        canvas.parts.append(
-            Markup('<polyline class="curve s{}" points="{}"><title>{}</title></polyline>').format(
-                place % 6, path, name
-            )
-        )
-    canvas.x_axis(label, _short)
-    return canvas.svg(f"Share of images with at most a {label}: " + ", ".join(name for name, _ in curves))
+        _note(axes.plot(grid, shares, color=_COLOURS[_CURVES[place % len(_CURVES)]], linewidth=2), [name])
+    return _svg(axes, f"Share of images with at most a {label}: " + ", ".join(name for name, _ in curves))
 
 
-def legend(kind: str, words: str) -> Markup:
-    """A line of its kind (a class of ``page.css``) with its meaning, for the text above a chart."""
-    sample = Markup('<svg class="key" viewBox="0 0 24 10" aria-hidden="true"><line class="{}" {}/></svg> {}')
-    return sample.format(kind, Markup('x1="1" y1="5" x2="23" y2="5"'), words)
+def _axes(x_range: tuple[float, float], y_range: tuple[float, float], label: str) -> Axes:
+    """An empty plot with about six round numbers along the foot and four up the side."""
+    figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72))  # an SVG has 72 units an inch
+    figure.patch.set_visible(False)
+    axes = figure.add_axes(_PLOT, frame_on=False, axisbelow=True, xlim=x_range, ylim=y_range, xlabel=label)
+    axes.tick_params(length=0, pad=6)
+    axes.grid(color=_COLOURS["grid"], linewidth=1)
+    axes.axhline(0, color=_COLOURS["soft"], linewidth=1)
+    for axis, most in ((axes.xaxis, 6), (axes.yaxis, 4)):
+        axis.set_major_locator(MaxNLocator(most, steps=_STEPS))
+        axis.set_major_formatter(FuncFormatter(lambda tick, _: _short(tick)))
+    return axes
 
 
-def _stack_outliers(
-    canvas: _Canvas, sides: tuple[float, float], count: int, beyond: int, is_first: bool, clear: float
-) -> None:
-    """Paler bar of the images beyond the end of the axis, on top of those within; its number stands at ``clear``."""
-    left, right = sides
-    words = f"{_images(beyond)} {'below' if is_first else 'above'} {_short(left if is_first else right)}"
-    top, foot = canvas.y(count), canvas.y(count - beyond)
-    canvas.parts.append(
-        Markup(
-            '<rect class="bar beyond" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"><title>{}</title></rect>'
-        ).format(canvas.x(left) + 0.4, top, canvas.x(right) - canvas.x(left) - 0.8, foot - top, words)
-    )
-    anchor = "start" if is_first else "end"
-    canvas.text(canvas.x(left if is_first else right), canvas.y(clear) - 4, f"{beyond} beyond", anchor)
+def _note(artists: Iterable[Artist], notes: Sequence[str]) -> None:
+    """Give each of the artists a text that appears under the mouse."""
+    for artist, words in zip(artists, notes, strict=True):
+        artist.set_gid(_NOTE + words)
+
+
+def _svg(axes: Axes, words: str) -> Markup:
+    """The picture; ``words`` say for those who cannot see it what it shows."""
+    file = io.StringIO()
+    canvas: Any = FigureCanvasSVG(axes.get_figure(root=True))  # its methods have no types
+    silent = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with warnings.catch_warnings():  # the reader's browser has more letters than matplotlib's font
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        canvas.print_svg(file, metadata=silent)
+    # before it stands a style that would hold for the whole page, after it clip paths that need an id
+    body = file.getvalue().split("</defs>", 1)[1].rsplit("<defs>", 1)[0]
+    for pattern, replacement in _TO_PAGE:
+        body = re.sub(pattern, replacement, body)
+    head = Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">')
+    return head.format(_WIDTH, _HEIGHT, words) + Markup(body + "</svg>")  # matplotlib has escaped all texts
+
+
+def _finite(values: Sequence[float]) -> NDArray[np.float64]:
+    data = np.asarray(values, np.float64)
+    return data[np.isfinite(data)]
 
 
 def _limits(data: NDArray[np.float64]) -> tuple[float, float]:
@@ -239,13 +218,6 @@ def _edges(data: NDArray[np.float64], low: float, high: float, through_zero: boo
         step = (high - low) / bins
         return np.arange(math.floor(low / step), math.ceil(high / step) + 1, dtype=np.float64) * step
     return np.linspace(low, high, bins + 1)
-
-
-def _ticks(low: float, high: float, count: int, whole: bool = False) -> list[float]:
-    """About ``count`` round numbers within the ends, integers where there is nothing between (counts)."""
-    ticks = MaxNLocator(nbins=count, steps=[1, 2, 2.5, 5, 10], integer=whole).tick_values(low, high)
-    reach = 1e-9 * (high - low)
-    return [float(tick) for tick in ticks if low - reach <= tick <= high + reach]
 
 
 def _short(value: float) -> str:

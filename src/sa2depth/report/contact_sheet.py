@@ -19,7 +19,7 @@ from sa2depth.atomic import atomic_path
 from sa2depth.depth_size import same_view
 from sa2depth.errors import ShapeError
 from sa2depth.metrics.holes import fill_from_nearest
-from sa2depth.report.figures import colorize
+from sa2depth.report.colours import colorize
 
 _DPI = 110
 # Cells have the same area whatever their shape: a street of 375x1242 gets a wider one than a room of 480x640.

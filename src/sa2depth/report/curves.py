@@ -4,6 +4,7 @@ import csv
 import math
 from pathlib import Path
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -45,14 +46,8 @@ def plot_curves(metrics_csv: Path | str, path: Path | str) -> Path:
         for name, (steps, values) in curves.items():
             many = "loss" in title and len(values) >= _SMOOTH_FROM
             dots = "." if len(values) < _SMOOTH_FROM else ""
-            (line,) = axis.plot(
-                steps,
-                values,
-                label=name,
-                alpha=0.25 if many else 1.0,
-                marker=dots,
-                linewidth=1.2,
-            )
+            alpha = 0.25 if many else 1.0
+            (line,) = axis.plot(steps, values, label=name, alpha=alpha, marker=dots, linewidth=1.2)
             if many:
                 axis.plot(steps, _smooth(values), color=line.get_color(), linewidth=1.4)
         axis.set_title(title, fontsize=10)
@@ -118,12 +113,8 @@ def _panels(curves: dict[str, Curve]) -> dict[str, dict[str, Curve]]:
 
 def _smooth(values: list[float]) -> list[float]:
     """Centred running mean over a tenth of the curve, narrower towards both ends so that it does not lag."""
-    sums = [0.0]
-    for value in values:
-        sums.append(sums[-1] + value)
-    most = max(1, len(values) // 20)
-    means = []
-    for i in range(len(values)):
-        reach = min(most, i, len(values) - 1 - i)
-        means.append((sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1))
+    sums = np.cumsum([0.0, *values])
+    place = np.arange(len(values))
+    reach = np.minimum(max(1, len(values) // 20), np.minimum(place, place[::-1]))
+    means: list[float] = ((sums[place + reach + 1] - sums[place - reach]) / (2 * reach + 1)).tolist()
     return means

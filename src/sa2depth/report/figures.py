@@ -1,16 +1,13 @@
-"""Depth as pictures: colours with a fixed metric range, and the grid of image, truth, prediction and error.
+"""The grid of image, truth, prediction and error as a picture.
 
 Everything goes through matplotlib's object interface, never pyplot: no global state, no display needed.
 """
 
-import math
 import zlib
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from matplotlib import rcParams
@@ -25,52 +22,13 @@ from matplotlib.text import Text
 from numpy.typing import NDArray
 from PIL import Image
 
-from sa2depth.errors import ConfigError, ShapeError
+from sa2depth.errors import ShapeError
 from sa2depth.metrics.holes import fill_from_nearest
+from sa2depth.report.colours import DEPTH_MAP, ERROR_MAP, as_map, as_picture, color_table, colorize, paint
 
-# Names of the colour maps, far to near the same in every picture of the project.
-COLORMAPS = {
-    "turbo": cv2.COLORMAP_TURBO,
-    "magma": cv2.COLORMAP_MAGMA,
-    "viridis": cv2.COLORMAP_VIRIDIS,
-    "inferno": cv2.COLORMAP_INFERNO,
-    "plasma": cv2.COLORMAP_PLASMA,
-    "cividis": cv2.COLORMAP_CIVIDIS,
-}
-_DEPTH_MAP, _ERROR_MAP = "turbo", "magma"
 _CELL_WIDTH_INCH, _DPI = 2.6, 110
 # how far a measured pixel is spread in the pictures of truth and error (diagonal neighbours and no more)
 _DOT_REACH_PX = 1.5
-
-
-def colorize(
-    depth: NDArray[Any] | torch.Tensor,
-    vmin: float,
-    vmax: float,
-    colormap: str = _DEPTH_MAP,
-    invalid: tuple[int, int, int] = (0, 0, 0),
-) -> NDArray[np.uint8]:
-    """Depth map as colours.
-
-    The range is the caller's, in metres, and not the image's: the same colour is the same depth in every
-    picture.
-
-    Args:
-        depth: ``(H,W)`` metres (leading axes of length 1 are fine).
-        vmin: Metres shown in the first colour; nearer is shown the same.
-        vmax: Metres shown in the last colour; farther is shown the same.
-        colormap: A key of ``COLORMAPS``.
-        invalid: RGB of pixels that are not measured (0 or below) or not finite.
-
-    Returns:
-        ``(H,W,3)`` uint8 RGB.
-
-    Raises:
-        ConfigError: Unknown colour map, or ``vmin`` is not below ``vmax``.
-        ShapeError: Not one depth map.
-    """
-    values = _as_map(depth)
-    return _paint(values, np.isfinite(values) & (values > 0), vmin, vmax, colormap, invalid)
 
 
 def depth_grid(
@@ -134,7 +92,7 @@ class DepthGrids:
                 f"{len(predictions)} predictions"
             )
         rows = [
-            _row_cells(_as_picture(image), truth, prediction, *self._scales)
+            _row_cells(as_picture(image), truth, prediction, *self._scales)
             for image, truth, prediction in zip(images, truths, predictions, strict=True)
         ]
         names = [""] * len(rows) if titles is None else [titles[row][:60] for row in range(len(rows))]
@@ -157,7 +115,7 @@ def _shapes(rows: Sequence[Sequence[_Cell]]) -> _Shapes:
 
 
 class _Layout:
-    """The figure of a grid: cells to fill, and headings and colour bars, which are painted once and then copied.
+    """The figure of a grid: cells to fill, and headings and colour bars, which are painted once and then restored.
 
     Args:
         shapes: Of each row's four pictures; None: no picture, but a note in its place.
@@ -178,40 +136,26 @@ class _Layout:
             dpi=_DPI,
             facecolor=None if facecolor == "auto" else facecolor,
         )
-        axes = figure.subplots(
-            len(shapes),
-            4,
-            squeeze=False,
-            gridspec_kw={
-                "left": 0.01,
-                "right": 0.99,
-                "top": 1 - top / height,
-                "bottom": bottom / height,
-                "wspace": 0.03,
-                "hspace": 0.22 / cell_height,
-            },
-        )
+        axes = figure.subplots(len(shapes), 4, squeeze=False)
+        figure.subplots_adjust(0.01, bottom / height, 0.99, 1 - top / height, 0.03, 0.22 / cell_height)
         self._cells = [
             [_cell(axis, shape) for axis, shape in zip(*row, strict=True)]
             for row in zip(axes, shapes, strict=True)
         ]
         self._titles = [_note_below(row[0]) for row in axes]
-        headings = [
+        headings = ("image", "ground truth", "prediction", "relative error |p − g| / g")
+        for axis, heading in zip(axes[0], headings, strict=True):
             # without y, every axis makes ticks to see how high they reach
             axis.set_title(heading, fontsize=9, y=1.0)
-            for axis, heading in zip(
-                axes[0], ("image", "ground truth", "prediction", "relative error |p − g| / g"), strict=True
-            )
-        ]
-        bars = [
-            _legend(figure, (0.26, 0.48), height, _DEPTH_MAP, max_depth, "depth (m); black: not measured"),
-            _legend(figure, (0.76, 0.22), height, _ERROR_MAP, max_error, "relative error"),
-        ]
-        self._fixed: list[Artist] = [*headings, *bars]
-        parts = [part for row in self._cells for cell in row for part in cell if part is not None]
-        self._changing: list[Artist] = [*parts, *self._titles]
+        _legend(figure, (0.26, 0.48), height, DEPTH_MAP, max_depth, "depth (m); black: not measured")
+        _legend(figure, (0.76, 0.22), height, ERROR_MAP, max_error, "relative error")
+        # in the order in which matplotlib draws them: axes by axes, pictures before texts
+        self._changing: list[Artist] = []
+        for (first, *others), title in zip(self._cells, self._titles, strict=True):
+            parts = [*first, title, *(part for cell in others for part in cell)]
+            self._changing += [part for part in parts if part is not None]
         self._canvas: Any = FigureCanvasAgg(figure)  # its methods have no types
-        self._stamps: list[_Stamp] | None = None
+        self._background: Any = None
 
     def fill(self, rows: Sequence[Sequence[_Cell]], titles: Sequence[str]) -> None:
         """Put pictures of the layout's shapes, their notes and the names of the rows into it."""
@@ -237,50 +181,17 @@ class _Layout:
 
     def _painted(self) -> NDArray[np.uint8]:
         """``(H,W,4)`` pixels, equal to those of the whole figure."""
-        if self._stamps is None:
-            self._stamps = _stamps(self._draw(self._fixed))
-        pixels = self._draw(self._changing)
-        for stamp in self._stamps:
-            if (pixels[stamp.place] != stamp.background).any():  # a long title reaches below a colour bar
-                return self._draw([*self._fixed, *self._changing])
-            pixels[stamp.place] = stamp.pixels
-        return pixels
-
-    def _draw(self, shown: Sequence[Artist]) -> NDArray[np.uint8]:
-        """Pixels of some of the parts; all are visible afterwards."""
-        everything = [*self._fixed, *self._changing]
-        for part in everything:
-            part.set_visible(part in shown)
-        try:
+        if self._background is None:
+            for part in self._changing:
+                part.set_visible(False)
             self._canvas.draw()
-        finally:
-            for part in everything:
+            self._background = self._canvas.copy_from_bbox(self._canvas.figure.bbox)
+            for part in self._changing:
                 part.set_visible(True)
+        self._canvas.restore_region(self._background)
+        for part in self._changing:
+            part.draw(self._canvas.get_renderer())
         return np.asarray(self._canvas.buffer_rgba())
-
-
-class _Stamp(NamedTuple):
-    """A piece of a picture to copy to a place that is still background."""
-
-    place: tuple[slice, slice]
-    pixels: NDArray[np.uint8]
-    background: NDArray[np.uint8]
-
-
-def _stamps(pixels: NDArray[np.uint8]) -> list[_Stamp]:
-    """What is painted in the upper half, and what in the lower half; the corner of a picture is background."""
-    background = pixels[0, 0].copy()
-    half = len(pixels) // 2
-    stamps = []
-    for top, bottom in ((0, half), (half, len(pixels))):
-        rows, columns = np.nonzero((pixels[top:bottom] != background).any(axis=2))
-        if rows.size:
-            place = (
-                slice(top + rows.min(), top + rows.max() + 1),
-                slice(columns.min(), columns.max() + 1),
-            )
-            stamps.append(_Stamp(place, pixels[place].copy(), background))
-    return stamps
 
 
 def _cell(axis: Axes, shape: tuple[int, ...] | None) -> tuple[AxesImage | None, Text]:
@@ -299,11 +210,11 @@ def _row_cells(
     picture: NDArray[np.uint8], truth: Any, prediction: Any, max_depth: float, max_error: float
 ) -> list[_Cell]:
     """Picture and caption of the four cells of a row."""
-    guess = _as_map(prediction)
+    guess = as_map(prediction)
     shown = colorize(guess, 0.0, max_depth)
     if truth is None:
         return [(picture, ""), (None, "no ground truth"), (shown, _range_note(guess)), (None, "")]
-    known = _as_map(truth)
+    known = as_map(truth)
     if known.shape != guess.shape:
         raise ShapeError(f"ground truth {known.shape} and prediction {guess.shape} differ in size")
     scored = (known > 0) & (known <= max_depth) & np.isfinite(known)
@@ -313,7 +224,7 @@ def _row_cells(
     # A cell is smaller than its picture: single measured pixels would drown in the holes between them.
     thick_truth = fill_from_nearest(np.where(scored, known, 0.0), scored, _DOT_REACH_PX)
     thick_error = fill_from_nearest(np.where(good, error, -1.0), scored, _DOT_REACH_PX)
-    painted = _paint(thick_error, thick_error >= 0, 0.0, max_error, _ERROR_MAP, (0, 0, 0))
+    painted = paint(thick_error, thick_error >= 0, 0.0, max_error, ERROR_MAP, (0, 0, 0))
     painted[thick_truth == 0] = 64  # grey: black is the smallest error
     painted[(thick_truth > 0) & (thick_error < 0)] = (0, 255, 255)
     note = f"mean {error[good].mean():.3f}" if good.any() else "nothing to compare"
@@ -334,58 +245,10 @@ def _range_note(depth: NDArray[np.float64]) -> str:
 
 def _legend(
     figure: Figure, place: tuple[float, float], height: float, colormap: str, end: float, label: str
-) -> Axes:
+) -> None:
     """Colour bar at the foot of the figure; ``place`` is left and width as shares of the figure."""
-    axis = figure.add_axes((place[0], 0.42 / height, place[1], 0.1 / height))
-    mappable = ScalarMappable(Normalize(0.0, end), ListedColormap(_table(colormap) / 255.0))
+    axis = figure.add_axes((place[0], 0.42 / height, place[1], 0.1 / height), zorder=-1)  # below long titles
+    mappable = ScalarMappable(Normalize(0.0, end), ListedColormap(color_table(colormap) / 255.0))
     bar = figure.colorbar(mappable, cax=axis, orientation="horizontal")
     bar.set_label(label, fontsize=8, labelpad=1)
     bar.ax.tick_params(labelsize=7, length=2, pad=1)
-    return axis
-
-
-def _paint(
-    values: NDArray[np.float64],
-    valid: NDArray[np.bool_],
-    vmin: float,
-    vmax: float,
-    colormap: str,
-    invalid: tuple[int, int, int],
-) -> NDArray[np.uint8]:
-    if not (math.isfinite(vmin) and math.isfinite(vmax) and vmin < vmax):
-        raise ConfigError(f"the colour range must be finite and ascending, got {vmin} to {vmax}")
-    steps = np.where(valid, values, vmin)
-    steps -= vmin
-    steps /= vmax - vmin
-    np.clip(steps, 0.0, 1.0, out=steps)
-    steps *= 255
-    painted = np.take(_table(colormap), np.rint(steps, out=steps).astype(np.uint8), axis=0)
-    painted[~valid] = invalid
-    return painted
-
-
-@lru_cache
-def _table(colormap: str) -> NDArray[np.uint8]:
-    """``(256,3)`` RGB colours of an OpenCV map."""
-    if colormap not in COLORMAPS:
-        raise ConfigError(f"unknown colour map '{colormap}' (known: {', '.join(COLORMAPS)})")
-    ramp = np.arange(256, dtype=np.uint8)[:, None]
-    return np.ascontiguousarray(cv2.applyColorMap(ramp, COLORMAPS[colormap])[:, 0, ::-1])
-
-
-def _as_map(depth: NDArray[Any] | torch.Tensor) -> NDArray[np.float64]:
-    values = depth.detach().cpu().double().numpy() if isinstance(depth, torch.Tensor) else np.asarray(depth)
-    if values.ndim < 2 or any(length != 1 for length in values.shape[:-2]):
-        raise ShapeError(f"expected one (H, W) depth map, got shape {values.shape}")
-    return values.reshape(values.shape[-2:]).astype(np.float64)
-
-
-def _as_picture(image: NDArray[Any] | torch.Tensor) -> NDArray[np.uint8]:
-    values = image.detach().cpu().float().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
-    if values.ndim == 3 and values.shape[0] == 3 and values.shape[2] != 3:
-        values = np.moveaxis(values, 0, -1)
-    if values.ndim != 3 or values.shape[2] != 3:
-        raise ShapeError(f"expected one RGB image (H, W, 3) or (3, H, W), got shape {values.shape}")
-    if values.dtype != np.uint8:
-        values = np.rint(np.clip(values, 0.0, 1.0) * 255).astype(np.uint8)
-    return values

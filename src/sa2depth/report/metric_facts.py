@@ -26,9 +26,10 @@ class MetricFacts:
     better: int = 0
     decimals: int = 4
 
-    def text(self, value: float | None) -> str:
-        """The rounded number, or words where there is none."""
-        return number_text(value, self.decimals)
+    @property
+    def title(self) -> str:
+        """Label and unit."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
 
     def favours(self, value: float, other: float) -> int:
         """1 where ``value`` is better than ``other``, -1 where it is worse, 0 where they tie or nobody knows."""

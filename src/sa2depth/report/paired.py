@@ -2,9 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -151,7 +149,9 @@ def _by_id(run: RunFiles) -> dict[str, ImageScore]:
 
 
 def _require_same_protocol(run: RunFiles, other: RunFiles) -> None:
-    names = [f"{_rule(r, 'name')} v{_rule(r, 'version')}" for r in (run, other)]
+    names = [
+        "{} v{}".format(*(r.protocol.get(rule, "?") for rule in ("name", "version"))) for r in (run, other)
+    ]
     if names[0] != names[1]:
         raise ConfigError(
             f"{run.folder} was scored by {names[0]}, {other.folder} by {names[1]}: "
@@ -168,8 +168,3 @@ def _require_same_protocol(run: RunFiles, other: RunFiles) -> None:
             f"{run.folder} and {other.folder} were both scored by {names[0]}, but with another "
             f"{', '.join(changed)}: scores do not compare. Evaluate both by one protocol"
         )
-
-
-def _rule(run: RunFiles, name: str) -> Any:
-    protocol: Mapping[str, Any] = run.protocol
-    return protocol.get(name, "?")

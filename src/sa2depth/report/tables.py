@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sa2depth.atomic import atomic_path
-from sa2depth.report.evaluation import Evaluation
+from sa2depth.metrics import Evaluation
 from sa2depth.version import __version__
 
 _COUNTS = ("images", "empty_images", "nonfinite_images", "nonfinite_pixels")

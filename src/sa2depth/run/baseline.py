@@ -11,7 +11,7 @@ from sa2depth.data.sample import DepthSource, Source, read_depth
 from sa2depth.errors import ShapeError
 from sa2depth.limits import told_limit
 from sa2depth.metrics import MedianDepthMap, Protocol, aggregate, cut_frame, evaluate_image
-from sa2depth.report.examples import spread
+from sa2depth.metrics.examples import spread
 from sa2depth.run.median_cache import keep_map, place_of, read_map
 from sa2depth.run.parallel import ahead, workers
 from sa2depth.stages import Progress, stage

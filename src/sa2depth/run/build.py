@@ -18,32 +18,15 @@ from sa2depth.config import check_config
 from sa2depth.config.cluster import check_processes, environment_plugins, process_count
 from sa2depth.data import DepthDataModule
 from sa2depth.errors import ConfigError
-from sa2depth.lit import FreeCores, SyncBatchNorms, WholeCheckpoints
+from sa2depth.lit import SyncBatchNorms, WholeCheckpoints
+from sa2depth.lit.callbacks import of_every_run
 from sa2depth.metrics import Protocol
 from sa2depth.models import SA2Depth, build_model
 from sa2depth.ops import use_backend
 from sa2depth.ops.precision import float32_products
 from sa2depth.run.processes import EndAtSigterm
-from sa2depth.run.stage_times import ValidationStage
-
-PATHS = ("data_dir", "runs_dir", "output_dir")
-SHARED_KEYS: dict[str, Any] = dict.fromkeys(
-    ("augment", "data", "protocol", "trainer", "name", "seed", "ops", "float32_matmul_precision")
-) | {"paths": PATHS}
-TRAIN_KEYS = SHARED_KEYS | dict.fromkeys(
-    (
-        *("encoder", "decoder", "bins", "head", "model", "loss", "optim", "schedule", "callbacks", "logger"),
-        *("min_depth", "max_depth", "pretrained_encoder", "resume", "baseline"),
-        *("compile", "cuda_graph", "gradient_checkpointing"),
-    )
-)
-EVAL_KEYS = (
-    SHARED_KEYS
-    | dict.fromkeys(
-        ("checkpoint", "trusted", "predictions", "prediction_scale", "prediction_resize", "cuda_graph")
-    )
-    | {"released": ("min_depth", "max_depth")}
-)
+from sa2depth.run.stage_times import ValidationStage, is_first
+from sa2depth.stages import Progress, run_stages, stage
 
 
 def quiet_lightning() -> None:
@@ -63,30 +46,31 @@ def quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message=f".*{message}")
 
 
-def prepare(cfg: DictConfig, known: dict[str, Any]) -> None:
-    """Check a configuration and seed every random generator.
-
-    Raises:
-        ConfigError: for unknown or unanswered options, for a multirun over several devices, and where a launcher has
-            started another number of processes than the trainer asks for.
-    """
-    quiet_lightning()
-    check_config(cfg, known)
-    _refuse_parallel_multirun(cfg)
-    check_processes(cfg)
-    L.seed_everything(cfg.seed, workers=True, verbose=False)
-
-
 @contextmanager
-def chosen_arithmetic(cfg: DictConfig) -> Iterator[None]:
-    """A context with the operators' back end of ``cfg.ops``, if it names one, and ``cfg.float32_matmul_precision``.
+def prepared(cfg: DictConfig, known: dict[str, Any]) -> Iterator[Progress]:
+    """A run: its configuration checked, every random generator seeded, the chosen arithmetic in force.
+
+    Args:
+        cfg: the whole configuration.
+        known: the program's options, see `sa2depth.config.options`.
+
+    Yields:
+        The stage in which everything is built; the run ends it.
 
     Raises:
-        ConfigError: there is no such back end or precision.
+        ConfigError: for unknown or unanswered options, for a multirun over several devices, where a launcher has
+            started another number of processes than the trainer asks for, and where there is no such back end of the
+            operators or precision.
     """
-    operators = nullcontext() if cfg.ops is None else use_backend(cfg.ops)
-    with operators, float32_products(cfg.float32_matmul_precision):
-        yield
+    with run_stages(shown=is_first()), stage("set-up") as set_up:
+        quiet_lightning()
+        check_config(cfg, known)
+        _refuse_parallel_multirun(cfg)
+        check_processes(cfg)
+        L.seed_everything(cfg.seed, workers=True, verbose=False)
+        operators = nullcontext() if cfg.ops is None else use_backend(cfg.ops)
+        with operators, float32_products(cfg.float32_matmul_precision):
+            yield set_up
 
 
 def build_network(cfg: DictConfig) -> SA2Depth:
@@ -106,8 +90,8 @@ def build_data(cfg: DictConfig, protocol: Protocol, *stages: str) -> DepthDataMo
         DataError: if files are missing, there is no test image, or they are not those of the protocol.
     """
     data: DepthDataModule = instantiate(cfg.data)
-    for stage in stages:
-        data.setup(stage)
+    for part in stages:
+        data.setup(part)
     protocol.check_images(data.counts("test").get("test", 0), without_truth(data))
     return data
 
@@ -159,7 +143,8 @@ def build_trainer(cfg: DictConfig, with_logs: bool = True) -> L.Trainer:
             options[kind] = [instantiate(each) for each in (cfg.get(kind) or {}).values() if each is not None]
     else:
         options = {**options, "callbacks": [], "logger": False, "enable_checkpointing": False}
-    options["callbacks"] += [FreeCores(), EndAtSigterm(), ValidationStage()]
+    options["callbacks"] += [EndAtSigterm(), ValidationStage()]
+    options["callbacks"] += of_every_run(cfg.get("compile", False), cfg.get("cuda_graph", False))
     return cast(L.Trainer, instantiate(node, **options))
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch.distributed import all_gather_object, get_world_size, is_available, is_initialized
 
-from sa2depth.report import DepthGrids, Evaluation, Example, Examples, choose, depth_grid
-from sa2depth.report.examples import Kind
+from sa2depth.metrics import Evaluation, Examples
+from sa2depth.metrics.examples import Example, Kind, choose
+from sa2depth.report import DepthGrids, depth_grid
 from sa2depth.stages import Progress
 
 FOLDER = "pictures"

@@ -11,9 +11,10 @@ from rich.table import Table
 from torch import nn
 
 from sa2depth.data import DepthDataModule
-from sa2depth.data.synthetic import SyntheticScenes
 from sa2depth.metrics import Protocol
-from sa2depth.models.checkpointing import PARTS
+from sa2depth.run.summary import protocol_rows
+from sa2depth.runtime.checkpointing import PARTS
+from sa2depth.scenes import SyntheticScenes
 
 
 def count_parameters(model: nn.Module) -> str:
@@ -66,8 +67,30 @@ def describe_ways(cfg: DictConfig, model: nn.Module) -> dict[str, str]:
 
 
 @rank_zero_only
-def print_plan(title: str, rows: Mapping[str, str]) -> None:
-    """Print a table of what will be done."""
+def print_plan(
+    title: str,
+    cfg: DictConfig,
+    data: DepthDataModule,
+    protocol: Protocol,
+    rows: Mapping[str, str],
+    multiple: int | None = None,
+) -> None:
+    """Print a table of what will be done: the data, ``rows``, the rules, the folder.
+
+    ``multiple`` is that of the network, to which its input is padded; None: predictions come from files.
+    """
+    rules = (
+        protocol_rows(protocol, network=False)
+        if multiple is None
+        else protocol_rows(protocol, multiple=multiple)
+    )
+    rows = {
+        "data": data.describe(),
+        **rows,
+        **rules,
+        **note_of_protocol(protocol, data),
+        "output": str(cfg.paths.output_dir),
+    }
     table = Table(title=title, title_justify="left", show_header=False, title_style="bold")
     table.add_column(style="bold")
     table.add_column(overflow="fold")

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sa2depth.data.depth_files import PngDepth
+from sa2depth.data.io.depth_files import PngDepth
 from sa2depth.errors import ConfigError, DataError
 from sa2depth.metrics import Protocol, cut_frame
-from sa2depth.metrics.sizes import resize_map
+from sa2depth.metrics.any_size import by, resize_map
 
 SUFFIXES = (".png", ".npy")
 _OF_PREDICT = ("_depth.npy", "_depth_mm.png")  # metres, millimetres
@@ -128,7 +128,7 @@ class PredictionReader:
         if self.resize is True and protocol.frame is not None:
             raise ConfigError(
                 f"prediction_resize=true could mean two things: protocol '{protocol.name}' cuts a frame of "
-                f"{_words(protocol.frame)} out of the image. Give prediction_resize=frame if the predictions show that "
+                f"{by(protocol.frame)} out of the image. Give prediction_resize=frame if the predictions show that "
                 "frame, or prediction_resize=native if they show the whole image"
             )
         if not (isinstance(self.resize, bool) or self.resize in ("native", "frame")):
@@ -161,9 +161,9 @@ class PredictionReader:
         if found == frame:
             return Prediction(depth, False)
         if self.resize is False:
-            either = _words(native) if native == frame else f"{_words(native)} or, as cut, {_words(frame)}"
+            either = by(native) if native == frame else f"{by(native)} or, as cut, {by(frame)}"
             raise DataError(
-                f"{path}: expected a prediction of the size of its image, {either}, found {_words(found)}. "
+                f"{path}: expected a prediction of the size of its image, {either}, found {by(found)}. "
                 "Bring it there yourself, or give prediction_resize=native or =frame for bilinear resizing"
             )
         if self.resize == "frame":
@@ -178,8 +178,8 @@ class PredictionReader:
         if found not in (native, truth):
             if self.resize is False:
                 raise DataError(
-                    f"{path}: expected a prediction of the size of its image, {_words(native)}, or of its depth map, "
-                    f"{_words(truth)}, found {_words(found)}. Bring it there yourself, or give prediction_resize=native"
+                    f"{path}: expected a prediction of the size of its image, {by(native)}, or of its depth map, "
+                    f"{by(truth)}, found {by(found)}. Bring it there yourself, or give prediction_resize=native"
                 )
             depth = resize_map(depth, native)
         return Prediction(resize_map(depth, truth), found != truth)
@@ -247,10 +247,6 @@ def _expected(name: str, shared: set[str]) -> str:
 
 def _last(name: str) -> str:
     return name.rpartition("/")[2]
-
-
-def _words(size: Sequence[int]) -> str:
-    return f"{size[0]}x{size[1]}"
 
 
 def _some(lines: Iterable[str]) -> str:

@@ -11,7 +11,9 @@ from torch.distributed import barrier, destroy_process_group, is_available, is_i
 
 from sa2depth.data.sample import Source
 from sa2depth.lit import close_loggers
-from sa2depth.report import Evaluation, Examples, plot_curves, write_by_depth, write_metrics, write_table
+from sa2depth.metrics import Evaluation, Examples
+from sa2depth.report import plot_curves, write_by_depth, write_metrics, write_table
+from sa2depth.report.page import refresh_page
 from sa2depth.run.baseline import median_baseline
 from sa2depth.run.pictures import FOLDER, write_grid, write_pictures
 from sa2depth.run.processes import each_on_its_own
@@ -61,13 +63,17 @@ def finish(
     loggers = [] if trainer is None else trainer.loggers
     if is_writer:  # first of all: what comes later may find no space
         with stage("tables"):
-            files = _write_tables(folder, evaluation, details)
+            files = [
+                write_metrics(evaluation, folder / "metrics.json", details),
+                write_table(evaluation, folder / "per_image.csv"),
+                write_by_depth(evaluation, folder / "by_depth.csv"),
+            ]
             if model is not None:
                 files.append(save_model(model, folder / "model.safetensors", {"scores": means}))
     with stage("pictures", 3 * examples.count + 1) as progress, few_threads(1):
         details["pictures"] = write_pictures(folder, evaluation, examples, progress)
         grid = write_grid(folder / "grid.png", evaluation, examples, is_writer)
-        curves = _draw_curves(folder, loggers) if is_writer else []
+        curves = [plot_curves(log, folder / "curves.png") for log in _logs(loggers)] if is_writer else []
     if is_available() and is_initialized():
         barrier()  # the pictures of all processes are there before the first one names them
         each_on_its_own()
@@ -79,6 +85,8 @@ def finish(
         write_metrics(evaluation, folder / "metrics.json", details)
         images = [*([grid] if grid else []), *curves]
         files += [*_logs(loggers), *images, folder / FOLDER, *sorted((folder / "checkpoints").glob("*.ckpt"))]
+        if page := refresh_page(folder):
+            files.append(page)
         print_summary(evaluation, circumstances, details["baselines"], seconds)
         with stage("closing the loggers"):
             close_loggers(loggers, images)
@@ -88,17 +96,5 @@ def finish(
     return means
 
 
-def _write_tables(folder: Path, evaluation: Evaluation, details: Mapping[str, Any]) -> list[Path]:
-    return [
-        write_metrics(evaluation, folder / "metrics.json", details),
-        write_table(evaluation, folder / "per_image.csv"),
-        write_by_depth(evaluation, folder / "by_depth.csv"),
-    ]
-
-
 def _logs(loggers: Sequence[Logger]) -> list[Path]:
     return [Path(logger.log_dir) / "metrics.csv" for logger in loggers if isinstance(logger, CSVLogger)]
-
-
-def _draw_curves(folder: Path, loggers: Sequence[Logger]) -> list[Path]:
-    return [plot_curves(log, folder / "curves.png") for log in _logs(loggers)]

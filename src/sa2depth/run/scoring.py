@@ -3,14 +3,14 @@
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from sa2depth.data.sample import RawSample, Source
 from sa2depth.errors import DataError
-from sa2depth.metrics import DepthMetrics, Protocol, cut_frame, cut_truth
-from sa2depth.report import Evaluation, Examples, Sizes, offer_all
+from sa2depth.metrics import DepthMetrics, Evaluation, Examples, Protocol, view_of
+from sa2depth.metrics.examples import offer_all
 from sa2depth.run.parallel import ahead, workers
 from sa2depth.run.predictions import Prediction, PredictionReader, find_files, listing
 from sa2depth.stages import stage
@@ -64,21 +64,18 @@ class PredictionFiles:
         Raises:
             DataError: a file is broken or of the wrong size; with its name.
         """
-        total = len(self.source)
+        total, resized = len(self.source), 0
         metrics, examples = DepthMetrics(self.protocol), Examples(total=total)
-        sizes: Counter[Sizes] = Counter()
-        resized = 0
         with stage("scoring", total) as progress, few_threads(1):
             for index, (sample, prediction) in enumerate(
                 ahead(self._read, range(total), threads or workers())
             ):
-                sizes[self._score(index, sample, prediction, metrics, examples)] += 1
+                view = view_of(_batch(sample, index), self.protocol)
+                metrics.update(prediction.depth, view)
+                offer_all(examples, metrics, view, prediction.depth)
                 resized += prediction.resized
                 progress.advance()
-        evaluation = Evaluation(
-            self.protocol, metrics.table(), metrics.by_depth(), sizes, split_images=total, network=False
-        )
-        return FileScores(evaluation, examples, resized)
+        return FileScores(metrics.evaluation(split_images=total, network=False), examples, resized)
 
     def _read(self, index: int) -> tuple[RawSample, Prediction]:
         sample = self.source[index]
@@ -86,18 +83,13 @@ class PredictionFiles:
         truth = None if sample.depth is None else (sample.depth.shape[0], sample.depth.shape[1])
         return sample, self.reader(self.files[index], (height, width), self.protocol, truth)
 
-    def _score(
-        self, index: int, sample: RawSample, prediction: Prediction, metrics: DepthMetrics, examples: Examples
-    ) -> Sizes:
-        if sample.depth is None:
-            raise DataError(f"{sample.id}: no ground truth to score against")
-        whole = torch.from_numpy(sample.image).permute(2, 0, 1)[None].float() / 255
-        image = cut_frame(whole, self.protocol)
-        native = (whole.shape[-2], whole.shape[-1])
-        truth = cut_truth(torch.from_numpy(sample.depth)[None, None], native, self.protocol)
-        metrics.update(prediction.depth, truth, torch.tensor([index]), [sample.id])
-        offer_all(examples, metrics, (image, truth, prediction.depth), [index], [sample.id])
-        return Sizes(native, (truth.shape[-2], truth.shape[-1]), None)
+
+def _batch(sample: RawSample, index: int) -> dict[str, Any]:
+    if sample.depth is None:
+        raise DataError(f"{sample.id}: no ground truth to score against")
+    image = torch.from_numpy(sample.image).permute(2, 0, 1)[None].float() / 255
+    depth = torch.from_numpy(sample.depth)[None, None]
+    return {"image": image, "depth": depth, "index": torch.tensor([index]), "id": [sample.id]}
 
 
 def source_ids(source: Source) -> Sequence[str]:

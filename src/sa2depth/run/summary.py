@@ -7,8 +7,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sa2depth.metrics import Protocol
-from sa2depth.report import Evaluation, choose
+from sa2depth.metrics import Evaluation, Protocol
+from sa2depth.metrics.any_size import by
+from sa2depth.metrics.examples import choose
 from sa2depth.report.tables import NOT_APPLICABLE
 from sa2depth.stages import tell
 
@@ -81,16 +82,16 @@ def _measured(evaluation: Evaluation) -> dict[str, str]:
     rows = {name: told[name] for name in _RULES}
     crops = [
         "{} images of {}: rows {}-{}, columns {}-{}".format(
-            f"{count:,}", _words(size), top, bottom - 1, left, right - 1
+            f"{count:,}", by(size), top, bottom - 1, left, right - 1
         )
         for size, count in evaluation.frames.items()
         for top, bottom, left, right in [evaluation.protocol.crop_box(*size)]
     ]
     rows["scored"] = _few(crops)
     if evaluation.natives != evaluation.frames:
-        rows["image sizes"] = _few([f"{n:,} of {_words(size)}" for size, n in evaluation.natives.items()])
+        rows["image sizes"] = _few([f"{n:,} of {by(size)}" for size, n in evaluation.natives.items()])
     if evaluation.network:
-        rows["input sizes"] = _few([f"{n:,} of {_words(size)}" for size, n in evaluation.inputs.items()])
+        rows["input sizes"] = _few([f"{n:,} of {by(size)}" for size, n in evaluation.inputs.items()])
     return rows
 
 
@@ -124,10 +125,6 @@ def _by_depth(rows: Sequence[Mapping[str, Any]]) -> Table:
         bias = f"{row['bias']:+.4f}" if row["pixels"] else "-"
         table.add_row(f"{row['from']:g}-{row['to']:g}", f"{row['pixels']:,}", *errors, bias)
     return table
-
-
-def _words(size: Sequence[int]) -> str:
-    return f"{size[0]}x{size[1]}"
 
 
 def _few(lines: Sequence[str]) -> str:

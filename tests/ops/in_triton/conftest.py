@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sa2depth.ops import use_backend
-from sa2depth.ops.triton.machine import interpreted
+from sa2depth.ops.runtime.triton import interpreted
 
 if importlib.util.find_spec("triton") is None:
     collect_ignore_glob = ["test_*.py"]

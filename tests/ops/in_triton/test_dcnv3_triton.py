@@ -6,7 +6,7 @@ import torch
 from sa2depth.errors import ConfigError
 from sa2depth.ops import dcnv3, use_backend
 from sa2depth.ops.dcnv3 import dcnv3_fused
-from sa2depth.ops.triton import dcnv3 as module
+from sa2depth.ops.dcnv3 import triton as module
 
 
 @pytest.fixture

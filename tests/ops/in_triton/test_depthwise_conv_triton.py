@@ -6,9 +6,9 @@ import torch.nn.functional as F
 
 from sa2depth.errors import ConfigError
 from sa2depth.ops import depthwise_conv
-from sa2depth.ops.depthwise_conv import depthwise_conv_torch
-from sa2depth.ops.triton import depthwise_conv as module
-from sa2depth.ops.triton import machine
+from sa2depth.ops.depthwise_conv import triton as module
+from sa2depth.ops.depthwise_conv.torch import run as depthwise_conv_torch
+from sa2depth.ops.runtime import triton as machine
 
 NAMES = ("output", "input", "weight", "bias")
 
@@ -114,9 +114,9 @@ def test_half_precision_parameters(make):
     ("kernel", "size", "rows"), [(3, (5, 19), 2), (3, (3, 130), 3), (5, (5, 17), 3), (7, (4, 9), 3)]
 )
 def test_many_tiles_in_few_programs(make, monkeypatch, kernel, size, rows):
-    monkeypatch.setattr(machine, "multiprocessors", lambda device: 1)
+    monkeypatch.setattr(module, "multiprocessors", lambda device: 1)
     monkeypatch.setattr(module, "_WEIGHT_PROGRAMS", 1)
-    monkeypatch.setattr(module, "_rows_of_least_time", lambda *_: rows)
+    monkeypatch.setattr(module, "rows_of_least_time", lambda *_: rows)
     check(make(size, kernel=kernel))
 
 
@@ -303,7 +303,7 @@ def test_compiles_with_inductor_for_sizes_that_change(make):
 
 @pytest.mark.gpu
 def test_few_compilations_for_all_sizes(make):
-    from sa2depth.ops.triton.kernels import depthwise_conv as kernels
+    from sa2depth.ops.depthwise_conv import triton_kernels as kernels
 
     def compiled(kernel):
         return len(kernel.device_caches[torch.cuda.current_device()][0])

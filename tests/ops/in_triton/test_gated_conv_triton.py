@@ -5,8 +5,8 @@ import torch
 
 from sa2depth.errors import ConfigError, ShapeError
 from sa2depth.ops import gated_conv
-from sa2depth.ops.gated_conv import gated_conv_torch
-from sa2depth.ops.triton import gated_conv as module
+from sa2depth.ops.gated_conv import triton as module
+from sa2depth.ops.gated_conv.torch import run as gated_conv_torch
 
 NAMES = ("output", "input", "kernel", "bias")
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 3e-3, torch.float16: 4e-4}
@@ -269,7 +269,7 @@ def test_captures_into_a_graph(make):
 
 @pytest.mark.gpu
 def test_one_compilation_for_all_sizes(make):
-    from sa2depth.ops.triton.kernels import gated_conv as kernels
+    from sa2depth.ops.gated_conv import triton_kernels as kernels
 
     def compiled():
         return sum(

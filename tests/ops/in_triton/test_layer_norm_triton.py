@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from sa2depth.errors import ConfigError
 from sa2depth.ops import use_backend
 from sa2depth.ops.layer_norm import layer_norm
-from sa2depth.ops.triton import layer_norm as module
-from sa2depth.ops.triton.machine import interpreted
+from sa2depth.ops.layer_norm import triton as module
+from sa2depth.ops.runtime.triton import interpreted
 
 NAMES = ("output", "input", "weight", "bias")
 ROUNDING = {
@@ -65,7 +65,7 @@ def check_rounded(actual, expected):
 @pytest.fixture
 def launches(monkeypatch):
     """Names of the kernels that a test launches."""
-    from sa2depth.ops.triton.kernels import layer_norm as kernels
+    from sa2depth.ops.layer_norm import triton_kernels as kernels
 
     launched = []
 
@@ -263,7 +263,7 @@ def test_operator_obeys_the_rules_of_torch_library(gelu, dtype, device):
 
 def test_compiles_without_a_graph_break(device):
     inputs = make(device)
-    for function in (layer_norm, lambda *t: module.layer_norm_triton(*t, EPS, False)):  # the first is torch's
+    for function in (layer_norm, lambda *t: module.run(*t, EPS, False)):  # the first is torch's
         compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
         for a, e in zip(run(inputs, compiled), run(inputs), strict=True):
             torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-4)

@@ -1,13 +1,18 @@
 """Where Triton runs, and what is said where it does not."""
 
 import logging
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from sa2depth.errors import ConfigError
-from sa2depth.ops import backends, layer_norm, selftest, trust, use_backend
-from sa2depth.ops.triton import machine
+from sa2depth.ops import layer_norm, trust, use_backend
+from sa2depth.ops.dispatch import choose
+from sa2depth.ops.registry import OPERATORS, Backend
+from sa2depth.ops.runtime import notices
+from sa2depth.ops.runtime import triton as machine
 
 CUDA = torch.device("cuda", 0)
 
@@ -21,7 +26,7 @@ class OnDevice:
 @pytest.fixture
 def gpu(monkeypatch, tmp_path):
     """A function: a GPU of this compute capability, with everything that Triton needs."""
-    monkeypatch.setattr(backends, "_said", set())
+    monkeypatch.setattr(notices, "_said", set())
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "A GPU")
     (tmp_path / "Python.h").touch()
@@ -105,7 +110,7 @@ def test_tensors_elsewhere_are_refused():
 
 def test_a_triton_that_fails_is_left_alone_with_one_line(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("SA2DEPTH_CACHE", str(tmp_path))
-    monkeypatch.setattr(backends, "_said", set())
+    monkeypatch.setattr(notices, "_said", set())
     monkeypatch.setattr(trust, "_known", {})
     monkeypatch.setattr(trust, "_read", lambda note: None)
     monkeypatch.setattr(trust, "_note", lambda *key: tmp_path / "note")
@@ -113,15 +118,20 @@ def test_a_triton_that_fails_is_left_alone_with_one_line(monkeypatch, tmp_path, 
     def fails(operator, backend, device):
         raise RuntimeError("libcuda.so cannot be found")
 
-    monkeypatch.setattr(selftest, "check", fails)
-    implementations = {"triton": lambda: "triton", "torch": lambda: "torch"}
+    monkeypatch.setattr(trust, "check", fails)
+    oracle = Backend("torch", lambda x: "torch")
+
+    def chosen(name):
+        operator = replace(OPERATORS["dcnv3"], backends=(Backend(name, lambda x: name), oracle))
+        return choose(operator, SimpleNamespace(device=CUDA))(None)
+
     with use_backend("auto"):
         for _ in range(2):
-            assert backends.choose("dcnv3", implementations, {}, CUDA)() == "torch"
+            assert chosen("triton") == "torch"
         (record,) = caplog.records
         assert "libcuda.so cannot be found" in record.message
         with pytest.raises(RuntimeError, match="libcuda"):
-            backends.choose("dcnv3", {"cuda": lambda: "cuda", "torch": lambda: "torch"}, {}, CUDA)
+            chosen("cuda")
     assert not list(tmp_path.iterdir())
 
 
@@ -133,7 +143,8 @@ def test_what_it_is_trusted_for_depends_on_its_sources_and_version(monkeypatch, 
     assert first == trust._circumstances("dcnv3", "triton", CUDA)
     monkeypatch.setattr(machine, "versions", lambda: ("3.7.0", 13000))
     second = trust._circumstances("dcnv3", "triton", CUDA)
-    (tmp_path / "kernels").mkdir()
-    (tmp_path / "kernels" / "dcnv3.py").write_text("changed")
-    monkeypatch.setattr(machine, "__file__", str(tmp_path / "machine.py"))
+    (tmp_path / "triton_kernels.py").write_text("changed")
+    operator = OPERATORS["dcnv3"]
+    changed = replace(operator.backend("triton"), sources=(tmp_path / "triton_kernels.py",))
+    monkeypatch.setitem(OPERATORS, "dcnv3", replace(operator, backends=(changed,)))
     assert len({first, second, trust._circumstances("dcnv3", "triton", CUDA)}) == 3

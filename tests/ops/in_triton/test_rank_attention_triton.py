@@ -7,9 +7,14 @@ from torch._subclasses import FakeTensorMode
 
 from sa2depth.errors import ConfigError
 from sa2depth.ops import rank_attention
-from sa2depth.ops.rank_attention import rank_attention_torch, rank_ranges
-from sa2depth.ops.triton import machine
-from sa2depth.ops.triton import rank_attention as module
+from sa2depth.ops.rank_attention import rank_ranges
+from sa2depth.ops.rank_attention import triton as module
+from sa2depth.ops.rank_attention.torch import run as run_in_torch
+from sa2depth.ops.runtime import triton as machine
+
+
+def rank_attention_torch(query, key, value, scale):
+    return run_in_torch(query, key, value, scale, rank_ranges(key.shape[2]))
 
 
 @pytest.fixture(autouse=True)

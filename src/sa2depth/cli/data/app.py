@@ -3,7 +3,7 @@
 import typer
 
 from sa2depth.cli.data.check import check
-from sa2depth.cli.data.prepare import prepare
+from sa2depth.cli.data.prepare import NamesRecipes, prepare
 from sa2depth.cli.data.show import show
 from sa2depth.cli.data.speed import speed
 from sa2depth.cli.data.submission import validate_submission, write_submission
@@ -11,7 +11,7 @@ from sa2depth.cli.friendly import friendly
 
 data = typer.Typer(name="data", help="Data sets: prepare, check, show, time, submit.", no_args_is_help=True)
 
-data.command()(friendly(prepare))
+data.command(cls=NamesRecipes)(friendly(prepare))
 data.command()(friendly(check))
 data.command()(friendly(show))
 data.command()(friendly(speed))

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from sa2depth.data.check import Report, SplitReport
-    from sa2depth.data.check_frame import Problem
+    from sa2depth.data.check.data_set import Report, SplitReport
+    from sa2depth.data.check.frames import Problem
     from sa2depth.data.sample import Source
 
 _NAMED = 5
@@ -87,8 +87,8 @@ def _run(
 ) -> "Report":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from sa2depth.data.check import check as check_sources
-    from sa2depth.data.check import image_count
+    from sa2depth.data.check.data_set import check as check_sources
+    from sa2depth.data.check.data_set import image_count
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     total = image_count(sources, quick)
@@ -127,7 +127,7 @@ def _print_split(console: "Console", part: "SplitReport") -> None:
 
 def _print_problems(console: "Console", problems: "list[Problem]", folder: str) -> None:
     """Each kind with its number and the first names."""
-    from sa2depth.data.check_frame import MEANING
+    from sa2depth.data.check.frames import MEANING
 
     by_kind: dict[str, list[Problem]] = defaultdict(list)
     for problem in problems:

@@ -13,7 +13,7 @@ from sa2depth.resources import conf_dir
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from sa2depth.data.datamodule import DepthDataModule
+    from sa2depth.data.loading.datamodule import DepthDataModule
     from sa2depth.data.sample import Source
 
 SPLITS = ("train", "val", "test")
@@ -75,7 +75,7 @@ def build_sources(
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
-    from sa2depth.data.sources import missing_files_allowed
+    from sa2depth.data.source import missing_files_allowed
 
     sources: dict[str, Source] = {}
     unlisted: dict[str, str] = {}

@@ -3,9 +3,10 @@
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperArgument, TyperCommand
 
 from sa2depth.cli.friendly import complain
 from sa2depth.errors import ConfigError, DataError
@@ -20,12 +21,26 @@ if TYPE_CHECKING:
 _SHOWN = 5
 
 
+class NamesRecipes(TyperCommand):
+    """Names the data sets that can be prepared; they are looked up when the help is shown."""
+
+    def format_help(self, *arguments: Any, **options: Any) -> None:
+        """Write the help."""
+        from sa2depth.data.sets import recipes
+
+        dataset = next(param for param in self.params if param.name == "dataset")
+        assert isinstance(dataset, TyperArgument)
+        *names, last = sorted(recipes())
+        dataset.help = f"{', '.join(names)} or {last}."
+        super().format_help(*arguments, **options)
+
+
 def prepare(
     dataset: Annotated[
         str,
         typer.Argument(
             metavar="DATASET",
-            help="nyu_labelled, nyu_sync, kitti_eigen, kitti_official, sunrgbd or diml_outdoor.",
+            help="A data set that has a recipe.",
         ),
     ],
     root: Annotated[Path, typer.Option("--root", metavar="DIR", help="Folder to fill, e.g. datasets/kitti.")],
@@ -62,8 +77,9 @@ def prepare(
     """
     from rich.console import Console
 
-    from sa2depth.data.prepare import make_plan, make_recipe, what_is_missing
+    from sa2depth.data.prepare import make_plan, what_is_missing
     from sa2depth.data.prepare.sources import open_sources
+    from sa2depth.data.sets import make_recipe
 
     recipe = make_recipe(dataset, root, everything=everything, velodyne=velodyne, depth=depth)
     if not sources:

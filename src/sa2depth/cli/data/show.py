@@ -11,7 +11,7 @@ from sa2depth.errors import ConfigError, DataError
 from sa2depth.stages import stage
 
 if TYPE_CHECKING:
-    from sa2depth.data.dataset import DepthDataset
+    from sa2depth.data.loading.dataset import DepthDataset
     from sa2depth.data.sample import Source
     from sa2depth.report.contact_sheet import SheetRow
 
@@ -51,7 +51,7 @@ def show(
     cfg = compose_data(dataset, root, overrides or (), augment)
     chosen_split, source = require_source(cfg, SPLITS if split is None else (split,))
     with stage("loading PyTorch"):
-        from sa2depth.data.dataset import DepthDataset
+        from sa2depth.data.loading.dataset import DepthDataset
         from sa2depth.report.contact_sheet import contact_sheet
 
     indices, missing = _choose(source, count, seed)
@@ -73,13 +73,13 @@ def show(
 
 def _choose(source: "Source", count: int, seed: int) -> tuple[list[int], int]:
     """Numbers of images drawn at random, in order, from those whose files are there; and how many lack files."""
-    from sa2depth.data.index.frame import missing_files
-    from sa2depth.data.samplers import stream
-    from sa2depth.data.sources import FileSource
+    from sa2depth.data.listing import files_of, missing_files
+    from sa2depth.data.loading.samplers import stream
+    from sa2depth.data.source import FileSource
 
     usable = list(range(len(source)))
     if isinstance(source, FileSource):
-        missing = set(missing_files(file for frame in source.frames for file in frame.files))
+        missing = set(missing_files(files_of(source.frames)))
         if missing:
             usable = [number for number in usable if missing.isdisjoint(source.frames[number].files)]
         if not usable and source.listing is not None:

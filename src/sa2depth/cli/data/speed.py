@@ -15,7 +15,7 @@ from sa2depth.threads import usable_cores
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sa2depth.data.speed import Rate
+    from sa2depth.data.loading.speed import Rate
 
 
 def speed(
@@ -53,8 +53,8 @@ def speed(
     cfg.data.batch_size = batch_size
 
     with stage("loading PyTorch"):
-        from sa2depth.data.dataset import DepthDataset
-        from sa2depth.data.speed import loader_rate, recommend, stage_times
+        from sa2depth.data.loading.dataset import DepthDataset
+        from sa2depth.data.loading.speed import loader_rate, recommend, stage_times
 
     data = build_module(cfg)
     source = data.source("train")

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-    from sa2depth.data.depth_files import DepthMap
-    from sa2depth.data.index.frame import Frame
-    from sa2depth.data.submission import SubmissionReport
+    from sa2depth.data.frame import Frame
+    from sa2depth.data.io.depth_files import DepthMap
+    from sa2depth.data.sets.kitti.submission import SubmissionReport
     from sa2depth.infer import Predictor
 
 
@@ -47,8 +47,8 @@ def write_submission(
     if output.exists() and not force:
         raise ConfigError(f"{output} exists: choose another name, or replace it with --force")
 
-    from sa2depth.data import submission
-    from sa2depth.data.index.kitti_official import official
+    from sa2depth.data.sets.kitti import submission
+    from sa2depth.data.sets.kitti.official import official
 
     listing = official(root, "test")
     listing.require()
@@ -91,7 +91,7 @@ def _predictions(
 
 
 def _validated(archive: Path, console: "Console") -> "SubmissionReport":
-    from sa2depth.data import submission
+    from sa2depth.data.sets.kitti import submission
 
     with stage("checking", shown=not console.is_terminal), _progress(console) as progress:
         task = progress.add_task("checking", total=submission.COUNT)

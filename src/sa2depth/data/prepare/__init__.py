@@ -1,4 +1,4 @@
-"""Preparing data sets: from the archives or folders a user has to the tree that `sa2depth.data.index` expects.
+"""Preparing data sets: from the archives or folders a user has to the tree that `sa2depth.data.sets` expects.
 
 A `Recipe` (one file a data set) says which member belongs where; `make_plan` compares that with the disk; `execute`
 carries it out so that it may be killed at any moment and run again; `what_is_missing` judges the result. Torch-free.
@@ -6,18 +6,15 @@ carries it out so that it may be killed at any moment and run again; `what_is_mi
 
 from sa2depth.data.prepare.engine import Outcome, execute
 from sa2depth.data.prepare.plan import Plan, make_plan
-from sa2depth.data.prepare.recipe import Recipe
-from sa2depth.data.prepare.recipes import RECIPES, make_recipe
-from sa2depth.data.prepare.verdict import SplitState, what_is_missing
+from sa2depth.data.prepare.recipe import Recipe, SplitState
+from sa2depth.data.prepare.verdict import what_is_missing
 
 __all__ = [
-    "RECIPES",
     "Outcome",
     "Plan",
     "Recipe",
     "SplitState",
     "execute",
     "make_plan",
-    "make_recipe",
     "what_is_missing",
 ]

@@ -24,7 +24,7 @@ DAMAGED = (
     RuntimeError,
     ValueError,
 )
-"""What Python's readers of archives raise for damaged or unsupported ones."""
+"""The errors that Python's readers of archives raise for damaged or unsupported ones."""
 
 _ENCRYPTED = 0x1
 

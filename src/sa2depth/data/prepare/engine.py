@@ -27,7 +27,7 @@ _SMALLEST_SHARE = 32
 
 @dataclass
 class Outcome:
-    """What was done.
+    """The result of carrying out a plan.
 
     Attributes:
         written: files made, extracted or copied.
@@ -100,7 +100,7 @@ def _shares(steps: Sequence[Step], threads: int) -> list[list[Step]]:
 
 
 class _Worker:
-    """What one thread does with its share; all threads use the same one."""
+    """The work of one thread on its share; all threads use the same object."""
 
     def __init__(self, outcome: Outcome, tick: Tick | None) -> None:
         self.outcome = outcome

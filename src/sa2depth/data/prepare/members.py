@@ -1,4 +1,4 @@
-"""What a source of files offers: members with a name, a size and their bytes, wherever they lie."""
+"""The members that a source of files offers: files with a name, a size and their bytes, wherever they lie."""
 
 import re
 from collections.abc import Callable, Iterator

@@ -54,7 +54,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """What preparing a data set does.
+    """The steps of preparing a data set.
 
     Attributes:
         root: folder of the tree.

@@ -1,14 +1,42 @@
-"""A recipe: which files belong to a data set, where they lie in its tree, and where one gets them."""
+"""A recipe: which files belong to a data set, where they lie in its tree, and where one gets them; a split's state."""
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from sa2depth.data.index.listing import Listing
+from sa2depth.data.listing import Listing
 from sa2depth.data.prepare.members import Source
-from sa2depth.data.prepare.verdict import SplitState
+
+
+@dataclass(frozen=True)
+class SplitState:
+    """One split after preparing.
+
+    Attributes:
+        title: what people are told it is.
+        frames: number of images it holds.
+        files: number of files it needs.
+        missing: those that are not there, dangling links included.
+        origins: archive to number of missing files that it holds.
+        problem: why the split cannot even be listed, e.g. because nothing of it was found.
+        later: whether that is only because the plan has not been carried out.
+    """
+
+    title: str
+    frames: int = 0
+    files: int = 0
+    missing: tuple[Path, ...] = ()
+    origins: Counter[str] = field(default_factory=Counter)
+    problem: str = ""
+    later: bool = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether every file is there, or nothing is known to be absent."""
+        return not self.missing and (self.later or not self.problem)
 
 
 @dataclass(frozen=True)
@@ -16,9 +44,10 @@ class Recipe(ABC):
     """How one data set is prepared.
 
     Attributes:
-        root: folder of the tree, as the functions of `sa2depth.data.index` take it.
+        root: folder of the tree, as the functions of `sa2depth.data.sets` take it.
         title: what people are told it is.
         archives: what to give as sources.
+        archive: the one that holds every file, where there is one.
         searched: whether a split is what is found in the tree, so that a plan alone cannot tell whether it is whole.
         own_files: names of files that only this recipe reads.
     """
@@ -27,12 +56,13 @@ class Recipe(ABC):
 
     title: ClassVar[str]
     archives: ClassVar[str]
+    archive: ClassVar[str] = ""
     searched: ClassVar[bool] = False
     own_files: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def place(self, name: str, source: Source) -> str | None:
-        """Where a member belongs.
+        """The place of a member.
 
         Args:
             name: of the member, with ``/`` between folders; absolute in folders.
@@ -48,11 +78,11 @@ class Recipe(ABC):
 
     @abstractmethod
     def splits(self) -> Sequence[Callable[[], Listing]]:
-        """One function a split, giving what it should hold; a `DataError` means that it is not usable."""
+        """One function for each split, which gives what it should hold; a `DataError` means that it is not usable."""
 
-    @abstractmethod
     def origin(self, path: Path) -> str:
         """The archive that holds a missing file."""
+        return self.archive
 
     def enough(self, states: Sequence[SplitState]) -> bool:
         """Whether the data set is complete; every split must be, unless one will do."""

@@ -1,48 +1,15 @@
-"""What a prepared tree still lacks, split by split."""
+"""The files that a prepared tree still lacks, split by split."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from sa2depth.data.index.frame import missing_files
-from sa2depth.data.index.listing import Listing
+from sa2depth.data.listing import Listing, files_of, missing_files
+from sa2depth.data.prepare.recipe import Recipe, SplitState
 from sa2depth.errors import UserError
 
-if TYPE_CHECKING:
-    from sa2depth.data.prepare.recipe import Recipe
 
-
-@dataclass(frozen=True)
-class SplitState:
-    """One split after preparing.
-
-    Attributes:
-        title: what people are told it is.
-        frames: number of images it holds.
-        files: number of files it needs.
-        missing: those that are not there, dangling links included.
-        origins: archive to number of missing files that it holds.
-        problem: why the split cannot even be listed, e.g. because nothing of it was found.
-        later: whether that is only because the plan has not been carried out.
-    """
-
-    title: str
-    frames: int = 0
-    files: int = 0
-    missing: tuple[Path, ...] = ()
-    origins: Counter[str] = field(default_factory=Counter)
-    problem: str = ""
-    later: bool = False
-
-    @property
-    def complete(self) -> bool:
-        """Whether every file is there, or nothing is known to be absent."""
-        return not self.missing and (self.later or not self.problem)
-
-
-def what_is_missing(recipe: "Recipe", planned: Collection[Path] = ()) -> list[SplitState]:
+def what_is_missing(recipe: Recipe, planned: Collection[Path] = ()) -> list[SplitState]:
     """Compare every split of a data set with the disk.
 
     Args:
@@ -53,12 +20,12 @@ def what_is_missing(recipe: "Recipe", planned: Collection[Path] = ()) -> list[Sp
     return [_state(recipe, split, soon) for split in recipe.splits()]
 
 
-def _state(recipe: "Recipe", split: Callable[[], Listing], soon: frozenset[Path]) -> SplitState:
+def _state(recipe: Recipe, split: Callable[[], Listing], soon: frozenset[Path]) -> SplitState:
     try:
         listing = split()
     except UserError as error:
         return SplitState(recipe.title, problem=str(error), later=recipe.searched and bool(soon))
-    wanted = list(dict.fromkeys(path for frame in listing.frames for path in frame.files))
+    wanted = files_of(listing.frames)
     missing = tuple(path for path in _absent(wanted) if path not in soon)
     origins = Counter(recipe.origin(path) for path in missing)
     return SplitState(listing.title, len(listing.frames), len(wanted), missing, origins)

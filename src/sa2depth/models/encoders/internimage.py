@@ -1,19 +1,21 @@
 """InternImage: a convolutional backbone on DCNv3 (Wang et al., CVPR 2023), as a feature pyramid."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval
 from einops import rearrange
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from sa2depth.errors import ConfigError
-from sa2depth.models.checkpointing import run_layer
 from sa2depth.nn.drop_path import DropPath
 from sa2depth.nn.layout import from_tokens
 from sa2depth.nn.merged import MergesWeights
 from sa2depth.nn.norm import TokenNorm
+from sa2depth.nn.recompute import run_layer
 from sa2depth.ops import dcnv3_fused, depthwise_conv, layer_norm
 
 _EPS = 1e-6
@@ -52,7 +54,7 @@ class InternImage(nn.Module):
         post_norm: bool = False,
         layer_scale: float | None = None,
         offset_scale: float = 1.0,
-        drop_path_rate: float = 0.1,
+        drop_path_rate: Annotated[float, Interval(ge=0, lt=1)] = 0.1,
         mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()

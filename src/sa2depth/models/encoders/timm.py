@@ -11,7 +11,7 @@ from sa2depth.errors import ConfigError, nearest
 
 _STRIDES = [4, 8, 16, 32]
 _MULTIPLES = (32, 64, 128, 224, 256, 384, 448, 512)
-"""Of 32, and of what windows of 7, 8, 12, 14 and 16 pixels make of it."""
+"""Multiples of 32 that suit windows of 7, 8, 12, 14 and 16 pixels."""
 
 
 class TimmEncoder(nn.Module):
@@ -81,7 +81,7 @@ class _Shape(NamedTuple):
     multiple: int
     """Sides of images for which they do."""
     options: dict[str, Any]
-    """That it needs for images of any size."""
+    """Arguments that it needs for images of any size."""
 
 
 @cache

@@ -1,0 +1,213 @@
+"""Errors of Hydra, OmegaConf and the operating system, as people can use them: which option, and what to type."""
+
+import re
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sa2depth.errors import UserError, nearest
+from sa2depth.limits import told_limit
+from sa2depth.quoting import argument, hydra_quoted
+from sa2depth.resources import conf_dir
+
+_OPTION = re.compile(r"(?P<option>\+{0,2}[\w.@/$:-]+)=(?P<value>.*)", re.DOTALL)
+_OPENING, _CLOSING = "[{(", "]})"
+
+
+def explained(
+    error: Exception, job: Callable[[DictConfig], Any], config_name: str, given: Sequence[str]
+) -> str | None:
+    """The message for an error that a user can fix; None for any other. See `sa2depth.config.launch.launch`."""
+    match error:
+        case UserError():
+            return _own_words(error)
+        case MissingConfigException():
+            return _missing_choice(error)
+        case InstantiationException():
+            expected = UserError | MisconfigurationException | ValueError | TypeError
+            built = isinstance(error.__cause__, expected)
+            return _cannot_build(error) if built else told_limit(error.__cause__ or error)
+        case OSError() if _making_a_folder(job, error):
+            return _no_folder(error, given)
+        case OverrideParseException():
+            return _refused(error, config_name)
+        case ConfigCompositionException():
+            said = str(error)
+            return (
+                _several_values(said, list(given)) or _not_chosen(said) or _unknown(error, config_name, given)
+            )
+        case HydraException() | OmegaConfBaseException():
+            return str(error).strip()
+    return told_limit(error)
+
+
+def _own_words(error: UserError) -> str:
+    """The message without the traceback that PyTorch writes into errors of its loader processes."""
+    name = f"{type(error).__module__}.{type(error).__qualname__}: "
+    text = str(error)
+    return text.rpartition(name)[2].strip() if text.startswith("Caught ") and name in text else text
+
+
+def _cannot_build(error: InstantiationException) -> str:
+    """What a class said of its options, which node of the configuration it was built from, and where it said so."""
+    _, _, node = str(error).partition("full_key: ")
+    cause = error.__cause__
+    text = f"{cause}{f' (in {node.strip()})' if node else ''}"
+    if not isinstance(cause, TypeError):
+        return text
+    # not a message that was written for people, perhaps a mistake in a class of the user's own
+    *_, last = traceback.extract_tb(cause.__traceback__)
+    return f"{' '.join(text.split())}, says {last.filename}:{last.lineno}"
+
+
+def _making_a_folder(job: Callable[[DictConfig], Any], error: BaseException) -> bool:
+    """Whether it was Hydra that could not make a folder, before it came to the job."""
+    codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return getattr(job, "__code__", None) not in codes and any(code.co_name == "mkdir" for code in codes)
+
+
+def _no_folder(error: OSError, arguments: Sequence[str]) -> str:
+    """Which option named a folder that Hydra could not make for the run."""
+    given = dict(a.lstrip("+").split("=", 1) for a in arguments if "=" in a)
+    option = next(
+        (name for name in ("hydra.run.dir", "hydra.sweep.dir", "paths.runs_dir") if name in given), None
+    )
+    folder = f"{option}={given[option]}" if option else f"the run's folder {error.filename}"
+    advice = f"choose another with {option or 'paths.runs_dir'}=FOLDER"
+    return f"{folder} cannot be created ({error.strerror or error}); {advice}"
+
+
+def _missing_choice(error: MissingConfigException) -> str:
+    # a base of a family of experiments is no experiment
+    options = [str(option) for option in error.options or () if not str(option).endswith("_base")]
+    group, _, choice = str(error.missing_cfg_file or "").rpartition("/")
+    if not options:
+        return str(error)
+    return f"there is no {group}={choice}; {nearest(choice, options)}"
+
+
+def _refused(error: OverrideParseException, program: str) -> str:
+    """What Hydra's grammar refused, which option it was for, and how to quote it."""
+    given = str(error.override)
+    said = str(error).strip().splitlines()
+    found = _OPTION.fullmatch(given)
+    if found is None:
+        name = given.lstrip("+~").split("=", 1)[0]
+        return f"{given} is no option: write OPTION=VALUE; {nearest(name, _options(program))}"
+    reason = next((line for line in said if line and not line.startswith(("Error parsing", "See http"))), "")
+    advice = _advice(found["option"], found["value"])
+    return (
+        f"{given}: Hydra's grammar refuses this value of {found['option'].lstrip('+')} ({reason}); {advice}"
+    )
+
+
+def _several_values(message: str, overrides: list[str]) -> str | None:
+    """The message for a list of values where one was expected; None: Hydra's message is about something else."""
+    if "--multirun" not in message:
+        return None
+    for given in overrides:
+        found = _OPTION.fullmatch(given)
+        if found is None or f"'{given}'" not in message:
+            continue
+        option, value = found["option"], found["value"]
+        return (
+            f"{given} means several values of {option.lstrip('+')}, one run each, which needs -m (--multirun); "
+            f"one value is typed {_typed(option, hydra_quoted(value))}"
+        )
+    return None
+
+
+def _not_chosen(message: str) -> str | None:
+    """The message for a group without a default; None: Hydra's message is about something else."""
+    if not message.startswith("You must specify '"):
+        return None
+    _, group, said = message.split("'", 2)
+    choices = [f"{group}={line.strip()}" for line in said.splitlines()[2:]]
+    return f"{group} has no default here and must be chosen: {', '.join(choices)}"
+
+
+def _unknown(error: ConfigCompositionException, program: str, arguments: Sequence[str]) -> str:
+    """The failing override with the names that would have worked in this program, where it can be found."""
+    quoted = str(error).strip().split("\n", 1)[0].split("'")
+    if len(quoted) < 2:
+        return str(error).strip()
+    key = _name(quoted[1])
+    value = next((a.partition("=")[2] for a in arguments if a.startswith(f"{key}=")), "VALUE")
+    own = any(a.lstrip("+").startswith(f"{key.rpartition('.')[0]}._target_=") for a in arguments)
+    added = f"; an option of the class that you named is added with a plus: +{key}={value}" if own else ""
+    return f"unknown option {key}; {nearest(key, _options(program, arguments, key))}{added}"
+
+
+def _name(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
+
+
+def _options(program: str, arguments: Sequence[str] = (), without: str = "") -> list[str]:
+    """All options of a program as a command line makes it, but for one override."""
+    rest = [a for a in arguments if "=" in a and not a.startswith("-") and _name(a) != without]
+    if own := get_args_parser().parse_known_args(list(arguments))[0].config_dir:
+        rest.append(f"hydra.searchpath=[{hydra_quoted(f'file://{Path(own).absolute()}')}]")
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return list(_flat(OmegaConf.to_container(compose(program, overrides=rest), resolve=False)))
+    except (HydraException, OmegaConfBaseException):
+        return []
+
+
+def _flat(node: Any, prefix: str = "") -> Iterator[str]:
+    for key, value in node.items() if isinstance(node, dict) else ():
+        if not str(key).startswith("_"):  # Hydra's own
+            yield f"{prefix}{key}"
+            yield from _flat(value, f"{prefix}{key}.")
+
+
+def _advice(option: str, value: str) -> str:
+    """How to type what was meant: items of a list are quoted one by one, anything else as a whole."""
+    if value.startswith("[") and value.endswith("]"):
+        items = ",".join(
+            item if _understood(f"{option}=[{item}]") else hydra_quoted(item) for item in _items(value[1:-1])
+        )
+        if _understood(f"{option}=[{items}]"):
+            return f"quote its items for Hydra and all of it for the shell: {_typed(option, f'[{items}]')}"
+    return f"quote it for Hydra and for the shell: {_typed(option, hydra_quoted(value))}"
+
+
+def _items(text: str) -> list[str]:
+    """Items of a list as typed, those within inner brackets together."""
+    items, depth = [""], 0
+    for letter in text:
+        depth += (letter in _OPENING) - (letter in _CLOSING)
+        if letter == "," and depth <= 0:
+            items.append("")
+        else:
+            items[-1] += letter
+    return items
+
+
+def _typed(option: str, value: str) -> str:
+    return argument(f"{option}={value}")
+
+
+def _understood(text: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(text)
+    except HydraException:
+        return False
+    return True

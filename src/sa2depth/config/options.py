@@ -1,0 +1,40 @@
+"""The options that no ``_target_`` takes: the keys that the programs read, each with its annotation.
+
+`Any` leaves the check to whoever takes the value, or to the ``_target_`` below.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Interval
+
+BOTH: dict[str, Any] = {
+    **dict.fromkeys(("ops", "float32_matmul_precision", "augment", "data", "protocol", "trainer"), Any),
+    "name": str,
+    "seed": Annotated[int, Interval(ge=0, le=2**32 - 1)],
+    "paths": {"data_dir": str, "runs_dir": str, "output_dir": Path},
+    "cuda_graph": bool | Literal["auto"],
+}
+TRAIN = BOTH | {
+    **dict.fromkeys(("encoder", "decoder", "bins", "head", "model", "gradient_checkpointing"), Any),
+    **dict.fromkeys(("loss", "optim", "schedule", "callbacks", "logger"), Any),
+    "min_depth": float,
+    "max_depth": float,
+    "pretrained_encoder": Path | None,
+    "resume": Path | None,
+    "compile": bool | Literal["auto"],
+    "baseline": bool,
+}
+EVAL = BOTH | {
+    **dict.fromkeys(("trusted", "prediction_scale", "prediction_resize"), Any),
+    "checkpoint": Path | None,
+    "predictions": Path | None,
+    "released": {"min_depth": float | None, "max_depth": float | None},
+}
+TRAINER: dict[str, Any] = {
+    "accumulate_grad_batches": Annotated[int, Ge(1)],
+    "check_val_every_n_epoch": Annotated[int, Ge(1)] | None,
+    "gradient_clip_val": Annotated[float, Ge(0)] | None,
+    "log_every_n_steps": Annotated[int, Ge(0)],
+}
+"""What Lightning's trainer takes, where it would not say so."""

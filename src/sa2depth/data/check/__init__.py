@@ -1,0 +1,1 @@
+"""Checking a data set on disk: files, images, depth, leaks between splits."""

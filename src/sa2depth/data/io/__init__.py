@@ -1,0 +1,1 @@
+"""Reading and finding files: photographs, depth maps, tables, folders."""

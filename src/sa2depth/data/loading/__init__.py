@@ -1,0 +1,1 @@
+"""From sources to batches: the torch data set, the data module, samplers, their speed."""

@@ -1,0 +1,8 @@
+"""KITTI: Eigen's division (`eigen`) and the benchmark's own (`official`) of the recordings (`recordings`)."""
+
+from sa2depth.data.sets.kitti.eigen import KittiEigen, kitti_eigen
+from sa2depth.data.sets.kitti.official import KittiOfficial, kitti_official
+
+__all__ = ["kitti_eigen", "kitti_official"]
+
+RECIPES = {"kitti_eigen": KittiEigen, "kitti_official": KittiOfficial}

@@ -1,0 +1,19 @@
+"""What is done around training and scoring; here, what every run has.
+
+Averaged weights and a checkpoint where a run fails are Lightning's own ``EMAWeightAveraging`` and
+``OnExceptionCheckpoint``, added as ``+callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging``.
+"""
+
+import lightning as L
+
+from sa2depth.lit.callbacks.buffers import SharedBuffers
+from sa2depth.lit.callbacks.forms import CompiledLayers, CudaGraphs, Switch
+from sa2depth.lit.callbacks.free_cores import FreeCores
+from sa2depth.lit.callbacks.pictures import Pictures
+from sa2depth.lit.callbacks.truth import TruthSought
+
+
+def of_every_run(compile: Switch, cuda_graph: Switch) -> list[L.Callback]:
+    """To stand behind all that change the network."""
+    forms = CompiledLayers(compile), CudaGraphs(cuda_graph)
+    return [FreeCores(), TruthSought(), *forms, SharedBuffers(), Pictures()]

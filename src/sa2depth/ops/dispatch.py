@@ -1,0 +1,60 @@
+"""Which implementation of an operator takes one call.
+
+``auto`` takes the first implementation that can take the arguments and has passed its self-test; a name takes that one
+or says why it cannot. A chosen implementation that fails raises: nothing falls back after a launch.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from sa2depth.errors import ConfigError
+from sa2depth.ops import choice
+from sa2depth.ops.autograd import wants_gradient
+from sa2depth.ops.registry import Operator
+from sa2depth.ops.runtime.notices import say_once
+from sa2depth.ops.trust import why_not_trusted
+
+_log = logging.getLogger(__name__)
+
+
+def choose(operator: Operator, *arguments: Any) -> Callable[..., Tensor]:
+    """The implementation of an operator for these arguments, of which the first one is a tensor.
+
+    Raises:
+        ConfigError: the back end that was asked for by name cannot take them.
+    """
+    asked = choice.backend()
+    # a dual number has a tangent, which only torch's own operators know
+    forward_mode = forward_ad._current_level >= 0
+    oracle = operator.backends[-1].run
+    if asked == "torch" or (asked == "auto" and forward_mode):
+        return oracle
+    device = arguments[0].device
+    for backend in operator.backends[:-1]:
+        if asked not in ("auto", backend.name) or (backend.inference_only and wants_gradient(*arguments)):
+            continue
+        # on a CPU Triton has an interpreter, to test kernels with, and nothing fast
+        if asked == "auto" and (backend.on_request or (backend.name == "triton" and device.type == "cpu")):
+            continue
+        reason = backend.why_not(*arguments)
+        if asked == backend.name:
+            if forward_mode:
+                reason = "it has no derivatives in forward mode"
+            if reason:
+                raise ConfigError(
+                    f"{operator.name}: the back end '{asked}' was asked for, but {reason}; use auto or torch"
+                )
+        elif not reason:
+            reason = why_not_trusted(operator.name, backend.name, device)
+            if reason:
+                say_once(operator.name, reason)
+        if not reason:
+            return backend.run
+        if not torch.compiler.is_compiling():
+            _log.debug("%s does not run on the back end %s: %s", operator.name, backend.name, reason)
+    return oracle

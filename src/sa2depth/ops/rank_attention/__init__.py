@@ -1,0 +1,97 @@
+"""Attention over all keys and inside ranges of rank (top-k flexible attention, paper section III-B)."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, device, dtype, linspace
+
+from sa2depth.errors import ShapeError
+from sa2depth.ops.dispatch import choose
+from sa2depth.ops.precision import no_autocast
+from sa2depth.ops.rank_attention import cpu, cuda, torch, triton
+from sa2depth.ops.registry import Example, Operator, as_leaves, drawing, register
+
+RANKS = ((0.0, 0.1), (0.1, 0.3), (0.3, 0.5), (0.5, 0.7))
+"""The paper's ranges of rank, as shares of the keys."""
+
+_TENTHS = (1, 3, 5, 7)  # their ends
+_UNIT = 10**6  # other shares are counted in millionths: 0.29 * 100 is a little less than 29
+
+
+def rank_ranges(keys: int, ranks: Sequence[Sequence[float]] = RANKS) -> list[tuple[int, int]]:
+    """Half-open ranges of ranks (0 = highest score) of the groups, for ``keys`` >= 1 keys.
+
+    By default those of the paper, from 10 keys on the released ones, ``floor(keys * {1, 3, 5, 7} / 10)``: disjoint,
+    and the last keys in none. Others are rounded in the same way; each has at least one key.
+    """
+    if tuple(map(tuple, ranks)) != RANKS:
+        rounded = [[keys * round(share * _UNIT) // _UNIT for share in ends] for ends in ranks]
+        return [(min(start, keys - 1), max(end, min(start, keys - 1) + 1)) for start, end in rounded]
+    bounds = [keys * tenths // 10 for tenths in _TENTHS]
+    if keys < len(bounds):
+        # OFFICIAL: empty groups made the output NaN below 10 keys; here each keeps at least one key ...
+        return [(min(group, keys - 1), min(group, keys - 1) + 1) for group in range(len(bounds))]
+    # ... and from 4 keys on they stay disjoint.
+    for group in range(len(bounds)):
+        bounds[group] = max(bounds[group], bounds[group - 1] + 1 if group else 1)
+    return list(pairwise([0, *bounds]))
+
+
+def rank_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    *,
+    ranks: Sequence[Sequence[float]] = RANKS,
+    block_queries: int | None = None,
+) -> Tensor:
+    """Attention outputs over all keys and over ranges of rank of each query's scores.
+
+    Scores and softmax are float32 (float64 for float64 queries) whatever the autocast state: a rank decided
+    in bf16 puts keys into the wrong group. Ties are broken by key index, so each group has its exact size.
+    Queries are processed in blocks, recomputed in the backward pass when there is more than one.
+
+    Args:
+        query: ``(B, h, Q, d)``.
+        key: ``(B, h, N, d)``.
+        value: ``(B, h, N, d)``.
+        scale: factor of the scores, usually ``d ** -0.5``.
+        ranks: start and end of each group's range as shares of the keys, 0 at the highest score. The kernels take four
+            groups, each of which begins where the one before ends; others run in torch.
+        block_queries: queries a block of the torch path; chosen from the memory they take by default.
+
+    Returns:
+        ``(1 + G, B, h, Q, d)`` in the dtype of ``value``: all keys, then the ``G`` groups of ``ranks``.
+
+    Raises:
+        ShapeError: if there is no key, or the shapes do not belong together.
+    """
+    if key.shape != value.shape or query.shape[:2] != key.shape[:2] or query.shape[-1] != key.shape[-1]:
+        raise ShapeError(
+            "rank_attention wants query (B, h, Q, d) and key, value (B, h, N, d), got "
+            f"{tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)}"
+        )
+    if key.shape[2] == 0:
+        raise ShapeError("rank_attention needs at least one key")
+    ranges = rank_ranges(key.shape[2], ranks)
+    run = choose(OPERATOR, query, key, value, scale, ranges, block_queries)
+    with no_autocast(query):
+        return run(query, key, value, scale, ranges, block_queries)
+
+
+def _example(device: device, dtype: dtype) -> Example:
+    draw = drawing(2, device, dtype)
+    # Scores far enough from each other that no rank depends on rounding.
+    query = (
+        draw(2, 2, 1, 64).expand(-1, -1, 37, -1) * linspace(0.5, 1.5, 37, device=device, dtype=dtype)[:, None]
+    )
+    steps = linspace(-2, 2, 45, device=device, dtype=dtype)[:, None]
+    direction = query[:, :, :1] / query[:, :, :1].square().sum(-1, keepdim=True)
+    key = direction * steps * 8
+    query, key, value = inputs = as_leaves([query, key, draw(2, 2, 45, 64)])
+    return lambda: rank_attention(query, key, value, 0.125), inputs
+
+
+_BACKENDS = (cuda.BACKEND, triton.BACKEND, cpu.BACKEND, torch.BACKEND)
+OPERATOR = register(Operator("rank_attention", _BACKENDS, _example))

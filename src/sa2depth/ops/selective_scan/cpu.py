@@ -1,0 +1,112 @@
+"""The four-direction selective scan on the CPU: a ``torch.library`` operator around ``csrc/cpu/selective_scan.h``.
+
+The projections of a token for all four directions are one matrix product in torch, everything after it is in C++.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from sa2depth.ops.autograd import wants_gradient
+from sa2depth.ops.registry import Backend, kernel_sources
+from sa2depth.ops.runtime import cpp
+from sa2depth.ops.runtime.cpp.library import ScanShape, call
+from sa2depth.ops.selective_scan.common import CHUNK, DIRECTIONS, chunks, register, why_not_ways
+
+_CHANNEL_PAD = 16  # as kChannelPad in csrc/cpu/selective_scan.h
+_LARGEST = 64  # rank and state size
+
+
+def why_not(
+    x: Tensor, x_proj_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor, a_log: Tensor, d_skip: Tensor
+) -> str:
+    """Why the library cannot take these arguments; empty if it can."""
+    states, rank = a_log.shape[-1], dt_weight.shape[-1]
+    if states > _LARGEST or rank > _LARGEST:
+        return f"it has state sizes and ranks up to {_LARGEST}, not {states} and {rank}"
+    return why_not_ways(x_proj_weight) or cpp.why_not("selective_scan_2d", x)
+
+
+def run(
+    x: Tensor, x_proj_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor, a_log: Tensor, d_skip: Tensor
+) -> Tensor:
+    """``selective_scan_2d`` for arguments that ``why_not`` has nothing against; the result is channels last."""
+    height = x.shape[2]
+    inputs = (x, x_proj_weight, dt_weight, dt_bias, a_log, d_skip)
+    keep_states = wants_gradient(*inputs)
+    tokens = rearrange(x, "b d h w -> b (h w) d").contiguous().float()
+    x_proj_weight, *weights = (t.float() for t in inputs[1:])
+    projected = F.linear(tokens, rearrange(x_proj_weight, "k r d -> (k r) d"))
+    y, _ = selective_scan(tokens, projected, *weights, height, keep_states)
+    return rearrange(y, "b (h w) d -> b d h w", h=height)
+
+
+@torch.library.custom_op("sa2depth::selective_scan_cpu", mutates_args=(), device_types="cpu")
+def selective_scan(
+    x: Tensor,
+    projected: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    a_log: Tensor,
+    d_skip: Tensor,
+    height: int,
+    keep_states: bool,
+) -> tuple[Tensor, Tensor]:
+    """Sum of the four scans and the skips, as ``common.register`` describes it, in float32.
+
+    ``projected`` is ``(B, L, 4 * (R + 2N))``: for each direction the low-rank dt, B and C. Kept are
+    ``(B, chunks, 4, N, D')``, the states before each chunk, ``D'`` being ``D`` rounded up to 16.
+    """
+    output, states = _like_outputs(x, a_log, keep_states)
+    if x.numel():
+        tensors = _contiguous(x, projected, dt_weight, dt_bias, a_log, d_skip)
+        shape = _shape(x, dt_weight, a_log, height)
+        call("scan_forward", shape, *tensors, output, states if keep_states else None)
+    return output, states
+
+
+@torch.library.custom_op("sa2depth::selective_scan_cpu_backward", mutates_args=(), device_types="cpu")
+def selective_scan_backward(
+    grad: Tensor,
+    x: Tensor,
+    projected: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    a_log: Tensor,
+    d_skip: Tensor,
+    states: Tensor,
+    height: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the first six arguments of ``selective_scan``; ``grad (B, L, D)`` is that of its result."""
+    inputs = _contiguous(x, projected, dt_weight, dt_bias, a_log, d_skip)
+    gradients = [t.new_zeros(t.shape) for t in inputs]
+    if x.numel():
+        shape = _shape(x, dt_weight, a_log, height)
+        call("scan_backward", shape, *inputs, *_contiguous(states, grad), *gradients)
+    return tuple(gradients)  # type: ignore[return-value]
+
+
+def _shape(x: Tensor, dt_weight: Tensor, a_log: Tensor, height: int) -> ScanShape:
+    batch, length, channels = x.shape
+    return ScanShape(batch, height, length // height, channels, dt_weight.shape[-1], a_log.shape[-1], CHUNK)
+
+
+def _contiguous(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.contiguous() for tensor in tensors]
+
+
+def _like_outputs(x: Tensor, a_log: Tensor, keep_states: bool) -> tuple[Tensor, Tensor]:
+    batch, length, channels = x.shape
+    saved = chunks(length) if keep_states else 0
+    padded = -(-channels // _CHANNEL_PAD) * _CHANNEL_PAD
+    return x.new_empty(x.shape), x.new_empty((batch, saved, DIRECTIONS, a_log.shape[-1], padded))
+
+
+register(
+    selective_scan,
+    selective_scan_backward,
+    "cpu",
+    lambda x, projected, dt_weight, dt_bias, a_log, d_skip, height, keep: _like_outputs(x, a_log, keep),
+)
+BACKEND = Backend("cpu", run, why_not, kernel_sources("cpu/*"))

@@ -1,1 +1,0 @@
-"""The kernels. These modules import Triton, which is not everywhere: the operators import them when they run."""

@@ -1,0 +1,1 @@
+"""The network in other forms: compiled, replayed from CUDA graphs, recomputed in the backward pass, for inference."""
