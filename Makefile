@@ -40,7 +40,6 @@ test-paths: $(STAMP) ## the whole suite under each code path of this processor: 
 
 test-gpu: $(STAMP) ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu tests
-	$(BIN)/python -m pytest -m "not gpu" tests/ops/in_triton  # compiled here, interpreted elsewhere
 
 bench: $(STAMP) ## time the torch path and the fast path: operators, parts, whole networks
 	$(BIN)/sa2depth bench
