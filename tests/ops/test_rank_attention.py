@@ -141,6 +141,9 @@ class TestRankAttention(OperatorTester):
         if results[0].is_cuda:
             assert results[0].transpose(2, 3).is_contiguous()
 
+    def spills(self, architecture, dtype):
+        return 128 if dtype == FP32 else 0  # found 112 and 120, in kernels that hold a row of scores
+
     def layouts(self, tensors):
         return super().layouts(tensors) | {"token-major": token_major([t.detach() for t in tensors])}
 

@@ -19,7 +19,6 @@ LAST = torch.channels_last
 class TestSelectiveScan(OperatorTester):
     operator = "selective_scan_2d"
     names = ("x", "x_proj_weight", "dt_weight", "dt_bias", "a_log", "d_skip")
-    spills = 32  # a few bytes, once a chunk of 64 tokens, where the compiler finds no better way
     defaults = {
         "cpu": {"size": (6, 7), "batch": 2, "channels": 16, "states": 16, "bias": -1},
         "emulated": {"size": (5, 14)},
@@ -140,6 +139,10 @@ class TestSelectiveScan(OperatorTester):
         others = {"channels last": x.to(memory_format=LAST), "channels last off the grid of vectors": shifted}
         return super().layouts(tensors) | {name: [other, *weights] for name, other in others.items()}
 
+    def spills(self, architecture, dtype):
+        # once a chunk of 64 tokens, where the compiler for the older architecture finds no better way
+        return 32 if architecture == "sm_80" and dtype != FP32 else 0
+
     def prepare(self, way, monkeypatch):
         if way.kind == "emulated":
             monkeypatch.setattr(way.module, "multiprocessors", lambda device: 1)
@@ -170,7 +173,7 @@ class TestSelectiveScan(OperatorTester):
     def test_several_segments(self, way, options, monkeypatch):
         for fills in FILLS:
             monkeypatch.setattr(way.module, fills, 1e9)
-        monkeypatch.setattr(way.module, "_BLOCKS_HELD", 24 if options else 12)
+        monkeypatch.setattr(way.module, "_BLOCKS_HELD", 48 if options else 12)
         self.check(way, *self.make(way, **{"size": (13, 17), **options}))
         # 221 tokens are 4 chunks, which do not make 3 equal segments: 2 of 2 chunks
         names = ["segment_ends", "scan_forward", "adjoint_segment_ends", "scan_backward"]
