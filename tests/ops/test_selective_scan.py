@@ -5,7 +5,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ops.claims import BF16, FP16, FP32, FP64, on, reference, run, share
+from ops.claims import BF16, EVERY, FP16, FP32, FP64, on, reference, run, share
 from ops.operator_tester import OperatorTester
 from ops.ways import noted_calls
 from sa2depth.ops import use_backend
@@ -87,6 +87,8 @@ class TestSelectiveScan(OperatorTester):
         ("emulated", {"size": (8, 20), "mixed_decay": True}, 2e-5),
         ("stand-in", {}),
     ]  # fmt: skip
+    # the walk of one row along columns ends beside the map
+    edges = [(EVERY, {}), ("interpreted triton", {"size": (1, 1)}), (EVERY, {"size": (1, 9)})]
     empty = [("cpu interpreted triton", {"batch": 0})]
     declines = [
         ("emulated gpu", {}, ""),
