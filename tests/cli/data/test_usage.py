@@ -20,7 +20,7 @@ SMALL = "data.train.count=6 data.train.height=24 data.train.width=32"
         ("check synthetic --root here", "no folder of that kind"),
         ("prepare diml_outdoor --root ROOT", "say with --from what to prepare DIML outdoor from"),
         ("prepare diml --from EMPTY --root ROOT", "did you mean diml_outdoor"),
-        ("prepare diml_outdoor --from EMPTY --root ROOT --depth raw", "no choice of --depth"),
+        ("prepare diml_outdoor --from EMPTY --root ROOT --depth raw", "has no option --depth"),
         (
             "prepare nyu_labelled --from EMPTY --root ROOT --depth dense",
             "--depth dense: choose raw or filled",
