@@ -212,6 +212,6 @@ def test_a_new_data_set_is_one_file_and_one_yaml(toys, tmp_path):
     assert "GOOD: all 2 images opened" in run("check", "toy_yard", "--root", toys.root)
     shown = run("show", "toy_yard", "--root", toys.root, "-o", tmp_path / "sheet.png")
     assert "1 of 1 images of train" in shown
-    assert "enough: data.num_workers=0" in run(
+    assert "recommended: data.num_workers=0" in run(
         *("speed", "toy_yard", "--root", toys.root, "--workers", 0, "--seconds", 0.01, "--batch-size", 1)
     )

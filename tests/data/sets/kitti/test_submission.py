@@ -244,11 +244,11 @@ def test_validate_command(small, tmp_path, app):
     path = archive(tmp_path / "s.zip", good_files())
     result = app("validate-submission", path)
     assert result.exit_code == 0
-    assert "fit to send, 3 images" in result.stdout
+    assert "ready to submit, 3 images" in result.stdout
     archive(path, good_files()[1:])
     result = app("validate-submission", path)
     assert result.exit_code == 1
-    assert "not fit to send, 1 error; 2 images are right" in result.stdout
+    assert "not ready to submit, 1 error; 2 images are correct" in result.stdout
     assert "0000000000.png" in result.stderr
     assert app("validate-submission", tmp_path / "missing.zip").exit_code == 2
 
@@ -292,7 +292,7 @@ def test_write_command(three, anonymous, tmp_path, app):
     options = ("write-submission", "-c", checkpoint, "--root", anonymous, "-o", out, "--device", "cpu")
     result = app(*options)
     assert result.exit_code == 0, result.output
-    assert "fit to send, 3 images" in result.stdout
+    assert "ready to submit, 3 images" in result.stdout
     image = anonymous / "depth_selection" / "test_depth_prediction_anonymous" / "image" / "0000000002.png"
     with zipfile.ZipFile(out) as file:
         pixels = cv2.imdecode(np.frombuffer(file.read("0000000002.png"), np.uint8), cv2.IMREAD_UNCHANGED)
