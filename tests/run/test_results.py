@@ -36,3 +36,12 @@ def test_the_numbers_are_there_before_anything_else_can_fail(step, evaluation, t
     assert scores["metrics"]["abs_rel"] == pytest.approx(0.1)
     assert len((tmp_path / "per_image.csv").read_text().splitlines()) == 3
     assert written == ["model.safetensors"]
+
+
+def test_a_page_of_the_run_is_written_again(evaluation, tmp_path, capsys):
+    results.finish(tmp_path, evaluation, Examples(total=2), {})
+    assert not (tmp_path / "report.html").exists()
+    (tmp_path / "report.html").write_text("of an earlier part of this run")
+    results.finish(tmp_path, evaluation, Examples(total=2), {})
+    assert "<title>" in (tmp_path / "report.html").read_text()
+    assert str(tmp_path / "report.html") in capsys.readouterr().out
