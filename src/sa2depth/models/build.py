@@ -71,7 +71,7 @@ def build_model(spec: Mapping[str, Any], trusted: Sequence[str] | None = TRUSTED
         cause = error.__cause__
         if isinstance(cause, ConfigError):
             raise cause from error
-        raise ConfigError(f"the model's specification cannot be built: {error}{_says(cause)}") from error
+        raise ConfigError(f"the model's specification cannot be built: {error}{_place(cause)}") from error
     if not isinstance(model, SA2Depth):
         raise ConfigError(
             f"the specification builds a {type(model).__name__}, not an SA2Depth model: model._target_ must name "
@@ -139,8 +139,8 @@ def _required(plain: dict[str, Any]) -> list[str]:
     return [p.name for p in parameters if p.default is p.empty and p.kind in by_name]
 
 
-def _says(error: BaseException | None) -> str:
-    """The file and line in the user's own code at which a class failed, or nothing."""
+def _place(error: BaseException | None) -> str:
+    """The file and line outside of Hydra at which a class raised an error, or nothing."""
     frames = traceback.extract_tb(error.__traceback__) if error is not None else []
     outside = [frame for frame in frames if "/hydra/" not in frame.filename.replace("\\", "/")]
-    return f" (says {outside[-1].filename}:{outside[-1].lineno})" if outside else ""
+    return f" (raised at {outside[-1].filename}:{outside[-1].lineno})" if outside else ""
