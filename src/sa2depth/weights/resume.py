@@ -86,7 +86,7 @@ class TrainingState:
         # With max_steps, Lightning 2.6 repeats the epoch that has just ended, without a step, and counts it.
         if self.between_epochs and max_steps >= 0 and max_epochs == self.epochs + 1:
             raise ConfigError(
-                f"resume={self.path} stands at epoch {self.epochs:,} of {max_epochs:,} ({steps}), and with both limits set "
+                f"resume={self.path} stands at epoch {self.epochs:,} of {max_epochs:,} ({steps}), and with both limits "
                 "Lightning would skip the last epoch: set trainer.max_epochs=-1 or trainer.max_steps=-1"
             )
 
