@@ -98,7 +98,7 @@ def test_operators_are_measured_with_and_without_gradients(monkeypatch):
         ({"backends": ["torch", "tensorflow"]}, "--backends tensorflow: .*torch"),
         ({"backends": ["auto+compil"]}, r"--backends auto\+compil: did you mean compile"),
         ({"backends": ["auto+prepared+graph"]}, "CUDA graphs need a CUDA device, not cpu"),
-        ({"backends": ["auto+compile"]}, r"--backends auto\+compile: cpu is no CUDA device"),
+        ({"backends": ["auto+compile"]}, r"--backends auto\+compile: cpu is not a CUDA device"),
     ],
 )
 def test_settings_that_cannot_be_measured(change, words):

@@ -217,7 +217,7 @@ class TestBuild:
 
     def test_a_broken_one(self, load, tmp_path):
         (tmp_path / builder.LIBRARY).write_bytes(b"no library")
-        assert "does not load" in load()[1]
+        assert "cannot be loaded" in load()[1]
 
     @needs_library
     def test_an_outdated_one(self, load, tmp_path, monkeypatch):

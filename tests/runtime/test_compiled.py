@@ -177,7 +177,7 @@ def test_recomputed_layers_are_compiled_too():
 
 
 def test_it_says_why_layers_are_not_compiled(monkeypatch, tmp_path):
-    assert why_not_compiled(torch.device("cpu")) == "cpu is no CUDA device"
+    assert why_not_compiled(torch.device("cpu")) == "cpu is not a CUDA device"
     cuda = torch.device("cuda", 0)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "Triton is not installed" in why_not_compiled(cuda)
@@ -190,6 +190,6 @@ def test_it_says_why_layers_are_not_compiled(monkeypatch, tmp_path):
     (tmp_path / "Python.h").touch()
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (6, 1))
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "GTX 1080")
-    assert why_not_compiled(cuda) == "GTX 1080 is older than Triton takes"
+    assert why_not_compiled(cuda) == "GTX 1080 is too old for Triton"
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (7, 0))
     assert why_not_compiled(cuda) == ""
