@@ -190,7 +190,7 @@ def test_what_cannot_run_is_a_note_and_the_rest_is_measured(monkeypatch):
     refused = [row for row in rows if row.median_ms is None]
     assert refused
     assert all(row.subject.startswith("gated_conv") for row in refused)
-    assert all(row.backend == "cpu" and "was asked for" in row.note for row in refused)
+    assert all(row.backend == "cpu" and "was chosen" in row.note for row in refused)
     assert all(row.median_ms for row in rows if row.backend == "torch")
 
 

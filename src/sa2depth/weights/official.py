@@ -157,7 +157,7 @@ def from_official(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
         )
     name = architecture_of(renamed)
     count = sum(tensor.numel() for tensor in renamed.values())
-    _log.info("%s: all %d tensors (%d values) matched", name, len(renamed), count)
+    _log.info("%s: %d tensors (%d values), all matched", name, len(renamed), count)
     return renamed
 
 
