@@ -55,7 +55,7 @@ def test_kernels_decline_other_groups_with_the_reason():
         rank_attention(query, key, value, 1.0)
         rank_attention(query, key, value, 1.0, ranks=[[0, 0.2], [0.2, 0.4], [0.4, 0.5], [0.5, 1]])
         with pytest.raises(
-            ConfigError, match=r"four groups, each from where the one before ends, .*\(0, 20\)"
+            ConfigError, match=r"four groups, each starting where the one before ends, .*\(0, 20\)"
         ):
             rank_attention(query, key, value, 1.0, ranks=[[0, 1]])
 

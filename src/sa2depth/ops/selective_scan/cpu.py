@@ -1,6 +1,6 @@
 """The four-direction selective scan on the CPU: a ``torch.library`` operator around ``csrc/cpu/selective_scan.h``.
 
-The projections of a token for all four directions are one matrix product in torch, everything after it is in C++.
+One matrix product in torch projects the tokens for all four directions; everything after it is in C++.
 """
 
 import torch
@@ -14,24 +14,24 @@ from sa2depth.ops.runtime import cpp
 from sa2depth.ops.runtime.cpp.library import ScanShape, call
 from sa2depth.ops.selective_scan.common import CHUNK, DIRECTIONS, chunks, register, why_not_ways
 
-_CHANNEL_PAD = 16  # as kChannelPad in csrc/cpu/selective_scan.h
+_CHANNEL_PAD = 16  # kChannelPad in csrc/cpu/selective_scan.h
 _LARGEST = 64  # rank and state size
 
 
 def why_not(
     x: Tensor, x_proj_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor, a_log: Tensor, d_skip: Tensor
 ) -> str:
-    """Why the library cannot take these arguments; empty if it can."""
+    """The reason why the library cannot take these arguments; empty if it can."""
     states, rank = a_log.shape[-1], dt_weight.shape[-1]
     if states > _LARGEST or rank > _LARGEST:
-        return f"it has state sizes and ranks up to {_LARGEST}, not {states} and {rank}"
+        return f"it takes state sizes and ranks up to {_LARGEST}, not {states} and {rank}"
     return why_not_ways(x_proj_weight) or cpp.why_not("selective_scan_2d", x)
 
 
 def run(
     x: Tensor, x_proj_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor, a_log: Tensor, d_skip: Tensor
 ) -> Tensor:
-    """``selective_scan_2d`` for arguments that ``why_not`` has nothing against; the result is channels last."""
+    """``selective_scan_2d`` for arguments that ``why_not`` accepts; the result is channels last."""
     height = x.shape[2]
     inputs = (x, x_proj_weight, dt_weight, dt_bias, a_log, d_skip)
     keep_states = wants_gradient(*inputs)
@@ -53,10 +53,10 @@ def selective_scan(
     height: int,
     keep_states: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Sum of the four scans and the skips, as ``common.register`` describes it, in float32.
+    """Sum of the four scans and the skips in float32, see ``common.register``.
 
-    ``projected`` is ``(B, L, 4 * (R + 2N))``: for each direction the low-rank dt, B and C. Kept are
-    ``(B, chunks, 4, N, D')``, the states before each chunk, ``D'`` being ``D`` rounded up to 16.
+    ``projected`` is ``(B, L, 4 * (R + 2N))``: the low-rank dt, B and C of each direction. The states before each chunk
+    are kept, ``(B, chunks, 4, N, D')``, with ``D'`` as ``D`` rounded up to a multiple of 16.
     """
     output, states = _like_outputs(x, a_log, keep_states)
     if x.numel():

@@ -58,7 +58,7 @@ def why_unavailable(device: torch.device) -> str:
         status, architectures = nvrtc.nvrtcGetSupportedArchs()[:2]
         (compiler, minor), driver = versions()
     except (ImportError, RuntimeError, OSError) as error:
-        return f"the CUDA compiler is missing ({error}): pip install cuda-core[cu{torch.version.cuda.partition('.')[0]}]"
+        return f"there is no CUDA compiler ({error}): pip install cuda-core[cu{torch.version.cuda.partition('.')[0]}]"
     if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         return f"NVRTC does not work ({status})"
     if 10 * capability[0] + capability[1] not in architectures:
