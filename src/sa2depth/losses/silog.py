@@ -57,7 +57,7 @@ class SILog(nn.Module):
             valid: ``(B,1,H,W)`` bool, True where the pixel counts.
 
         Returns:
-            Scalar, at least float32 whatever autocast says.
+            Scalar, at least float32, even under autocast.
 
         Raises:
             ShapeError: The shapes differ or ``valid`` is not bool.

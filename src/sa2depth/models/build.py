@@ -107,7 +107,10 @@ def _plain(node: Any) -> Any:
     if isinstance(node, (list, tuple)):
         return [_plain(value) for value in node]
     if isinstance(node, str) and "${" in node:
-        raise ConfigError(f"the model's specification holds the unresolved value '{node}'")
+        raise ConfigError(
+            f"the model's specification holds the unresolved value '{node}': resolve it first, as "
+            "OmegaConf.to_container(config, resolve=True) does"
+        )
     return node
 
 

@@ -11,7 +11,7 @@ from sa2depth.ops.precision import no_autocast
 
 
 def upsample_bilinear(x: Tensor, size: torch.Size) -> Tensor:
-    """``F.interpolate(x, size, mode="bilinear")`` in the dtype of ``x``, whatever the autocast state.
+    """``F.interpolate(x, size, mode="bilinear")`` in the dtype of ``x``, even under autocast.
 
     Args:
         x: ``(B, C, h, w)``.

@@ -40,7 +40,7 @@ def fold(norm: nn.Module, behind: nn.Module) -> nn.Module:
         behind: the layer after it, with ``take_affine`` if it can absorb a norm.
 
     Returns:
-        An identity, or the norm itself if it cannot be folded: it is no plain batch norm with running statistics,
+        An identity, or the norm itself if it cannot be folded: it is not a plain batch norm with running statistics,
         ``behind`` has no ``take_affine`` or declines, or one of the two has a forward hook.
     """
     take_affine = stated(behind, "take_affine")

@@ -61,6 +61,6 @@ class SumFusion(nn.Module):
 def _mean_at(level: Tensor, size: torch.Size) -> Tensor:
     """Mean over the pixels of the resized map, ``(B, C, 1, 1)``."""
     height, width = level.shape[2:]
-    # If the scale is a whole number, every pixel has the same share in the result, also at the border.
+    # If the scale is a whole number, every pixel has the same share in the result, even at the border.
     whole = size[0] % height == 0 and size[1] % width == 0
     return (level if whole else upsample_bilinear(level, size)).mean(dim=(2, 3), keepdim=True)

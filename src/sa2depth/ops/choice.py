@@ -23,8 +23,8 @@ class use_backend:  # noqa: N801 - reads like torch.no_grad
     """Choose the back end of all operators, from now on or inside a ``with`` block.
 
     ``auto`` is the default. An operator without the chosen back end runs on torch; one that has it but cannot take
-    its inputs there raises ``ConfigError``. Compiled graphs (``torch.compile``) keep the choice of the time when they
-    were traced, until the choice changes.
+    its inputs there raises ``ConfigError``. Compiled graphs (``torch.compile``) keep the choice with which they were
+    traced until it changes.
 
     Args:
         name: ``auto``, ``torch``, ``cpu``, ``cuda``, ``triton`` or, for the scan, ``mamba_ssm``.

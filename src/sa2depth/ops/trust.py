@@ -1,4 +1,4 @@
-"""A fast back end is trusted after it has passed a self-test on this machine, at first use; disk keeps the result.
+"""A fast back end is trusted after a self-test at its first use on this machine; the result is kept on disk.
 
 A result is valid for one device, the versions of PyTorch, driver and compiler, the operator's source and, on a CPU, the
 code path; if any of these changes, the test runs again. ``auto`` skips a back end that fails, with one warning.

@@ -394,6 +394,6 @@ def _settle_range(
         if said is not None and float(said) != float(value):
             raise CheckpointError(
                 f"{checkpoint.path} was trained with {key} {said:g} m, but {value:g} m was given: leave "
-                f"{key} out, it comes from the file"
+                f"{key} out; it comes from the file"
             )
         spec[key] = float(value)

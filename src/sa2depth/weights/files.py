@@ -204,7 +204,7 @@ def _neighbours(file: Path) -> str:
 def _files_inside(folder: Path) -> str:
     suffixes = {".safetensors", ".ckpt", ".pth", ".pt"}
     names = sorted(item.name for item in folder.iterdir() if item.suffix in suffixes)
-    return f" (in {folder} there is: {', '.join(names[:5])})" if names else ""
+    return f" (found in {folder}: {', '.join(names[:5])})" if names else ""
 
 
 def _numpy_globals() -> list[Any]:

@@ -146,7 +146,7 @@ def _refused(path: Path, what: str) -> CheckpointError:
 
 
 def _better(path: Path) -> str:
-    """A checkpoint of the same run as this file or folder, as the user would type it, or where a run has one."""
+    """A checkpoint of the run that this file or folder belongs to, as typed, or else a hint where runs keep one."""
     folder = path if path.is_dir() else path.parent
     for name in ("checkpoints/last.ckpt", "last.ckpt", "checkpoints/best.ckpt", "best.ckpt"):
         if (folder / name).is_file() and folder / name != path:

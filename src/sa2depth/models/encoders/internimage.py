@@ -1,4 +1,4 @@
-"""InternImage: a convolutional backbone on DCNv3 (Wang et al., CVPR 2023), as a feature pyramid."""
+"""InternImage: a convolutional backbone built on DCNv3 (Wang et al., CVPR 2023), as a feature pyramid."""
 
 from collections.abc import Sequence
 from typing import Annotated
