@@ -178,7 +178,7 @@ def test_no_compiler_no_kernels_and_a_reason(monkeypatch):
     assert "pip install cuda-core[cu13]" in launcher.why_unavailable.__wrapped__(device)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert "7.5" in launcher.why_unavailable.__wrapped__(device)
-    assert "no CUDA device" in launcher.why_unavailable.__wrapped__(torch.device("cpu"))
+    assert "not a CUDA device" in launcher.why_unavailable.__wrapped__(torch.device("cpu"))
 
 
 def test_importing_the_operators_does_not_import_the_compiler(run_python):

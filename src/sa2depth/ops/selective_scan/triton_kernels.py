@@ -50,7 +50,7 @@ def token_at(position, direction, height, length):
 
 @triton.jit
 def neighbour(token, direction, height, length, BACK: tl.constexpr):
-    """The next (with BACK the previous) token in the order of a direction; an arbitrary token beyond the ends."""
+    """The next (with BACK the previous) token in the order of a direction; beyond the ends not always a token."""
     stride = tl.where(direction % 2 == 1, length // height, 1)
     if BACK:
         stride = -stride
