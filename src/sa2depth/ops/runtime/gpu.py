@@ -36,7 +36,7 @@ def shared_bytes_limit(device: torch.device) -> int:
 
 
 def settled(number: int, choices: Iterable[int]) -> int:
-    """The number itself; ``torch.compile`` for any sizes (``dynamic=True``) then binds its graph to this one.
+    """The number itself; a graph that ``torch.compile`` traces with ``dynamic=True`` is then bound to its value.
 
     Args:
         number: one of the choices, perhaps symbolic.

@@ -92,7 +92,7 @@ def selective_scan_backward(
     grad_x, grad_rows, *gradients = (t.new_zeros(t.shape) for t in inputs)
     shape = _shape(x, dt_weight, a_log, height)
     call("scan_backward", shape, *inputs, *_contiguous(states, grad), grad_x, grad_rows, *gradients)
-    with no_autocast(x):  # which the backward pass may run in
+    with no_autocast(x):  # backward may be called under autocast
         grad_weight = grad_rows.flatten(0, 1).T @ x.flatten(0, 1)
         grad_x += grad_rows @ _matrix(x_proj_weight)
     return grad_x, grad_weight.view(x_proj_weight.shape), *gradients  # type: ignore[return-value]
