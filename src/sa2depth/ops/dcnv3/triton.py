@@ -38,7 +38,9 @@ def why_not(input: Tensor, points: tuple[Tensor, ...], groups: int, kernel_size:
         return f"it takes kernels of 3x3, not {kernel_size}x{kernel_size}"
     batch, height, width, channels = input.shape
     if channels // groups not in _GROUP_CHANNELS:
-        return f"it takes groups of {', '.join(map(str, _GROUP_CHANNELS))}, not of {channels // groups} channels"
+        return (
+            f"it takes groups of {', '.join(map(str, _GROUP_CHANNELS))}, not of {channels // groups} channels"
+        )
     rows, columns = points[0].shape[1:3]
     row = max(sum(tensor.shape[3] for tensor in points), channels)
     if (
