@@ -98,7 +98,7 @@ def test_operators_are_measured_with_and_without_gradients(monkeypatch):
         ({"backends": ["torch", "tensorflow"]}, "--backends tensorflow: .*torch"),
         ({"backends": ["auto+compil"]}, r"--backends auto\+compil: did you mean compile"),
         ({"backends": ["auto+prepared+graph"]}, "CUDA graphs need a CUDA device, not cpu"),
-        ({"backends": ["auto+compile"]}, r"--backends auto\+compile: cpu is no CUDA device"),
+        ({"backends": ["auto+compile"]}, r"--backends auto\+compile: cpu is not a CUDA device"),
     ],
 )
 def test_settings_that_cannot_be_measured(change, words):
@@ -190,7 +190,7 @@ def test_what_cannot_run_is_a_note_and_the_rest_is_measured(monkeypatch):
     refused = [row for row in rows if row.median_ms is None]
     assert refused
     assert all(row.subject.startswith("gated_conv") for row in refused)
-    assert all(row.backend == "cpu" and "was asked for" in row.note for row in refused)
+    assert all(row.backend == "cpu" and "was chosen" in row.note for row in refused)
     assert all(row.median_ms for row in rows if row.backend == "torch")
 
 

@@ -16,7 +16,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def plain(pred, target, valid, focus, scale=10.0):
-    """The textbook formula, as the released code writes it."""
+    """The textbook formula, as in the released code."""
     d = torch.log(pred[valid]) - torch.log(target[valid])
     return torch.sqrt((d**2).mean() - focus * d.mean() ** 2) * scale
 
@@ -110,7 +110,7 @@ def test_nan_under_an_invalid_pixel_changes_nothing():
     assert torch.isfinite(pred.grad).all()
 
 
-def test_nan_at_a_valid_pixel_is_seen():
+def test_nan_at_a_valid_pixel_stays_nan():
     pred, target, valid = batch()
     pred[valid.nonzero()[0].unbind()] = math.nan
     assert SILog()(pred, target, valid).isnan()

@@ -28,7 +28,7 @@ def test_timm_keeps_its_own_channels_without_projection():
     assert [f.shape[1] for f in encoder(torch.rand(1, 3, 64, 64))] == encoder.channels
 
 
-def test_timm_tells_its_own_pixel_statistics():
+def test_timm_encoders_have_their_own_pixel_statistics():
     assert TimmEncoder("tf_efficientnet_lite0").pixel_mean == (0.5, 0.5, 0.5)
     assert TimmEncoder("resnet18").pixel_mean == pytest.approx((0.485, 0.456, 0.406))
 
@@ -50,7 +50,7 @@ def test_whole_model_on_a_timm_encoder(name):
     assert torch.allclose(model.pixel_mean.flatten(), torch.tensor(model.encoder.pixel_mean))
 
 
-def test_unknown_network_hints_at_near_names():
+def test_unknown_network_suggests_similar_names():
     with pytest.raises(ConfigError, match="resnet18"):
         TimmEncoder("resnet81")
 
@@ -64,7 +64,7 @@ def test_network_without_pyramid_is_refused():
     ("name", "multiple"), [("swin_tiny_patch4_window7_224", 32), ("maxvit_rmlp_pico_rw_256", 256)]
 )
 def test_the_multiple_is_that_of_timms_network(name, multiple):
-    """Swin was made for 224x224 alone; windows of MaxViT must tile every map."""
+    """Swin was made only for 224x224; MaxViT's windows must tile every map."""
     with torch.device("meta"):
         encoder = TimmEncoder(name).eval()
         assert encoder.stride_multiple == multiple
@@ -96,7 +96,7 @@ def test_internimage_drop_path_grows_linearly():
 
 
 @pytest.mark.parametrize("post_norm", [False, True])
-def test_internimage_post_norm_leaves_out_the_stage_norm(post_norm):
+def test_internimage_post_norm_has_no_stage_norm(post_norm):
     encoder = InternImage(16, (1, 1, 1, 1), (1, 2, 4, 8), post_norm=post_norm, layer_scale=1e-2)
     names = set(encoder.state_dict())
     assert ("stages.0.norm.weight" in names) != post_norm

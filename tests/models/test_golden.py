@@ -15,7 +15,7 @@ SIZES = {
 
 
 def predict(golden, size, dtype):
-    """Output and inner maps, and the expected numbers, by name."""
+    """Outputs and inner maps, and their expected values, by name."""
     name, max_depth, (height, width) = SIZES[size]
     model = create_model(f"sa2depth_{size}", min_depth=1e-3, max_depth=max_depth).to(dtype).eval()
     model.load_state_dict(from_official(golden.official_state(size)))
@@ -41,10 +41,10 @@ def test_float64(golden, size):
         golden.check(actual[name], reference, 1e-6, name)
 
 
-# Random weights amplify every rounding, and the heads look at the whole image: one swap of ranks moves all depths a
-# little and 7 to 10 % of the pixels of T and S by more than 1e-3. In L two keys at a group's border are 2.4e-5 apart at
-# scores of 50, which float32 may swap on any machine: simulated (tests/rounding.py, seed 2), that moves 75 % of the
-# pixels by more than 1e-3, the median by 2.6e-3, the RMS by 7.4e-3.
+# Random weights amplify every rounding, and the heads see the whole image: one swap of ranks changes all depths a
+# little and 7 to 10 % of the pixels of T and S by more than 1e-3. In L two keys at a group's border differ by 2.4e-5 at
+# scores of 50, so float32 may swap them on any machine: in a simulation (tests/rounding.py, seed 2) this changes 75 %
+# of the pixels by more than 1e-3, the median by 2.6e-3, the RMS by 7.4e-3.
 @pytest.mark.parametrize(
     ("size", "median", "rms", "share"),
     [
@@ -55,7 +55,7 @@ def test_float64(golden, size):
 )
 def test_float32(golden, size, median, rms, share):
     actual, expected = predict(golden, size, torch.float32)
-    golden.check(actual["f32"], expected["f32"], 1e-5, "f32")  # of the encoder, which knows no ranks
+    golden.check(actual["f32"], expected["f32"], 1e-5, "f32")  # of the encoder, which has no ranks
     assert_same_values(actual["e32"], expected["e32"], median=1e-5, rms=1e-3, what="e32")
     for name in ("depth", "bin_centers"):
         assert_same_depth(actual[name], expected[name], beyond=1e-3, share=share, median=median, rms=rms)

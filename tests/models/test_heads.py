@@ -1,4 +1,4 @@
-"""What of the heads is an argument: levels and width of the bins, fusion, feed-forward and directions of the scan."""
+"""Arguments of the heads: levels and widths of the bins, fusion, feed-forward and scan directions."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def levels():
     return [torch.rand(2, 4, 8, 12, requires_grad=True), torch.rand(2, 6, 4, 6, requires_grad=True)]
 
 
-def test_bins_of_the_last_level_alone(levels):
+def test_bins_from_the_last_level_only(levels):
     head = BinHead(CHANNELS, 8, 5, "last", min_depth=1, max_depth=9)
     assert len(head.projections) == 1
     head(levels).square().sum().backward()
@@ -35,7 +35,7 @@ def test_uniform_bins(levels):
     assert not head.state_dict()
 
 
-def test_a_sum_in_place_of_the_selection(levels):
+def test_a_sum_instead_of_the_selection(levels):
     head = ScanHead(CHANNELS, 8, 5, 4, directions=1, fusion=SumFusion, feed_forward=Mlp)
     fine, coarse = (project(level) for project, level in zip(head.fusion.projections, levels, strict=True))
     upsampled = torch.nn.functional.interpolate(coarse, (8, 12), mode="bilinear")

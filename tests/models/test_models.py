@@ -41,7 +41,7 @@ def test_output_shapes_and_range(nano):
 
 @pytest.mark.parametrize("size", [(32, 32), (32, 64), (64, 32), (96, 96)])
 def test_sizes_that_broke_the_released_code_are_finite(nano, size):
-    """One to nine keys, and key grids one row or column wide; forwards and backwards."""
+    """One to nine keys, and key grids one row or column wide, in the forward and backward pass."""
     output = nano(torch.rand(2, 3, *size))
     output.depth.mean().backward()
     assert output.depth.isfinite().all()
@@ -68,12 +68,12 @@ def test_every_trainable_parameter_receives_a_gradient(nano):
     trainable = {name: p for name, p in nano.named_parameters() if p.requires_grad}
     assert all(p.grad is not None for p in trainable.values())
     without = {name for name, p in trainable.items() if not p.grad.any()}
-    # Offset and mask layers start at zero (InternImage), so what feeds them learns from the second step on.
+    # Offset and mask layers start at zero (InternImage), so the layers before them learn from the second step on.
     assert all(".dcn.depthwise." in name or ".dcn.norm." in name for name in without)
     assert {name for name in trainable if ".dcn.offset.weight" in name}.isdisjoint(without)
 
 
-def test_every_gradient_is_alive_once_offsets_moved(nano):
+def test_every_gradient_is_nonzero_once_offsets_are(nano):
     with torch.no_grad():
         parameters = dict(nano.named_parameters())
         for name in zero_initialised(nano):
@@ -107,8 +107,8 @@ def test_bfloat16_autocast_is_finite_and_close(nano):
     assert output.depth.dtype == torch.float32
     assert output.bin_centers.dtype == torch.float32
     assert output.depth.isfinite().all()
-    # bf16 carries 8 bits, and a rounded activation may put a key into the neighbouring rank group: half a percent of
-    # the depth at an untrained model
+    # bf16 has 8 bits, and a rounded activation may move a key into the neighbouring rank group, which changes the depth
+    # of an untrained model by half a percent
     assert_same_depth(output.depth, reference.depth, beyond=5e-3, share=0.01, rms=1e-3, median=1e-3)
 
 
@@ -173,7 +173,7 @@ class TestBuild:
         assert isinstance(model, SA2Depth)
         assert (model.min_depth, model.max_depth) == (0.1, 80.0)
 
-    def test_unknown_name_hints_at_the_nearest(self):
+    def test_unknown_name_suggests_the_nearest(self):
         with pytest.raises(ConfigError, match="sa2depth_nano"):
             create_model("sa2depth_nani", min_depth=0.1, max_depth=10)
 
@@ -213,7 +213,7 @@ class TestBuild:
         with pytest.raises(ConfigError, match="chanels"):
             build_model(spec)
 
-    def test_parts_that_do_not_fit_explain_themselves(self):
+    def test_parts_that_do_not_fit_are_explained(self):
         spec = copy.deepcopy({**PRESETS["sa2depth_nano"], "min_depth": 0.1, "max_depth": 10.0})
         spec["decoder"]["dim_head"] = 24
         with pytest.raises(ConfigError, match=r"dim_head 24"):

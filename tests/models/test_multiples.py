@@ -1,4 +1,4 @@
-"""The network's own multiple decides: encoders of patches and windows train, are scored and predict at any size."""
+"""The network's ``stride_multiple`` holds in training, scoring and prediction, at any image size."""
 
 import functools
 
@@ -19,7 +19,7 @@ MULTIPLES = (14, 16, 24, 56, 64)
 
 
 class Patches(nn.Module):
-    """A pyramid over one grid of patches, as plain vision transformers make it; its finest map is no quarter."""
+    """A pyramid from one grid of patches, as in plain vision transformers; its finest map is not at 1/4."""
 
     def __init__(self, multiple=14, channels=(8, 8, 16, 16)):
         super().__init__()
@@ -30,7 +30,7 @@ class Patches(nn.Module):
 
     def forward(self, image):
         assert not any(side % self.stride_multiple for side in image.shape[2:]), (
-            "a size that it was not made for"
+            "the size is not a multiple of stride_multiple"
         )
         grid, count = self.patch(image), len(self.maps)
         sizes = [2.0 ** (count - 1 - place) for place in range(count)]
@@ -121,15 +121,15 @@ def test_pyramids_of_fewer_levels_work(count, parts):
         assert model(torch.rand(1, 3, 32, 48)).depth.shape == (1, 1, 32, 48)
 
 
-def test_five_levels_are_refused_in_words():
-    with pytest.raises(ConfigError, match=r"at most 4 levels, and the encoder says 5 channels.*decoder=conv"):
+def test_five_levels_are_refused():
+    with pytest.raises(ConfigError, match=r"at most 4 levels, and the encoder has 5.*decoder=conv"):
         network(16, (8,) * 5)
     with torch.no_grad():
         model = network(16, (8,) * 5, ConvDecoder, ConvHead).eval()
         assert model(torch.rand(1, 3, 16, 32)).depth.shape == (1, 1, 16, 32)
 
 
-def test_maps_that_do_not_double_are_refused_in_words():
+def test_maps_that_do_not_double_are_refused():
     model = network(16)
     model.encoder.forward = lambda image: [torch.rand(1, 8, n, n) for n in (8, 4, 4, 4)]
     with pytest.raises(
@@ -145,13 +145,13 @@ def test_maps_that_do_not_double_are_refused_in_words():
 def test_impossible_multiples_are_refused(multiple):
     encoder = Patches(16)
     encoder.stride_multiple = multiple
-    with pytest.raises(ConfigError, match=r"the encoder Patches says stride_multiple="):
+    with pytest.raises(ConfigError, match=r"the encoder Patches has stride_multiple="):
         SA2Depth(encoder, ConvDecoder, BinHead, ConvHead, min_depth=0.1, max_depth=10.0)
 
 
 @pytest.mark.parametrize("channels", [None, [], 64, "64"])
-def test_an_encoder_must_say_its_channels(channels):
+def test_an_encoder_must_have_channels(channels):
     encoder = Patches(16)
     encoder.channels = channels
-    with pytest.raises(ConfigError, match=r"the encoder Patches does not say the channels of its maps"):
+    with pytest.raises(ConfigError, match=r"the encoder Patches must have an attribute channels"):
         SA2Depth(encoder, ConvDecoder, BinHead, ConvHead, min_depth=0.1, max_depth=10.0)

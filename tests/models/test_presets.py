@@ -1,4 +1,4 @@
-"""Named architectures are composed from ``conf``, and are those that old checkpoints and run folders speak of."""
+"""Named architectures are composed from ``conf`` and equal those of old checkpoints and run folders."""
 
 from hydra import compose, initialize_config_dir, version
 from hydra.core.global_hydra import GlobalHydra
@@ -19,7 +19,7 @@ def spec(
     bins=128,
     state=16,
 ):
-    """A specification as checkpoints of version 0.1 hold it, without the depth range."""
+    """A specification as stored in checkpoints of version 0.1, without the depth range."""
     head = {"_partial_": True, "hidden": hidden, "bins": bins}
     encoder = {
         "_target_": "sa2depth.models.encoders.InternImage",
@@ -55,19 +55,19 @@ EXPECTED = {
 }
 
 
-def test_every_preset_is_what_it_was():
+def test_presets_have_not_changed():
     assert dict(PRESETS) == EXPECTED
     assert len(PRESETS) == 4
     assert "sa2depth_x" not in PRESETS
     assert PRESETS.get("sa2depth_x") is None
 
 
-def test_a_preset_may_be_changed_by_whoever_asked_for_it():
+def test_changing_a_returned_preset_does_not_change_the_next():
     PRESETS["sa2depth_nano"]["encoder"]["channels"] = 5
     assert PRESETS["sa2depth_nano"] == EXPECTED["sa2depth_nano"]
 
 
-def test_a_hydra_application_around_it_is_left_alone(tmp_path):
+def test_the_users_hydra_application_is_unaffected(tmp_path):
     (tmp_path / "mine.yaml").write_text("network: sa2depth_nano\n")
     _composed.cache_clear()
     with initialize_config_dir(str(tmp_path), version_base="1.2"):

@@ -1,4 +1,4 @@
-"""What of the attention is an argument: its modulator, and the ranges of rank of its groups."""
+"""Arguments of the attention: its modulator, and the rank ranges of its groups."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def attended(query, key, value, start, end):
 
 
 @pytest.mark.parametrize("ranks", GROUPS)
-def test_groups_are_the_ranges_that_were_asked_for(ranks):
+def test_groups_are_the_requested_ranges(ranks):
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, 1, n, 4, dtype=torch.float64) for n in (6, 20, 20))
     output = rank_attention(query, key, value, 1.0, ranks=GROUPS[ranks])
@@ -41,7 +41,7 @@ def test_every_group_has_a_key(keys):
     assert all(
         0 <= start < end <= keys for start, end in rank_ranges(keys, [[0, 0.01], [0.29, 0.3], [0.99, 1]])
     )
-    assert rank_ranges(100, [[0.29, 0.58]]) == [(29, 58)]  # as floating numbers, 28.99 and 57.99
+    assert rank_ranges(100, [[0.29, 0.58]]) == [(29, 58)]  # in floating point 28.99 and 57.99
 
 
 def test_the_papers_ranks_are_the_default():
@@ -55,7 +55,7 @@ def test_kernels_decline_other_groups_with_the_reason():
         rank_attention(query, key, value, 1.0)
         rank_attention(query, key, value, 1.0, ranks=[[0, 0.2], [0.2, 0.4], [0.4, 0.5], [0.5, 1]])
         with pytest.raises(
-            ConfigError, match=r"four groups, each from where the one before ends, .*\(0, 20\)"
+            ConfigError, match=r"four groups, each starting where the one before ends, .*\(0, 20\)"
         ):
             rank_attention(query, key, value, 1.0, ranks=[[0, 1]])
 
@@ -79,13 +79,13 @@ def _plain(layer, x):
     return layer.project(attended.transpose(2, 3).reshape(x.shape))
 
 
-def test_a_modulator_of_ones_own_is_called_with_the_channels():
+def test_a_custom_modulator_is_called_with_the_channels():
     seen = []
     FlexibleAttention(8, 4, 3, 1, modulator=lambda channels: seen.append(channels) or Modulator(channels))
     assert seen == [8]
 
 
 @pytest.mark.parametrize("ranks", [[], [[0.5, 0.5]], [[0, 1.5]], [[0, 0.1, 0.2]]])
-def test_impossible_ranks(ranks):
+def test_impossible_ranks_are_refused(ranks):
     with pytest.raises(ConfigError, match=r"a list of ranges"):
         FlexibleAttention(8, 4, 3, 1, ranks=ranks)

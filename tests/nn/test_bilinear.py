@@ -8,7 +8,7 @@ from sa2depth.nn.bilinear import _Upsample, shrink, upsample_bilinear
 
 
 @pytest.mark.parametrize("size", [(8, 12), (16, 24), (7, 9), (4, 6), (5, 24)])
-def test_its_gradient_is_that_of_interpolate(size):
+def test_the_gradient_is_that_of_interpolate(size):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 3, 4, 6, dtype=torch.float64, generator=generator).requires_grad_()
     weights = torch.randn(2, 3, *size, dtype=torch.float64, generator=generator)
@@ -27,7 +27,7 @@ def test_weights_of_whole_factors_are_exact_in_bf16():
         assert torch.equal(shrink(ones, 4, 4), x * factor**2)
 
 
-def test_autocast_leaves_the_dtype_alone():
+def test_autocast_does_not_change_the_dtype():
     x = torch.rand(1, 2, 3, 4, dtype=torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
         assert upsample_bilinear(x, torch.Size((6, 8))).dtype == torch.bfloat16

@@ -18,7 +18,7 @@ def test_it_drops_whole_images_and_keeps_the_mean():
     assert abs(kept.float().mean() - 0.75) < 0.03
 
 
-def test_it_leaves_evaluation_and_the_first_layer_alone():
+def test_it_does_nothing_in_evaluation_or_at_rate_zero():
     x = torch.rand(3, 5, 2, 2)
     assert DropPath(0.9).eval()(x) is x
     assert torch.equal(DropPath(0.0).train()(x), x)
@@ -33,12 +33,12 @@ def test_the_rate_is_no_weight():
 
 
 @pytest.mark.parametrize("rate", [1.0, 1.5, -0.1, float("nan")])
-def test_a_chance_that_is_none(rate):
+def test_a_rate_that_is_no_probability_is_refused(rate):
     with pytest.raises(ConfigError, match="drop path rate"):
         DropPath(rate)
 
 
-def test_numbers_from_outside():
+def test_random_numbers_may_be_given():
     x, drawn = torch.ones(4, 3), torch.tensor([[0.1], [0.7], [0.76], [0.9]])
     out = DropPath(0.25).train()(x, drawn)
     assert out[:, 0].tolist() == pytest.approx([4 / 3, 4 / 3, 0, 0])

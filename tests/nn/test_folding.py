@@ -1,4 +1,4 @@
-"""Batch norms are folded where the layers themselves say so, and nowhere else: the depth of a block stays as it is."""
+"""Batch norms are folded where the layers say that they can be, nowhere else, and results do not change."""
 
 import copy
 
@@ -11,7 +11,7 @@ from sa2depth.nn.folding import fold_norms
 
 
 class ReadsElsewhere(FlexibleAttention):
-    """Reads its input a second time, beside the convolutions that a norm could be folded into."""
+    """Reads its input outside of the convolutions that a norm could be folded into."""
 
     def forward(self, x):
         return super().forward(x) * x.sigmoid()
@@ -53,7 +53,7 @@ class Scaled(nn.Conv2d):
 
 
 def block(kind=SelectiveAttentionBlock):
-    """With batch norms that have seen something, in float64: ranks are discontinuous."""
+    """A block whose batch norms have statistics, in float64 because ranks are discontinuous."""
     torch.manual_seed(0)
     made = kind(8, 4, 3, 1).double()
     return alive(made)
@@ -130,7 +130,7 @@ def replaced_method(made):
 
 
 KINDS = {
-    # class of the block, what is changed in it, norms that may go
+    # class of the block, the change made to it, number of norms that can be folded
     "ours": (SelectiveAttentionBlock, None, 2),
     "a subclass that says nothing": (Silent, None, 0),
     "a subclass that repeats it": (Repeats, None, 2),
@@ -153,7 +153,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_result_is_the_same_and_so_many_norms_are_gone(name):
+def test_results_stay_and_the_expected_norms_are_folded(name):
     kind, change, folded = KINDS[name]
     made = block(kind)
     if change is not None:
@@ -179,7 +179,7 @@ def norms_before(kind, change):
 
 
 def test_layers_that_two_blocks_share_keep_their_norms():
-    """Each of the two norms before it has its own statistics: both folded into one layer would be wrong."""
+    """The two norms before such a layer have different statistics, so neither may be folded into it."""
     first, second = block(), block()
     second.attention = first.attention
     alive(second)
@@ -191,7 +191,7 @@ def test_layers_that_two_blocks_share_keep_their_norms():
         assert (pair(x) - expected).abs().max() < 1e-11
 
 
-def test_a_second_time_there_is_nothing_to_fold():
+def test_folding_twice_changes_nothing():
     made = block()
     assert fold_norms(made) == 2
     before = copy.deepcopy(made.state_dict())

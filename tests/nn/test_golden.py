@@ -44,10 +44,10 @@ def test_flexible_attention_in_float64(golden, name):
 
 
 def check_in_float32(golden, name, module, x, names, tag=""):
-    """As ``golden.check_module``, where a swap of two keys' ranks may move what depends on them.
+    """``golden.check_module`` with looser tolerances, because two keys may swap their ranks in float32.
 
-    One swap among the few hundred pixels of these maps moves the gradient of a group's weight by 4 %. A swap that
-    reaches the statistics of a batch norm moves every gradient by 1e-4 of the largest.
+    One swap among the few hundred pixels of these maps changes the gradient of a group's weight by 4 %. A swap that
+    reaches the statistics of a batch norm changes every gradient by 1e-4 of the largest.
     """
     expected = golden.load(name)
     x.requires_grad_()
@@ -72,11 +72,11 @@ def test_flexible_attention_in_float32(golden, name):
 
 
 @pytest.mark.code_path
-def test_flexible_attention_in_float32_but_for_undecidable_ranks(golden):
+def test_flexible_attention_in_float32_except_at_undecidable_ranks(golden):
     """In ``tkfa_s8`` two scores at a group's border differ by 3e-7, less than float32 resolves.
 
-    Which key belongs to the group is then a matter of rounding. Everything that does not depend on such a row,
-    that is all farther away than the modulator's 11x11 kernel reaches, must be right.
+    Rounding then decides which key belongs to the group. All pixels out of reach of the modulator's 11x11 kernel must
+    still be right.
     """
     groups, outputs = {}, {}
     for dtype in (torch.float64, torch.float32):
@@ -90,7 +90,7 @@ def test_flexible_attention_in_float32_but_for_undecidable_ranks(golden):
             for index, (start, end) in enumerate(rank_ranges(15)):
                 group.scatter_(1, order[:, start:end], index)
             groups[dtype], outputs[dtype] = group, module(x)
-    # keys sampled from the same border point are equal, so a swap among them is none
+    # keys sampled from the same border point are equal, so swapping them changes nothing
     flipped = (groups[torch.float64] != groups[torch.float32]).any(dim=1, keepdim=True)
     same_output = (outputs[torch.float64] - outputs[torch.float32]).abs().amax(dim=1, keepdim=True) < 1e-4
     flipped &= ~same_output
@@ -98,7 +98,7 @@ def test_flexible_attention_in_float32_but_for_undecidable_ranks(golden):
     reached = F.max_pool2d(flipped.float(), 11, 1, 5).bool()
     expected = torch.from_numpy(golden.load("tkfa_s8")["out"])
     error = (outputs[torch.float32] - expected).abs() / expected.abs().max()
-    # the operator rounds its scores otherwise than this test: one swap that is not seen here reaches 6 %
+    # the operator rounds its scores differently from this test: one swap that is not seen here reaches 6 %
     assert (error.masked_fill(reached, 0) > 1e-4).double().mean() < 0.1
     assert error.median() < 1e-5
 

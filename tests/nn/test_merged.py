@@ -1,4 +1,4 @@
-"""Weights merged from several parameters: they follow the parameters in training, and nothing once they are fixed."""
+"""Merged weights follow their parameters in training, and stay constant once they are fixed."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def test_they_follow_the_parameters(name):
 
 
 @layers
-def test_fixed_ones_follow_nothing(name):
+def test_fixed_ones_stay_constant(name):
     layer = LAYERS[name][0]()
     keys, expected = list(layer.state_dict()), [tensor.detach().clone() for tensor in layer.merged()]
     layer.fix_merged()
@@ -55,7 +55,7 @@ def test_fixed_ones_follow_nothing(name):
         assert not tensor.requires_grad
         assert torch.equal(tensor, reference)
     assert list(layer.state_dict()) == keys
-    layer.fix_merged()  # as the parameters are now
+    layer.fix_merged()
     assert not any(torch.equal(*pair) for pair in zip(expected, layer.merged(), strict=True))
 
 
@@ -70,6 +70,6 @@ def test_fixed_ones_are_rounded_and_moved_with_the_layer(name):
     assert all(tensor.is_meta for tensor in layer.to("meta").merged())
 
 
-def test_a_layer_says_what_it_merges():
+def test_a_layer_must_implement_merge():
     with pytest.raises(TypeError, match="_merge"):
         MergesWeights()

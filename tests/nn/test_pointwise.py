@@ -11,7 +11,7 @@ from sa2depth.nn.pointwise import _matrix_product
 
 
 def tokens(height, width, channels):
-    """Two maps, the channels of a pixel side by side."""
+    """Two channels-last maps."""
     return torch.randn(2, height, width, channels, dtype=torch.float64).permute(0, 3, 1, 2)
 
 
@@ -62,7 +62,7 @@ def test_a_matrix_product_keeps_tokens():
         ("every other pixel", False),
     ],
 )
-def test_what_has_tokens(layout, expected):
+def test_has_tokens(layout, expected):
     assert has_tokens(LAYOUTS[layout]()) is expected
     assert has_tokens(LAYOUTS[layout]()[:1, :, :1]) is (expected or layout != "contiguous")
 

@@ -1,4 +1,4 @@
-"""Layers between levels against their definitions, without the detours that make them fast."""
+"""Fusion and upsampling match their definitions, written without the tricks that make them fast."""
 
 import pytest
 import torch
@@ -69,6 +69,6 @@ def test_upsampling_is_the_convolution_of_both_maps():
     assert_same(layer(coarse, fine), expected, [coarse, fine, *layer.parameters()])
 
 
-def test_an_odd_number_of_channels_cannot_be_shuffled():
+def test_an_odd_number_of_channels_is_refused():
     with pytest.raises(ConfigError, match="11 must be even"):
         Upsample(11, 8)

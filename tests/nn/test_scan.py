@@ -8,7 +8,7 @@ from sa2depth.nn import SelectiveScan2d
 from sa2depth.ops import cpu, selective_scan_2d, use_backend
 
 ROWS = {1: [0], 2: [0, 2]}
-"""By the number of directions: which of the four they are."""
+"""The directions that are used, by their number."""
 
 
 def parameters(directions, channels=5, states=3, rank=2):
@@ -19,8 +19,8 @@ def parameters(directions, channels=5, states=3, rank=2):
 
 
 @pytest.mark.parametrize("directions", ROWS)
-def test_fewer_directions_are_some_of_the_four(directions):
-    """In all four directions, those that are left out contribute nothing where their matrices C and D are zero."""
+def test_fewer_directions_are_a_subset_of_the_four(directions):
+    """A scan in all four directions gives the same if the matrices C and D of the others are zero."""
     x = torch.randn(2, 5, 4, 6, dtype=torch.float64)
     few, four = parameters(directions), parameters(4)
     four[0][:, -3:], four[4][:] = 0, 0
@@ -39,7 +39,7 @@ def test_the_layer_has_weights_for_each_direction(directions):
     assert all(p.grad.any() for p in layer.parameters())
 
 
-def test_three_directions_are_none():
+def test_three_directions_are_refused():
     with pytest.raises(ConfigError, match="4, 2 or 1 directions, not 3"):
         SelectiveScan2d(8, directions=3)
 

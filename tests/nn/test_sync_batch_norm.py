@@ -1,4 +1,4 @@
-"""Batch norms over two processes, against one batch norm that sees the images of both."""
+"""Batch norms over two processes match one batch norm that sees the images of both."""
 
 import copy
 from pathlib import Path
@@ -18,7 +18,7 @@ from sa2depth.nn.sync_batch_norm import (
     synchronize_batch_norms,
 )
 
-SHARES = (slice(0, 2), slice(2, 5))  # of five images: the processes' shares are unequal
+SHARES = (slice(0, 2), slice(2, 5))  # five images, split unequally between two processes
 
 
 def network():
@@ -39,7 +39,7 @@ def images(step):
 
 
 def train(model, forward, share=slice(None)):
-    """Outputs and gradients of three steps, the last with statistics frozen, and statistics."""
+    """Outputs and gradients of three steps, the last one with frozen statistics, and the final statistics."""
     results = []
     for step in range(3):
         if step == 2:
@@ -80,7 +80,7 @@ def _refusal():
 
 @pytest.fixture(scope="module", params=[False, True], ids=["eager", "compiled"])
 def two(request, tmp_path_factory):
-    """What each of two processes has seen, and what they say to second derivatives."""
+    """The results of each of two processes, and the error messages for second derivatives."""
     folder = tmp_path_factory.mktemp("two")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(Path(__file__).parents[2])  # for the processes
@@ -123,10 +123,10 @@ def test_names_and_weights_stay_and_what_was_learned_comes_back():
     weights = list(model.parameters())
     plugin = SyncBatchNorms()
     assert plugin.apply(model) is model
-    assert plugin.apply(model) is model  # a second time changes nothing
+    assert plugin.apply(model) is model  # applying it twice changes nothing
     assert list(model.state_dict()) == names
     assert all(own is weight for own, weight in zip(model.parameters(), weights, strict=True))
-    model.to(torch.float32)  # as a move to a device: buffers are new tensors
+    model.to(torch.float32)  # creates new buffers, as moving to a device does
     model(images(0).float())
     learned = {name: value.clone() for name, value in model.state_dict().items()}
     model.eval()
@@ -139,7 +139,7 @@ def test_names_and_weights_stay_and_what_was_learned_comes_back():
     assert learned["1.num_batches_tracked"] == 1
 
 
-def test_what_is_not_known_is_refused():
+def test_unknown_norms_are_refused():
     class Odd(nn.BatchNorm2d):
         def forward(self, x):
             return 2 * super().forward(x)
@@ -148,7 +148,7 @@ def test_what_is_not_known_is_refused():
         synchronize_batch_norms(nn.Sequential(Odd(3)))
     part = nn.SyncBatchNorm(3)
     part.process_group = object()
-    with pytest.raises(ConfigError, match="part of the processes"):
+    with pytest.raises(ConfigError, match="subset of the processes"):
         synchronize_batch_norms(nn.Sequential(part))
     plain = nn.Sequential(nn.BatchNorm2d(3))
     restore_batch_norms(plain)
@@ -159,7 +159,7 @@ def _lightnings_way(rank, folder):
     torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
     model = network()
     synchronize_batch_norms(model)
-    copied = copy.deepcopy(model)  # as an average of weights does
+    copied = copy.deepcopy(model)  # as weight averaging does
     wrapped = DistributedDataParallel(model, broadcast_buffers=False)
     wrapped(images(0)[SHARES[rank]]).square().sum().backward()
     copied(images(0)[SHARES[rank]])
@@ -169,7 +169,9 @@ def _lightnings_way(rank, folder):
     for gradient in gradients:
         other = all_gather(gradient)
         assert torch.equal(other[0], other[1])
-    del wrapped  # first: its end waits for a thread of the group that waits for Python
+    del (
+        wrapped
+    )  # before the group ends: its destructor waits for a thread of the group, which waits for the GIL
     torch.distributed.destroy_process_group()
 
 

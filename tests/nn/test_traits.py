@@ -1,4 +1,4 @@
-"""What a layer says about itself holds for its own class, not for subclasses that may compute something else."""
+"""A layer's traits hold for its own class, not for subclasses, which may compute something else."""
 
 import pytest
 from torch import nn
@@ -30,13 +30,13 @@ def test_a_statement_is_not_inherited():
     assert stated(nn.Linear(1, 1), "compile_unit") is None
 
 
-def test_an_object_may_say_it_itself():
+def test_an_object_may_have_its_own_trait():
     layer = Sub()
     layer.keep_float32 = False
     assert stated(layer, "keep_float32") is False
 
 
-def test_an_object_with_another_forward_says_nothing():
+def test_an_object_with_its_own_forward_loses_its_traits():
     layer = Says()
     layer.forward = lambda x: x + 1
     assert stated(layer, "compile_unit") is None
@@ -45,7 +45,7 @@ def test_an_object_with_another_forward_says_nothing():
 
 
 @pytest.mark.parametrize("kind", [Says, Sub])
-def test_layers_of_torch_belong_to_the_one_around_them(kind):
+def test_torch_layers_belong_to_the_layer_around_them(kind):
     outer = Says()
     outer.inner = kind()
     outer.inner.part = nn.Sequential(nn.Linear(1, 1))

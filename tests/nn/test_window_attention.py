@@ -1,4 +1,4 @@
-"""Window attention against its definition, pixel by pixel."""
+"""Window attention matches its definition, pixel by pixel."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from sa2depth.nn import WindowAttention
 
 
 def by_definition(layer, x):
-    """Attention of one image, from each pixel to those in its window that lie in the map."""
+    """Attention in one image, from each pixel to the pixels of its window that lie inside the map."""
     window, heads = layer.window, layer.heads
     _, channels, height, width = x.shape
     query, key, value = (
@@ -56,6 +56,6 @@ def test_every_pixel_attends_to_its_window(size):
     ("dim_head", "window", "words"),
     [(3, 4, "dim_head 3 does not divide 8 channels"), (4, 0, "at least 1 pixel, not 0")],
 )
-def test_what_cannot_be_is_refused(dim_head, window, words):
+def test_impossible_arguments_are_refused(dim_head, window, words):
     with pytest.raises(ConfigError, match=words):
         WindowAttention(8, dim_head, window=window)

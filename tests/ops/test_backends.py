@@ -54,7 +54,7 @@ def test_a_name_takes_that_one_or_says_why_not():
         assert chosen() == "torch"
     with use_backend("cuda"):
         assert chosen() == "cuda"
-        with pytest.raises(ConfigError, match="an_operator: the back end 'cuda' was asked for, but it rains"):
+        with pytest.raises(ConfigError, match="an_operator: the back end 'cuda' was chosen, but it rains"):
             chosen("it rains")
 
 

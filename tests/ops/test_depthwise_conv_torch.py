@@ -53,7 +53,7 @@ def test_autocast_is_that_of_conv2d():
     ],
 )
 def test_shapes_that_do_not_belong_together(x, weight, bias):
-    with pytest.raises(ShapeError, match="depthwise_conv wants"):
+    with pytest.raises(ShapeError, match="depthwise_conv takes"):
         depthwise_conv(torch.ones(x), torch.ones(weight), None if bias is None else torch.ones(bias))
 
 

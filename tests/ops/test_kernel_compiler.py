@@ -97,7 +97,7 @@ def test_a_folder_that_cannot_be_written(source, cache, compilations, caplog):
     cache.write_text("a file, where the folder should be")
     code = kernels.compile_kernels(source, "sm_90", {"VALUE": 1})
     assert code.startswith(b"\x7fELF")
-    assert "every process compiles anew; set SA2DEPTH_CACHE" in caplog.text
+    assert "every process compiles again; set SA2DEPTH_CACHE" in caplog.text
     assert kernels.compile_kernels(source, "sm_90", {"VALUE": 1}) == code
     assert len(compilations) == 2
 
@@ -178,7 +178,7 @@ def test_no_compiler_no_kernels_and_a_reason(monkeypatch):
     assert "pip install cuda-core[cu13]" in launcher.why_unavailable.__wrapped__(device)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert "7.5" in launcher.why_unavailable.__wrapped__(device)
-    assert "no CUDA device" in launcher.why_unavailable.__wrapped__(torch.device("cpu"))
+    assert "not a CUDA device" in launcher.why_unavailable.__wrapped__(torch.device("cpu"))
 
 
 def test_importing_the_operators_does_not_import_the_compiler(run_python):
@@ -188,7 +188,7 @@ def test_importing_the_operators_does_not_import_the_compiler(run_python):
 
 def test_tensors_elsewhere_are_refused():
     device = torch.device("cuda", 0)
-    with pytest.raises(ValueError, match="a kernel on cuda:0 got a tensor on cpu"):
+    with pytest.raises(ValueError, match="a kernel on cuda:0 takes contiguous tensors there, not one on cpu"):
         launcher._value(torch.zeros(3), device)
     assert launcher._value(None, device) == 0
 

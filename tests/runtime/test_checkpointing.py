@@ -1,4 +1,4 @@
-"""Gradient checkpointing: the same step, with less kept for it."""
+"""Gradient checkpointing gives the same step and keeps less memory for it."""
 
 import copy
 
@@ -56,7 +56,7 @@ def test_the_second_run_draws_no_random_numbers():
     values = [loss(m) for m in (plain, model)]
     torch.manual_seed(
         2
-    )  # as where forward and backward pass are replayed from graphs: each goes on from elsewhere
+    )  # as with replayed CUDA graphs, whose forward and backward pass have different RNG states
     before = torch.get_rng_state()
     for value in values:
         value.backward()
@@ -81,7 +81,7 @@ def test_batch_norms_count_a_batch_once():
 
 
 def kept_bytes(model):
-    """Bytes that a forward pass keeps for the backward pass, but for weights and the inputs of layers."""
+    """Bytes that a forward pass keeps for the backward pass, except weights and the inputs of layers."""
     seen = {p.untyped_storage().data_ptr(): 0 for p in model.parameters()}
 
     def pack(tensor):
@@ -103,7 +103,7 @@ def test_less_is_kept():
     assert both < min(alone.values())
 
 
-def test_nothing_is_computed_again_without_gradients(monkeypatch):
+def test_nothing_is_recomputed_without_gradients(monkeypatch):
     model = checkpointed(network())
     monkeypatch.setattr(recompute, "checkpoint", None)
     with torch.no_grad():
@@ -124,12 +124,12 @@ def test_the_plain_decoder_offers_it():
         assert torch.equal(own, expected)
 
 
-def test_a_part_that_there_is_not_is_named():
+def test_an_unknown_part_is_named():
     with pytest.raises(ConfigError, match=r"gradient_checkpointing=encodr: .*encoder"):
         checkpoint_layers(network(), ["encodr"])
 
 
-def test_a_part_that_cannot_is_named():
+def test_a_part_without_support_is_named():
     model = network()
     model.encoder = TimmEncoder("resnet18")
     with pytest.raises(ConfigError, match="gradient_checkpointing=encoder: a TimmEncoder does not offer it"):
@@ -144,14 +144,14 @@ def test_one_part_or_none(parts, expected):
 
 
 class Dropping(ConvBlock):
-    """A layer of somebody else's that draws random numbers by itself."""
+    """A layer of another package that draws random numbers itself."""
 
     def forward(self, x):
         return super().forward(nn.functional.dropout(x, 0.5))
 
 
 @pytest.mark.parametrize("how", ["a subclass", "a layer of PyTorch"])
-def test_a_layer_that_draws_by_itself_sees_the_same_numbers_twice(how):
+def test_a_layer_that_draws_itself_sees_the_same_numbers_twice(how):
     decoder = ConvDecoder([4]).train()
     if how == "a subclass":
         decoder.blocks[0].__class__ = Dropping

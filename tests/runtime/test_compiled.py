@@ -1,6 +1,6 @@
-"""Compiled layers: the numbers of the eager network, and few graphs.
+"""Compiled layers compute the same as the eager network, in few graphs.
 
-Graphs are run by PyTorch itself (``aot_eager``, ``eager``), on the CPU; what Triton makes of them is tested on a GPU.
+PyTorch itself runs the graphs on the CPU (``aot_eager``, ``eager``); tests/gpu covers Triton.
 """
 
 import copy
@@ -31,7 +31,7 @@ def _fresh_dynamo():
 
 
 def graphs(function):
-    """What a function returns, and how many graphs were made meanwhile."""
+    """The result of a function, and the number of graphs compiled meanwhile."""
     before = counters["stats"]["unique_graphs"]
     return function(), counters["stats"]["unique_graphs"] - before
 
@@ -47,7 +47,7 @@ def step(model):
 
 @pytest.fixture(scope="module")
 def trained():
-    """A network of 3 layers in its third stage, compiled and not, and what a step of each gave."""
+    """A network with 3 layers in its third stage, compiled and eager, and the results of a step of each."""
     if reason := cpu.why_unavailable():
         pytest.skip(reason)
     encoder = {**NANO["encoder"], "depths": [1, 1, 3, 1], "drop_path_rate": 0.4}
@@ -121,7 +121,7 @@ def test_another_encoder_is_compiled_as_a_whole():
 
 
 class Stranger(nn.Module):
-    """A decoder that says nothing."""
+    """A decoder without traits."""
 
     def __init__(self):
         super().__init__()
@@ -132,23 +132,23 @@ class Stranger(nn.Module):
 
 
 class Relative(ConvBlock):
-    """A subclass that computes something else, with a break of the graph in it."""
+    """A subclass that computes something else, with a graph break."""
 
     def forward(self, x):
         torch._dynamo.graph_break()
         return super().forward(x) + 1
 
 
-def test_parts_that_say_nothing_stay_as_they_are_and_are_named(caplog):
+def test_parts_without_traits_stay_eager_and_are_named(caplog):
     model = nn.ModuleDict({"encoder": Stranger(), "decoder": Stranger(), "head": ConvBlock(4)})
     compile_layers(model, backend="eager")
     assert compiled(model["encoder"])  # as a whole
     assert compiled(model["head"])
     assert not compiled(model["decoder"])
-    assert "not compiled, as no layer in it says compile_unit: decoder (Stranger)" in caplog.text
+    assert "not compiled, because no layer inside has compile_unit: decoder (Stranger)" in caplog.text
 
 
-def test_a_subclass_is_no_unit_and_a_strangers_layer_may_break_the_graph_of_one():
+def test_a_subclass_is_no_unit_and_a_foreign_layer_may_break_the_graph_of_one():
     decoder = ConvDecoder([4, 8]).eval()
     decoder.blocks[0].__class__ = Relative
     decoder.blocks[1].conv1 = Relative(8)
@@ -161,7 +161,7 @@ def test_a_subclass_is_no_unit_and_a_strangers_layer_may_break_the_graph_of_one(
             torch.testing.assert_close(own, other)
 
 
-def test_layers_that_run_again_are_compiled_too():
+def test_recomputed_layers_are_compiled_too():
     torch.manual_seed(0)
     model = nn.ModuleDict({"decoder": ConvDecoder([4, 8])}).train()
     plain = copy.deepcopy(model)
@@ -177,7 +177,7 @@ def test_layers_that_run_again_are_compiled_too():
 
 
 def test_it_says_why_layers_are_not_compiled(monkeypatch, tmp_path):
-    assert why_not_compiled(torch.device("cpu")) == "cpu is no CUDA device"
+    assert why_not_compiled(torch.device("cpu")) == "cpu is not a CUDA device"
     cuda = torch.device("cuda", 0)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "Triton is not installed" in why_not_compiled(cuda)
@@ -190,6 +190,6 @@ def test_it_says_why_layers_are_not_compiled(monkeypatch, tmp_path):
     (tmp_path / "Python.h").touch()
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (6, 1))
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "GTX 1080")
-    assert why_not_compiled(cuda) == "GTX 1080 is older than Triton takes"
+    assert why_not_compiled(cuda) == "GTX 1080 is too old for Triton"
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (7, 0))
     assert why_not_compiled(cuda) == ""

@@ -1,4 +1,4 @@
-"""Replayed passes in autograd, on the CPU: recorded functions stand in for the graphs."""
+"""Replayed passes in autograd, on the CPU: recorded functions replace the CUDA graphs."""
 
 import weakref
 from pathlib import Path
@@ -13,7 +13,7 @@ from sa2depth.runtime.graphed import GraphedTraining, Passes, replay
 
 
 class Recorded:
-    """Does what was recorded, as a graph does: from where its inputs lie to where its results lie."""
+    """Repeats a recorded function in place, as a graph does: from fixed inputs to fixed results."""
 
     def __init__(self, function):
         self.replay, self.there = function, True
@@ -97,7 +97,7 @@ class Net(nn.Module):
 
 @pytest.fixture
 def captures(monkeypatch):
-    """Batches that were captured; on a CPU the passes then run the network."""
+    """The captured batches; on the CPU the passes then call the network."""
     seen = []
 
     def capture(model, image, dtype):
@@ -120,12 +120,12 @@ def test_it_is_captured_once_and_for_one_kind_of_batch(captures):
     for size in (4, 4, 8, 4):
         training(torch.rand(2, 3, size, size))
     assert [image.shape[-1] for image in captures] == [4]
-    assert model.norm.num_batches_tracked == 4  # the capture has not counted
+    assert model.norm.num_batches_tracked == 4  # the capture does not count
 
 
-def test_released_graphs_are_captured_anew(captures, network):
+def test_released_graphs_are_captured_again(captures, network):
     training = GraphedTraining(Net().train())
-    training.release()  # of nothing
+    training.release()  # does nothing yet
     training(torch.rand(2, 3, 4, 4))
     training._passes = passes = passes_of(network, nn.Parameter(torch.zeros(1)))
     training.release()
@@ -156,7 +156,7 @@ def test_frozen_weights_run_without_graphs(captures, monkeypatch):
 
 
 @pytest.mark.parametrize("required", [False, True])
-def test_what_cannot_be_captured(required, captures, caplog):
+def test_a_network_that_cannot_be_captured(required, captures, caplog):
     training = GraphedTraining(model := Net().train(), required)
     image = torch.rand(2, 3, 5, 5)
     if required:
@@ -180,7 +180,7 @@ def _one_of_two(rank, store):
 
 
 def test_processes_agree(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2])  # for the processes
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])  # so that the processes find this module
     torch.multiprocessing.spawn(_one_of_two, (str(tmp_path / "store"),), nprocs=2)
     assert graphed._agreed(True, torch.device("cpu"))
     assert not graphed._agreed(False, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""The copy for inference: the same depth from fewer operations."""
+"""The copy for inference gives the same depth with fewer operations."""
 
 import copy
 
@@ -26,7 +26,7 @@ VARIANTS = {"nano": {}, "conv": CONV, "timm": TIMM, "timm and conv": TIMM | CONV
 
 
 def network(**changes):
-    """With weights that leave no layer without effect, and batch norms that have seen something."""
+    """A network with weights that give every layer an effect, and batch norms with statistics."""
     torch.manual_seed(0)
     model = build_model({**PRESETS["sa2depth_nano"], **changes, "min_depth": 1e-3, "max_depth": 10.0})
     with torch.no_grad():
@@ -75,7 +75,7 @@ def test_there_are_fewer_operations():
 
 
 def test_a_subclass_of_the_attention_gives_the_same_depth(image):
-    """It reads its input beside the convolutions that the norms would be folded into."""
+    """The subclass reads its input outside of the convolutions that the norms would be folded into."""
 
     class ReadsElsewhere(FlexibleAttention):
         def forward(self, x):
@@ -91,8 +91,8 @@ def test_a_subclass_of_the_attention_gives_the_same_depth(image):
     assert sum(isinstance(m, nn.BatchNorm2d) for m in model.decoder.modules()) == 8
 
 
-def test_weights_of_a_layer_that_says_nothing_are_not_rounded(image):
-    """It takes its weights in float32 whatever autocast says, as a scan or a softmax over bins must."""
+def test_weights_of_a_layer_without_traits_are_not_rounded(image):
+    """The layer uses its weights in float32 even under autocast, as a scan or a softmax over bins must."""
 
     class Exact(ConvHead):
         def forward(self, levels):
@@ -112,7 +112,7 @@ def merging(model):
     return [m for m in model.modules() if isinstance(m, MergesWeights)]
 
 
-def test_the_network_is_left_as_it_is():
+def test_the_network_does_not_change():
     model = network().train()
     before = copy.deepcopy(model.state_dict())
     fast = for_inference(model, torch.bfloat16)
@@ -125,7 +125,7 @@ def test_the_network_is_left_as_it_is():
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
-def test_the_copy_does_not_follow(image):
+def test_later_changes_do_not_reach_the_copy(image):
     model = network()
     fast = for_inference(model)
     with torch.no_grad():
@@ -144,7 +144,7 @@ def test_a_copy_of_a_copy_is_the_same(image):
 def test_only_weights_of_matrix_products_are_rounded():
     fast = for_inference(network(), torch.bfloat16)
     own = {name for name, tensor in fast.state_dict().items() if tensor.dtype == torch.bfloat16}
-    exact = ("gate_by_", "offset.depthwise", "offset.project")  # grouped; coordinates of keys
+    exact = ("gate_by_", "offset.depthwise", "offset.project")  # grouped convolutions and key coordinates
     for name, tensor in fast.state_dict().items():
         if name.endswith(".weight"):
             product = tensor.dim() == 2 or (tensor.dim() == 4 and tensor.shape[1] > 1)
@@ -171,14 +171,14 @@ def test_rounded_weights_work_under_autocast(variant, image):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             expected, actual = model(image).depth, fast(image).depth
     assert actual.dtype == torch.float32
-    # as near to the exact depth as autocast without the preparation
+    # as close to the exact depth as autocast on the original network
     rounding = (expected - exact).abs().mean()
     assert rounding > 0
     assert (actual - exact).abs().mean() < 1.5 * rounding
 
 
 def test_norms_are_folded_through_the_sampling_of_keys():
-    """The folded block alone, where the keys' grid is one key wide and points are clamped to the border."""
+    """A single folded block whose key grid is one key wide and whose points are clamped to the border."""
     torch.manual_seed(0)
     model = network().double()
     assert isinstance(model.decoder, SelectiveAttentionDecoder)

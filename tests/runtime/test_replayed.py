@@ -1,4 +1,4 @@
-"""Which sizes are replayed, on the CPU: a recorded function stands in for a CUDA graph."""
+"""The choice of sizes that are replayed, on the CPU: a recorded function replaces the CUDA graph."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ from sa2depth.runtime.replayed import Graphed
 
 @pytest.fixture
 def captured(monkeypatch):
-    """How often something was captured."""
+    """A list with one entry for each capture."""
     seen = []
 
     def capture(function, device):
@@ -22,7 +22,7 @@ def captured(monkeypatch):
         result = function()
 
         def replay():
-            time.sleep(0)  # another thread may come between
+            time.sleep(0)  # lets another thread run in between
             result.copy_(function())
 
         return SimpleNamespace(replay=replay), result
@@ -41,14 +41,14 @@ def image(size, value=1.0):
     return torch.full((1, 3, size, size), value)
 
 
-def test_a_size_that_comes_again_is_captured(captured):
+def test_a_repeated_size_is_captured(captured):
     network = Graphed(double)
     for size, expected in ((4, 0), (8, 0), (4, 1), (4, 1), (8, 2), (8, 2)):
         torch.testing.assert_close(network(image(size, 3.0)), image(size, 6.0))
         assert len(captured) == expected
 
 
-def test_two_calls_an_image(captured):
+def test_two_calls_per_image(captured):
     network = Graphed(double, calls=2)
     for expected in (0, 0, 1, 1):
         network(image(4))
@@ -69,7 +69,7 @@ def test_sizes_in_turn_do_not_push_each_other_out(captured):
     assert len(captured) == 2
 
 
-def test_a_size_that_is_not_used_any_more_makes_room(captured):
+def test_an_unused_size_makes_room(captured):
     network = Graphed(double, most=1)
     for _ in range(3):
         network(image(4))
@@ -83,10 +83,10 @@ def test_a_size_that_is_not_used_any_more_makes_room(captured):
     ("error", "reason"),
     [
         (RuntimeError("not possible\nmore"), "not possible"),
-        (torch.OutOfMemoryError("2 GiB"), "the GPU's memory does not suffice"),
+        (torch.OutOfMemoryError("2 GiB"), "the GPU does not have enough memory"),
     ],
 )
-def test_what_cannot_be_captured_is_called(error, reason, captured, monkeypatch, caplog):
+def test_a_function_that_cannot_be_captured_is_called(error, reason, captured, monkeypatch, caplog):
     network = Graphed(double)
     for _ in range(2):
         network(image(4))
@@ -105,7 +105,7 @@ def test_what_cannot_be_captured_is_called(error, reason, captured, monkeypatch,
     torch.testing.assert_close(network(image(4)), image(4, 2.0))
 
 
-def test_threads_get_their_own_pictures(captured):
+def test_threads_get_their_own_images(captured):
     network, start = Graphed(double), threading.Barrier(4)
 
     def work(number):

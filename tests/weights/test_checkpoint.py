@@ -1,4 +1,4 @@
-"""Whole models: saving and loading is bit-equal for every format, and every other file gets an error."""
+"""Whole models are saved and loaded bit by bit in every format, and every other file gets an error."""
 
 import copy
 import json
@@ -63,7 +63,7 @@ def test_our_file_round_trip_is_bit_equal(model, image, tmp_path):
     assert (loaded.min_depth, loaded.max_depth) == (0.1, 8.0)
 
 
-def test_header_says_what_the_function_depends_on(model, tmp_path):
+def test_header_holds_everything_the_function_depends_on(model, tmp_path):
     path = save_model(model, tmp_path / "nano.safetensors", extra={"protocol": "nyu_eigen"})
     with safe_open(path, framework="pt") as stream:
         header = json.loads(stream.metadata()["sa2depth"])
@@ -130,7 +130,7 @@ def test_device_is_respected(model, tmp_path):
 def test_depth_range_may_be_repeated_but_not_contradicted(model, tmp_path):
     path = save_model(model, tmp_path / "nano.safetensors")
     assert load_model(path, min_depth=0.1, max_depth=8).max_depth == 8
-    with pytest.raises(CheckpointError, match=r"trained with max_depth 8 m, and 10 m was asked"):
+    with pytest.raises(CheckpointError, match=r"trained with max_depth 8 m, but 10 m was given"):
         load_model(path, max_depth=10)
 
 
@@ -196,7 +196,7 @@ def test_truncated_files(model, tmp_path, kind, keep):
 
 
 class Exploit:
-    """Unpickling this would make a file."""
+    """An object whose unpickling would create a folder."""
 
     def __init__(self, path):
         self.path = path
@@ -216,7 +216,7 @@ def test_pickled_code_is_refused_and_never_run(tmp_path):
 
 
 def test_numpy_arrays_beside_the_weights_are_no_obstacle(model, image, tmp_path):
-    # what the released training script leaves in its files
+    # the released training script saves these in its files
     steps = np.zeros(9, dtype=np.int32)
     path = lightning_file(model, tmp_path / "last.ckpt", best_eval_steps=steps, best=np.float64(0.1))
     same(model, load_model(path), image)
@@ -281,7 +281,7 @@ def test_strangers_targets_are_not_called(model, tmp_path):
 
 
 def test_models_that_cannot_be_saved(model, tmp_path):
-    with pytest.raises(CheckpointError, match="does not say its architecture"):
+    with pytest.raises(CheckpointError, match="does not carry its architecture"):
         save_model(torch.nn.Linear(2, 2), tmp_path / "a.safetensors")
     with pytest.raises(CheckpointError, match="plain JSON"):
         save_model(model, tmp_path / "a.safetensors", extra={"x": object()})
@@ -341,7 +341,7 @@ def test_model_with_timm_encoder_round_trip(image, tmp_path):
 @example(b"a")
 @example(b"]")
 @settings(max_examples=200, deadline=None)
-def test_no_bytes_whatever_escape_as_another_error(tmp_path_factory, content):
+def test_arbitrary_bytes_raise_only_checkpoint_errors(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("bytes") / "weights.pth"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"weights\.pth"):

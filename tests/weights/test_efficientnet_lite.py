@@ -1,4 +1,4 @@
-"""Weights from a pip package: equal logits on a real photo against that package's own model code."""
+"""Weights from a pip package give the same logits on a real photo as the package's own model code."""
 
 import pytest
 import timm
@@ -28,7 +28,7 @@ def photo(height, width):
     return (image - 0.5) / 0.5
 
 
-# The package fixes its padding for the size it is built for, timm pads for the size it sees.
+# The package fixes its padding for the size it is built for; timm pads for the size of each image.
 @pytest.mark.parametrize("size", [(224, 224), (416, 640)])
 def test_logits_equal_the_packages_own_model(state, size):
     reference = EfficientNet.from_name("efficientnet-lite0", image_size=size)
@@ -38,7 +38,7 @@ def test_logits_equal_the_packages_own_model(state, size):
     with torch.inference_mode():
         expected, logits = reference.eval()(photo(*size)), twin.eval()(photo(*size))
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
-    assert expected.max() > 1.5  # a photo of something, not noise
+    assert expected.max() > 1.5  # a recognised object, not noise
 
 
 def test_features_are_those_of_the_classifier(state):
@@ -55,7 +55,7 @@ def test_features_are_those_of_the_classifier(state):
         torch.testing.assert_close(logits, twin(image))
 
 
-def test_projections_are_left_alone_and_not_counted():
+def test_projections_are_neither_changed_nor_counted():
     encoder = TimmEncoder("tf_efficientnet_lite0", channels=[8, 16, 32, 64])
     before = [tensor.clone() for tensor in encoder.projections.state_dict().values()]
     report = load_encoder(encoder, f"pip:{PACKAGE}")
@@ -72,7 +72,7 @@ def test_a_path_to_the_file_does_the_same():
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def test_the_symmetrically_padding_twin_is_refused():
+def test_the_variant_with_symmetric_padding_is_refused():
     with pytest.raises(CheckpointError, match=r"pads symmetrically.*tf_efficientnet_lite0"):
         load_encoder(TimmEncoder("efficientnet_lite0"), f"pip:{PACKAGE}")
 
@@ -86,7 +86,7 @@ def test_another_width_is_refused():
 
 
 def test_names_of_the_larger_siblings_are_covered():
-    # Their packages are no test dependency: names only, against the family's own model code.
+    # Their packages are not test dependencies, so only names are compared with the family's own model code.
     for name in ("lite1", "lite2"):
         state = EfficientNet.from_name(f"efficientnet-{name}").state_dict()
         assert is_efficientnet_lite(state)

@@ -13,7 +13,7 @@ NAMES = {"t": "sa2depth_t", "s": "sa2depth_s", "l": "sa2depth_l"}
 
 @pytest.fixture(scope="module")
 def states(golden):
-    """Empty tensors by the released names and shapes."""
+    """Empty tensors with the released names and shapes."""
     return {size: {k: torch.empty(s, device="meta") for k, s in golden.keys(size).items()} for size in NAMES}
 
 
@@ -78,7 +78,7 @@ def test_a_wrong_shape_is_refused(states):
 
 
 @pytest.mark.parametrize("state", [{}, {"model": 3}, {"epoch": 3}, {"model": {}}])
-def test_what_is_no_state_dict_is_refused(state):
+def test_other_objects_than_state_dicts_are_refused(state):
     with pytest.raises(CheckpointError):
         from_official(state)
 

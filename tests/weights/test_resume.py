@@ -1,4 +1,4 @@
-"""What a training may go on from: every other file gets one line, and Lightning is the judge of what is finished."""
+"""Files from which a training may resume: others get a one-line error, and Lightning decides what is finished."""
 
 import copy
 import re
@@ -41,7 +41,7 @@ class Line(L.LightningModule):
 
 
 def fit(folder, callbacks=(), resume=None, **limits):
-    """Train a line; returns how many batches that took."""
+    """Train a line; returns the number of batches it was trained on."""
     trainer = L.Trainer(
         default_root_dir=folder,
         callbacks=list(callbacks),
@@ -86,7 +86,7 @@ def last(checkpoints):
 
 @pytest.fixture
 def altered(last, tmp_path):
-    """Write the checkpoint with other content, without what is None."""
+    """Write the checkpoint with changed content; entries that are None are left out."""
 
     def write(**content):
         state = torch.load(last, weights_only=True) | content
@@ -97,7 +97,7 @@ def altered(last, tmp_path):
     return write
 
 
-def test_says_how_far_the_training_has_come(last):
+def test_progress_of_the_training(last):
     state = read_training_state(last)
     assert (state.epochs, state.steps) == (2, 6)
     assert state.spec == SPEC
@@ -138,11 +138,11 @@ def test_refuses_exactly_where_lightning_would_train_nothing(checkpoints, limits
 @pytest.mark.parametrize(
     ("limits", "words"),
     [
-        ((2, -1), "stands at epoch 2 of 2 (6 steps): raise trainer.max_epochs,"),
-        ((1, -1), "stands at epoch 2 of 1 (6 steps): raise trainer.max_epochs,"),
-        ((-1, 6), "stands at step 6 of 6: raise trainer.max_steps,"),
-        ((None, 5), "stands at step 6 of 5: raise trainer.max_steps,"),
-        ((2, 6), "epoch 2 of 2 (6 steps) and step 6 of 6: raise trainer.max_epochs and trainer.max_steps,"),
+        ((2, -1), "stands at epoch 2 of 2 (6 steps): raise trainer.max_epochs;"),
+        ((1, -1), "stands at epoch 2 of 1 (6 steps): raise trainer.max_epochs;"),
+        ((-1, 6), "stands at step 6 of 6: raise trainer.max_steps;"),
+        ((None, 5), "stands at step 6 of 5: raise trainer.max_steps;"),
+        ((2, 6), "epoch 2 of 2 (6 steps) and step 6 of 6: raise trainer.max_epochs and trainer.max_steps;"),
     ],
 )
 def test_a_finished_run_says_what_to_raise(last, limits, words):
@@ -151,7 +151,7 @@ def test_a_finished_run_says_what_to_raise(last, limits, words):
     assert "\n" not in str(error.value)
 
 
-def test_the_epoch_that_lightning_passes_over_is_told(last):
+def test_the_epoch_that_lightning_skips_is_named(last):
     with pytest.raises(
         ConfigError, match=r"epoch 2 of 3 .* set trainer.max_epochs=-1 or trainer.max_steps=-1"
     ):
@@ -159,11 +159,11 @@ def test_the_epoch_that_lightning_passes_over_is_told(last):
 
 
 @pytest.mark.parametrize("limits", [(3, -1), (-1, -1), (None, -1), (-1, 7), (4, 7)])
-def test_an_unfinished_run_may_go_on(last, limits):
+def test_an_unfinished_run_may_resume(last, limits):
     read_training_state(last).check_unfinished(*limits)
 
 
-def test_the_same_network_may_go_on(last):
+def test_the_same_network_may_resume(last):
     read_training_state(last).check_network(copy.deepcopy(SPEC))
 
 
@@ -202,7 +202,7 @@ def changed(**options):
         ),
     ],
 )  # fmt: skip
-def test_another_network_is_told_by_what_differs(last, spec, before, now):
+def test_differences_of_another_network_are_named(last, spec, before, now):
     with pytest.raises(CheckpointError) as error:
         read_training_state(last).check_network(spec)
     message = str(error.value)
@@ -273,7 +273,7 @@ def test_pickled_code_is_refused_without_advice_to_trust_it(tmp_path):
         ({"loops": [1]}, "is a damaged Lightning checkpoint"),
         ({"hyper_parameters": {"lr": 1}}, "of another program"),
         ({"hyper_parameters": None}, "of another program"),
-        ({"pytorch-lightning_version": None}, "is no Lightning checkpoint"),
+        ({"pytorch-lightning_version": None}, "is not a Lightning checkpoint"),
     ],
 )
 def test_checkpoints_without_our_training_state(altered, content, told):

@@ -1,4 +1,4 @@
-"""Checkpoints that name classes outside of the package: nothing of them is imported until their reader trusts them."""
+"""Checkpoints that name classes outside of the package: nothing is imported until the reader trusts it."""
 
 import json
 import sys
@@ -33,7 +33,7 @@ def failing(channels):
 
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
-    """The spec of a network with an encoder of the user's own package, which leaves a trace when it is imported."""
+    """The spec of a network with an encoder from the user's own package, which creates a file when imported."""
     folder = tmp_path / "src" / "mine"
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text(
@@ -55,7 +55,7 @@ def mine(tmp_path, monkeypatch):
 
 @pytest.fixture
 def file(mine, tmp_path):
-    """A checkpoint of it; the package is as if it had never been imported."""
+    """A checkpoint of that network, with the package not imported."""
     spec, imported = mine
     torch.manual_seed(0)
     path = save_model(build_model(spec, trusted=None), tmp_path / "own.safetensors")
@@ -94,7 +94,7 @@ def test_trust_ends_at_dots(file, trusted):
     assert not imported.exists()
 
 
-def test_what_only_passes_through_a_trusted_package_is_not(mine, tmp_path):
+def test_names_reached_through_a_trusted_package_are_not_trusted(mine, tmp_path):
     spec, _ = mine
     model = build_model(spec, trusted=["sa2depth", "mine"])
     for target, really in (("mine.nets.os.mkdir", "posix.mkdir"), ("mine.nets.dumps", "json.dumps")):
@@ -119,7 +119,7 @@ def test_several_packages_are_named_at_once(mine):
     assert not imported.exists()
 
 
-def test_layers_of_ours_that_are_no_layers_cannot_be_trusted_away(mine, tmp_path):
+def test_our_own_functions_that_are_not_layers_are_never_trusted(mine, tmp_path):
     spec, _ = mine
     model = build_model(spec, trusted=None)
     header = {"format": 1, "spec": {**spec, "decoder": {"_target_": "sa2depth.weights.save_model"}}}
@@ -131,13 +131,13 @@ def test_layers_of_ours_that_are_no_layers_cannot_be_trusted_away(mine, tmp_path
         sa2depth.load_model(path, trusted="mine")
 
 
-def test_a_class_of_the_users_own_that_fails_says_where(mine):
+def test_an_error_in_the_users_own_class_names_its_line(mine):
     spec, _ = mine
-    with pytest.raises(ConfigError, match=r"my own mistake.*says .*nets\.py:14"):
+    with pytest.raises(ConfigError, match=r"my own mistake.*raised at .*nets\.py:14"):
         build_model({**spec, "decoder": {"_target_": "mine.nets.failing", "_partial_": True}}, trusted=None)
 
 
-def test_a_package_that_is_not_here_is_named(file):
+def test_a_missing_package_is_named(file):
     with pytest.raises(
         CheckpointError, match=r"own\.safetensors .*there is no package 'elsewhere'.*PYTHONPATH"
     ):
@@ -154,7 +154,7 @@ def _renamed(path, package):
     return sa2depth.load_model(path, trusted=package)
 
 
-def test_the_commands_take_it(file, tmp_path):
+def test_the_commands_accept_trusted(file, tmp_path):
     path, imported = file
     convert = ["convert", str(path), str(tmp_path / "copy.safetensors")]
     refused = CliRunner().invoke(app, convert)

@@ -19,22 +19,21 @@ class SILog(nn.Module):
 
     .. math:: \alpha \sqrt{\tfrac1n \sum d^2 - \lambda (\tfrac1n \sum d)^2}, \qquad d = \ln pred - \ln target
 
-    The mean runs over the valid pixels of the whole batch (of this process), not per image. The mask comes
-    from the caller: ``sa2depth.masks.valid_mask(depth, min_depth, max_depth)``; the released training is
-    ``max_depth=inf``.
+    The mean runs over the valid pixels of the whole batch (of this process), not per image. The caller provides the
+    mask, ``sa2depth.masks.valid_mask(depth, min_depth, max_depth)``; the released training uses ``max_depth=inf``.
 
-    OFFICIAL: value and gradient are the released ones where those are finite. Where they are not, ours are:
-    a perfect prediction and an empty mask give 0 with zero gradients (still connected to ``pred``, so that
+    OFFICIAL: value and gradient are those of the released code wherever these are finite. Elsewhere ours are finite,
+    too: a perfect prediction and an empty mask give 0 with zero gradients (still connected to ``pred``, so that
     DistributedDataParallel finds every parameter), and a prediction of 0 or below counts as ``eps`` with zero
-    gradient. A NaN at a valid pixel stays NaN: a broken model must be seen.
+    gradient. A NaN at a valid pixel stays NaN, because a broken model must be noticed.
 
     Args:
         variance_focus: lambda in [0, 1]; 1 ignores the global scale, 0 is the plain RMS of the logarithms.
         scale: alpha, > 0.
-        eps: Smallest prediction in metres that is told apart from 0, > 0.
+        eps: Predictions are clamped to at least this many metres, > 0.
 
     Raises:
-        ConfigError: An argument is out of its range.
+        ConfigError: An argument is out of range.
     """
 
     @checked
@@ -58,31 +57,31 @@ class SILog(nn.Module):
             valid: ``(B,1,H,W)`` bool, True where the pixel counts.
 
         Returns:
-            Scalar, at least float32 whatever autocast says.
+            Scalar, at least float32, even under autocast.
 
         Raises:
             ShapeError: The shapes differ or ``valid`` is not bool.
         """
         if not pred.shape == target.shape == valid.shape:
             raise ShapeError(
-                "SILog wants pred, target and valid of one shape, got "
+                "SILog takes pred, target and valid of the same shape, not "
                 f"{tuple(pred.shape)}, {tuple(target.shape)} and {tuple(valid.shape)}"
             )
         if valid.dtype != torch.bool:
-            raise ShapeError(f"SILog wants a bool mask (True = valid), got {valid.dtype}")
+            raise ShapeError(f"SILog takes a bool mask (True = valid), not {valid.dtype}")
         with torch.autocast(pred.device.type, enabled=False):
             dtype = torch.promote_types(pred.dtype, torch.float32)
-            # Masked with `where` before the logarithm: a NaN under an invalid pixel reaches neither the value
-            # nor, as NaN * 0, the gradient. Boolean indexing would make the GPU wait for the count.
-            known = torch.where(valid, pred.to(dtype), 1.0).clamp(min=self.eps)
-            truth = torch.where(valid, target.to(dtype), 1.0)
-            difference = known.log() - truth.log()
+            # Masking with `where` before the logarithm keeps a NaN at an invalid pixel out of the value and, as
+            # NaN * 0, out of the gradient. Boolean indexing would make the CPU wait for the GPU to count.
+            pred = torch.where(valid, pred.to(dtype), 1.0).clamp(min=self.eps)
+            target = torch.where(valid, target.to(dtype), 1.0)
+            difference = pred.log() - target.log()
             count = valid.sum().clamp(min=1)
             mean = difference.sum() / count
             # mean(d^2) - lambda mean(d)^2, written as a sum of squares: it cannot round below zero.
             spread = torch.where(valid, difference - mean, 0.0).square().sum() / count
             inner = spread + (1.0 - self.variance_focus) * mean.square()
-            # The root's slope at zero is infinite: there, and only there, a constant 1 takes its place.
+            # The root's slope is infinite at zero: there, and only there, a constant 1 replaces its argument.
             flat = inner == 0
             root = torch.where(flat, 1.0, inner).sqrt()
             return torch.where(flat, inner, root) * self.scale

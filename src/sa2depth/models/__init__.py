@@ -1,4 +1,4 @@
-"""Assembly: the depth model, its decoders and heads, encoders, and how to build them from a specification."""
+"""The depth model with its encoders, decoders and heads, and building them from a specification."""
 
 from sa2depth.models.build import UntrustedError, build_model, create_model
 from sa2depth.models.decoders import ConvDecoder, SelectiveAttentionDecoder

@@ -1,4 +1,4 @@
-"""From a specification to a model."""
+"""Building a model from a specification."""
 
 import inspect
 import traceback
@@ -17,11 +17,11 @@ TRUSTED = ("sa2depth.",)
 
 
 class UntrustedError(ConfigError):
-    """A specification names classes that nobody has said to trust.
+    """A specification names classes that are not trusted.
 
     Attributes:
         names: The classes, as the specification writes them.
-        homes: Where they are really made, or the same.
+        homes: The full names under which they are really defined, in the same order.
     """
 
     def __init__(self, names: Sequence[str], homes: Sequence[str], trusted: Sequence[str]) -> None:
@@ -32,7 +32,8 @@ class UntrustedError(ConfigError):
             for name, home in zip(names, homes, strict=True)
         ]
         super().__init__(
-            f"the specification wants to call {' and '.join(really)}: not trusted; trusted: {', '.join(trusted)}"
+            f"the specification would call {' and '.join(really)}, which is not trusted; trusted are: "
+            f"{', '.join(trusted)}"
         )
 
 
@@ -41,18 +42,18 @@ def build_model(spec: Mapping[str, Any], trusted: Sequence[str] | None = TRUSTED
 
     Args:
         spec: nested plain dictionaries with Hydra's ``_target_`` and ``_partial_``, ``min_depth`` and
-            ``max_depth`` included; what is in a configuration's ``model`` node and in a checkpoint.
+            ``max_depth`` included, as in a configuration's ``model`` node and in a checkpoint.
         trusted: packages, modules and classes that a ``_target_`` may name. A specification may come with a
-            stranger's checkpoint, so anything else is refused before it is imported. ``None``: whatever it names,
-            for a specification that you wrote yourself, as on the command line.
+            stranger's checkpoint, so anything else is refused before it is imported. ``None`` allows everything, for
+            a specification that you wrote yourself, as on the command line.
 
     Returns:
         The model, on the CPU with fresh weights, with a copy of the specification in ``model.spec``.
 
     Raises:
         UntrustedError: if a target is not trusted.
-        ConfigError: if ``spec`` is no dictionary, a target does not exist, a value is missing, or the result is no
-            model.
+        ConfigError: if ``spec`` is not a dictionary, a target does not exist, a value is missing, or the result is
+            not an `SA2Depth` model.
     """
     if not isinstance(spec, Mapping):
         raise ConfigError(
@@ -70,10 +71,10 @@ def build_model(spec: Mapping[str, Any], trusted: Sequence[str] | None = TRUSTED
         cause = error.__cause__
         if isinstance(cause, ConfigError):
             raise cause from error
-        raise ConfigError(f"the model's specification cannot be built: {error}{_says(cause)}") from error
+        raise ConfigError(f"the model's specification cannot be built: {error}{_place(cause)}") from error
     if not isinstance(model, SA2Depth):
         raise ConfigError(
-            f"the specification builds a {type(model).__name__}, not a SA2Depth model: model._target_ names "
+            f"the specification builds a {type(model).__name__}, not an SA2Depth model: model._target_ must name "
             "sa2depth.models.SA2Depth or a subclass of it"
         )
     model.spec = plain
@@ -100,13 +101,16 @@ def create_model(name: str, *, min_depth: float, max_depth: float) -> SA2Depth:
 
 
 def _plain(node: Any) -> Any:
-    """A copy of dictionaries and lists alone, whatever mapping they came as."""
+    """A copy made of plain dictionaries and lists, whatever mapping types it came as."""
     if isinstance(node, Mapping):
         return {str(key): _plain(value) for key, value in node.items()}
     if isinstance(node, (list, tuple)):
         return [_plain(value) for value in node]
     if isinstance(node, str) and "${" in node:
-        raise ConfigError(f"the model's specification holds the unresolved value '{node}'")
+        raise ConfigError(
+            f"the model's specification holds the unresolved value '{node}': resolve it first, as "
+            "OmegaConf.to_container(config, resolve=True) does"
+        )
     return node
 
 
@@ -114,21 +118,21 @@ def _check_targets(plain: dict[str, Any], trusted: Sequence[str] | None) -> None
     names = list(dict.fromkeys(targets.named(plain)))
     if trusted is not None:
         strange = [name for name in names if not targets.covered(name, trusted)]
-        if strange:  # nothing of them is imported
+        if strange:  # refused before any of them is imported
             raise UntrustedError(strange, strange, trusted)
     for name in names:
         try:
             found = targets.find(name)
         except ConfigError as error:
             raise ConfigError(f"the model's specification names {error}") from error
-        # `sa2depth.some_module.os.system` begins with a trusted name, too.
+        # `sa2depth.some_module.os.system` also begins with a trusted name.
         home = targets.home(found)
         if trusted is not None and not targets.covered(home, trusted):
             raise UntrustedError([name], [home], trusted)
 
 
 def _required(plain: dict[str, Any]) -> list[str]:
-    """Keys that a specification must have: arguments of the model's class without a default."""
+    """Keys that a specification must have: the arguments without default of the model's class."""
     model = targets.find(str(plain["_target_"])) if "_target_" in plain else SA2Depth
     try:
         parameters = inspect.signature(model).parameters.values()
@@ -138,8 +142,8 @@ def _required(plain: dict[str, Any]) -> list[str]:
     return [p.name for p in parameters if p.default is p.empty and p.kind in by_name]
 
 
-def _says(error: BaseException | None) -> str:
-    """The line at which a class of somebody else's failed."""
+def _place(error: BaseException | None) -> str:
+    """The file and line outside of Hydra at which a class raised an error, or nothing."""
     frames = traceback.extract_tb(error.__traceback__) if error is not None else []
     outside = [frame for frame in frames if "/hydra/" not in frame.filename.replace("\\", "/")]
-    return f" (says {outside[-1].filename}:{outside[-1].lineno})" if outside else ""
+    return f" (raised at {outside[-1].filename}:{outside[-1].lineno})" if outside else ""

@@ -1,4 +1,4 @@
-"""Decoders: a pyramid in, a refined pyramid of the same sizes and channels out, both fine to coarse."""
+"""Decoders take a pyramid and return a refined one of the same sizes and channels, both fine to coarse."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -15,14 +15,14 @@ OFFSET_STRIDES = (8, 4, 2, 1)
 
 
 class _TopDown(nn.Module):
-    """Refine the coarsest level, then bring each result up to the next finer one.
+    """Refine the coarsest level, then fuse each result into the next finer level and refine that.
 
     Args:
         channels: channels of each level, fine to coarse.
-        blocks: what refines each level, fine to coarse.
+        blocks: a module for each level that refines it, fine to coarse.
 
     Attributes:
-        gradient_checkpointing: run blocks again in the backward pass instead of keeping what they made.
+        gradient_checkpointing: recompute blocks in the backward pass instead of keeping their activations.
     """
 
     gradient_checkpointing = False
@@ -36,7 +36,7 @@ class _TopDown(nn.Module):
         """Levels ``(B, C_i, H_i, W_i)``, fine to coarse, to levels of the same shapes.
 
         Raises:
-            ShapeError: if they are not as many as the decoder was made for, or one has not twice the sides of the next.
+            ShapeError: if their number is not the decoder's, or a level does not have twice the sides of the next.
         """
         _check_levels(features, len(self.blocks))
         levels = [self._refine(-1, features[-1])]
@@ -55,8 +55,8 @@ def _check_levels(features: list[Tensor], count: int) -> None:
     if len(sizes) != count or not doubled:
         raise ShapeError(
             f"the encoder gave the decoder {len(sizes)} maps of {', '.join('x'.join(map(str, s)) for s in sizes)}: it "
-            f"takes {count}, from fine to coarse, each with twice the sides of the next. An encoder whose maps are so "
-            "at some sizes of images only says it by its stride_multiple"
+            f"takes {count}, from fine to coarse, each with twice the sides of the next. If the encoder does so for "
+            "some image sizes only, set its stride_multiple accordingly"
         )
 
 
@@ -64,10 +64,11 @@ class SelectiveAttentionDecoder(_TopDown):
     """The paper's decoder: a block of position, attention and feed-forward at each of four levels.
 
     Args:
-        channels: channels of the four levels (or fewer, coarse ones), fine to coarse; each a multiple of ``dim_head``.
+        channels: channels of the four levels, fine to coarse, each a multiple of ``dim_head``; with fewer levels, the
+            finest ones are missing.
         dim_head: channels of an attention head.
-        attention: ``(channels, dim_head, kernel, stride)`` of a level to a module, where an offset network of that
-            kernel and stride brings the level to the grid of the coarsest one.
+        attention: ``(channels, dim_head, kernel, stride)`` of a level to a module; an offset network of that kernel
+            and stride brings the level to the grid of the coarsest one.
         feed_forward: ``channels`` to a module.
         position: ``channels`` to a module; None leaves it out.
 
@@ -86,10 +87,10 @@ class SelectiveAttentionDecoder(_TopDown):
         most = len(OFFSET_KERNELS)
         if len(channels) > most:
             raise ConfigError(
-                f"the selective-attention decoder has at most {most} levels, and the encoder says {len(channels)} "
-                f"channels, {list(channels)}: choose an encoder with a feature pyramid, or decoder=conv"
+                f"the selective-attention decoder has at most {most} levels, and the encoder has {len(channels)}, with "
+                f"channels {list(channels)}: choose an encoder with a feature pyramid, or decoder=conv"
             )
-        # the keys of the coarsest level are all of its pixels, however many levels there are
+        # the coarsest level always has stride 1: all of its pixels are keys
         kernels, strides = (values[most - len(channels) :] for values in (OFFSET_KERNELS, OFFSET_STRIDES))
         blocks: list[nn.Module] = [
             SelectiveAttentionBlock(level, dim_head, kernel, stride, attention, feed_forward, position)
@@ -99,7 +100,7 @@ class SelectiveAttentionDecoder(_TopDown):
 
 
 class ConvDecoder(_TopDown):
-    """A plain convolutional decoder of the same interface: the baseline for tables of results.
+    """A plain convolutional decoder with the same interface: the baseline for tables of results.
 
     Args:
         channels: channels of the levels, fine to coarse.

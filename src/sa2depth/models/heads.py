@@ -25,12 +25,12 @@ class BinHead(nn.Module):
         channels: channels of the levels, fine to coarse.
         hidden: width of each level's descriptor and of the MLP.
         bins: ``K``.
-        levels: read ``all`` levels, or the ``last`` that the decoder makes alone, the finest one.
-        min_depth: metres.
-        max_depth: metres.
+        levels: ``all`` reads all levels, ``last`` only the one that the decoder makes last, the finest.
+        min_depth: metres, left edge of the first bin.
+        max_depth: metres, right edge of the last bin.
 
     Raises:
-        ConfigError: if ``levels`` is another word.
+        ConfigError: if ``levels`` is neither.
     """
 
     compile_unit = True
@@ -60,25 +60,25 @@ class BinHead(nn.Module):
 
     def forward(self, levels: list[Tensor]) -> Tensor:
         """Levels ``(B, C_i, H_i, W_i)``, fine to coarse, to bin centres ``(B, K)`` in metres."""
-        # Averaging first is the same as after the 1x1 convolution, and far cheaper.
+        # Averaging before the 1x1 convolution gives the same as after it, and is far cheaper.
         descriptors = [
             project(level.mean(dim=(2, 3), keepdim=True)).flatten(1)
             for project, level in zip(self.projections, levels[: len(self.projections)], strict=True)
         ]
-        # Coarse to fine is the order in which the released weights expect them.
+        # Released weights expect the descriptors from coarse to fine.
         joined = self.norm(torch.cat(descriptors[::-1], dim=1))
         logits = self.fc2(F.gelu(self.fc1(joined)))
         return bin_centers_from_logits(logits, self.min_depth, self.max_depth)
 
 
 class UniformBins(nn.Module):
-    """Bins of one width, the same for every image: nothing is predicted.
+    """Bins of equal width, the same for every image; nothing is predicted.
 
     Args:
-        channels: of the levels; they have no influence.
+        channels: ignored; channels of the levels.
         bins: ``K``.
-        min_depth: metres.
-        max_depth: metres.
+        min_depth: metres, left edge of the first bin.
+        max_depth: metres, right edge of the last bin.
     """
 
     centers: Tensor
@@ -102,8 +102,8 @@ class ScanHead(nn.Module):
         hidden: channels after fusion.
         bins: ``K``.
         state: size of the scan's state for each inner channel.
-        directions: of the scan, see `sa2depth.nn.SelectiveScan2d`.
-        fusion: ``(channels, hidden)`` to a module from levels to one map.
+        directions: number of scan directions, see `sa2depth.nn.SelectiveScan2d`.
+        fusion: ``(channels, hidden)`` to a module that fuses the levels into one map.
         feed_forward: ``hidden`` to a module.
     """
 
@@ -137,7 +137,7 @@ class ScanHead(nn.Module):
 
 
 class ConvHead(nn.Module):
-    """A plain convolutional head of the same interface: the baseline without fusion weights and scan.
+    """A plain convolutional head with the same interface: the baseline without fusion weights and scan.
 
     Args:
         channels: channels of the levels, fine to coarse.

@@ -1,6 +1,6 @@
-"""Named architectures: specifications that the configuration tree composes, read when they are asked for.
+"""Named architectures, composed from ``conf/model`` on first use.
 
-``sa2depth_t``, ``_s`` and ``_l`` stand on InternImage-T, -S and -L; T and L are the released sizes.
+``sa2depth_t``, ``_s`` and ``_l`` use InternImage-T, -S and -L as encoder; T and L are the released sizes.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from sa2depth.resources import conf_dir
 
-_OF_THE_DATA = ("min_depth", "max_depth")
+_DATA_KEYS = ("min_depth", "max_depth")
 
 
 class _Presets(Mapping[str, dict[str, Any]]):
@@ -35,15 +35,15 @@ class _Presets(Mapping[str, dict[str, Any]]):
 
 @cache
 def _composed(name: str) -> dict[str, Any]:
-    # not hydra.compose, which would take the place of the user's own Hydra application
+    # not hydra.compose: it would replace the global state of the user's own Hydra application
     loader = ConfigLoaderImpl(create_config_search_path(str(conf_dir())))
-    overrides = [f"model={name}", *(f"+{key}=null" for key in _OF_THE_DATA)]
+    overrides = [f"model={name}", *(f"+{key}=null" for key in _DATA_KEYS)]
     config = loader.load_configuration("network", overrides, RunMode.RUN, from_shell=False)
     spec = OmegaConf.to_container(config.model, resolve=True)
     assert isinstance(spec, dict)
-    return {str(key): value for key, value in spec.items() if key not in _OF_THE_DATA}
+    return {str(key): value for key, value in spec.items() if key not in _DATA_KEYS}
 
 
 # OFFICIAL: `encoder='small'` of the released code is InternImage-T; it has no S.
 PRESETS: Mapping[str, dict[str, Any]] = _Presets()
-"""Specifications by name, without ``min_depth`` and ``max_depth``: these belong to the data."""
+"""Specifications by name, without ``min_depth`` and ``max_depth``, which belong to the data."""

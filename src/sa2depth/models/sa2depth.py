@@ -33,23 +33,22 @@ class SA2Depth(nn.Module):
     size once.
 
     Args:
-        encoder: image ``(B, 3, H, W)`` to maps, fine to coarse, each with twice the sides of the next (mostly four,
-            at 1/4, 1/8, 1/16, 1/32); tells ``channels`` of each, ``stride_multiple``, of which the sides of its images
-            must be multiples (32 if it does not say), and, if it was not trained with ImageNet's, ``pixel_mean`` and
-            ``pixel_std``.
+        encoder: image ``(B, 3, H, W)`` to maps, fine to coarse, each with twice the sides of the next (usually four,
+            at 1/4, 1/8, 1/16, 1/32). Its attributes are ``channels``, a list for its maps; ``stride_multiple``, which
+            must divide both sides of an image (default 32); ``pixel_mean`` and ``pixel_std`` (default ImageNet's).
         decoder: channels to a module from levels to levels.
         bin_head: channels, ``min_depth`` and ``max_depth`` to a module from levels to bin centres.
         depth_head: channels to a module from levels to bin scores.
-        min_depth: metres.
-        max_depth: metres.
+        min_depth: metres, left edge of the first bin.
+        max_depth: metres, right edge of the last bin.
 
     Attributes:
         spec: the plain dictionary it was built from, empty if it was built by hand.
-        stride_multiple: sides of the image must be multiples of so many pixels; the encoder's.
+        stride_multiple: both sides of an image must be multiples of this number of pixels; taken from the encoder.
 
     Raises:
         ConfigError: unless ``0 <= min_depth < max_depth``, if the heads differ in their number of bins, or if the
-            encoder does not say its channels or says an impossible multiple.
+            encoder lacks ``channels`` or has an impossible ``stride_multiple``.
     """
 
     pixel_mean: Tensor
@@ -97,13 +96,13 @@ class SA2Depth(nn.Module):
         """Predict depth.
 
         Args:
-            image: ``(B, 3, H, W)`` RGB in [0, 1]; sides multiples of ``stride_multiple``.
+            image: ``(B, 3, H, W)`` RGB in [0, 1]; both sides are multiples of ``stride_multiple``.
 
         Returns:
             Depth ``(B, 1, H, W)`` and bin centres ``(B, K)`` in metres, at least float32.
 
         Raises:
-            ShapeError: if the image is not of that shape.
+            ShapeError: if the image has another shape.
         """
         logits, bin_centers = self.predict_bins(image)
         height, width = image.shape[2:]
@@ -118,14 +117,14 @@ class SA2Depth(nn.Module):
         return self.depth_head(levels), self.bin_head(levels)
 
     def extract_features(self, image: Tensor) -> list[Tensor]:
-        """The encoder's maps, fine to coarse: ``(B, C_i, H / 2**(i+2), W / 2**(i+2))`` where they are four."""
+        """The encoder's maps, fine to coarse: usually four, ``(B, C_i, H / 2**(i+2), W / 2**(i+2))``."""
         if image.dim() != 4 or image.shape[1] != 3:
-            raise ShapeError(f"the model wants images (B, 3, H, W), got {tuple(image.shape)}")
+            raise ShapeError(f"the model takes images of shape (B, 3, H, W), not {tuple(image.shape)}")
         height, width = image.shape[2:]
         multiple = self.stride_multiple
         if height % multiple or width % multiple or not height or not width:
             raise ShapeError(
-                f"an image of {height}x{width} (height x width): both sides must be multiples of {multiple}; "
+                f"the image is {height}x{width} (height x width), but both sides must be multiples of {multiple}: "
                 "pad it, or use sa2depth.infer.Predictor, which takes any size"
             )
         normalised = (at_least_float32(image) - self.pixel_mean) / self.pixel_std
@@ -137,8 +136,8 @@ def _channels(encoder: nn.Module) -> list[int]:
     channels = getattr(encoder, "channels", None)
     if not isinstance(channels, Sequence) or isinstance(channels, str) or not channels:
         raise ConfigError(
-            f"the encoder {type(encoder).__name__} does not say the channels of its maps: it needs an attribute "
-            f"channels, a list from fine to coarse such as [64, 128, 256, 512], not {channels!r}"
+            f"the encoder {type(encoder).__name__} must have an attribute channels, a list of the channels of its maps "
+            f"from fine to coarse such as [64, 128, 256, 512], not {channels!r}"
         )
     return list(channels)
 
@@ -147,7 +146,7 @@ def _multiple(encoder: nn.Module) -> int:
     multiple = getattr(encoder, "stride_multiple", 32)
     if not isinstance(multiple, int) or isinstance(multiple, bool) or multiple < 1:
         raise ConfigError(
-            f"the encoder {type(encoder).__name__} says stride_multiple={multiple!r}: sides of images are multiples "
-            "of a whole number of pixels, from 1"
+            f"the encoder {type(encoder).__name__} has stride_multiple={multiple!r}: it must be a whole number of "
+            "pixels, at least 1"
         )
     return multiple

@@ -24,7 +24,7 @@ class Modulator(MergesWeights):
         channels: ``C``, even.
     """
 
-    keep_float32 = True  # the merged kernel of ops.depthwise_conv is taken in float32
+    keep_float32 = True  # ops.depthwise_conv reads the merged kernel in float32
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Modulator(MergesWeights):
             ``(G, B, C, H, W)``.
         """
         count = len(groups)
-        # The 1x1 convolution of [overall, group], with the share of `overall` computed once for all groups.
+        # The 1x1 convolution of [overall, group]; the part of `overall` is computed once for all groups.
         overall_kernel, group_kernel = self.mix.weight.chunk(2, dim=1)
         shared = pointwise(overall, overall_kernel, self.mix.bias)
         mixed = _all_groups(pointwise(_one_batch(groups), group_kernel), count) + shared
@@ -59,7 +59,7 @@ class Modulator(MergesWeights):
         return update * overall + (1 - update) * (reset * groups)
 
     def _merge(self) -> tuple[Tensor, ...]:
-        # Both gates' depthwise convolutions in one call: they act on different halves of the channels.
+        # One call runs both gates' depthwise convolutions: each acts on its own half of the channels.
         kernel = torch.cat((self.update_depthwise.weight, self.reset_depthwise.weight))
         return kernel, torch.cat((_bias(self.update_depthwise), _bias(self.reset_depthwise)))
 
@@ -80,24 +80,23 @@ def _bias(conv: nn.Conv2d) -> Tensor:
 class FlexibleAttention(nn.Module):
     """Attention from every pixel to a small grid of sampled keys, overall and inside ranges of rank.
 
-    Keys and values are sampled from the map at a regular grid displaced by a learnt offset per head. ``N``
-    keys are as many as the strided offset network leaves; at the four levels of a pyramid all have the grid
-    of 1/32.
+    Keys and values are sampled from the map at a regular grid, displaced by a learnt offset per head. The strided
+    offset network sets their number ``N``: the strides of the paper give all four levels the grid of 1/32.
 
     Args:
         channels: ``C``; ``channels // dim_head`` heads.
         dim_head: channels of a head; divides ``channels``.
         kernel: size of the offset network's depthwise convolution.
-        stride: its stride.
+        stride: stride of that convolution.
         modulator: ``channels`` to a module that gates each group against the attention over all keys, as `Modulator`
-            does; None takes the groups as they are.
-        ranks: where the rank range of each group begins and ends, as shares of the keys, from the highest score.
+            does; None uses the groups as they are.
+        ranks: start and end of each group's rank range, as shares of the keys, counted from the highest score.
 
     Raises:
-        ConfigError: if ``dim_head`` does not divide ``channels``, or a range of ranks is impossible.
+        ConfigError: if ``channels`` is odd, ``dim_head`` does not divide it, or a range of ranks is impossible.
     """
 
-    keep_float32 = True  # offsets of keys; the products below answer for themselves
+    keep_float32 = True  # because of the key offsets; each PointwiseConv inside states its own keep_float32
 
     def __init__(
         self,
@@ -111,13 +110,13 @@ class FlexibleAttention(nn.Module):
         super().__init__()
         if channels % dim_head or channels % 2:
             raise ConfigError(
-                f"attention on {channels} channels: dim_head {dim_head} must divide them, an even number; "
+                f"attention on {channels} channels: their number must be even and a multiple of dim_head {dim_head}; "
                 "choose another decoder.dim_head or other encoder.channels"
             )
         if not ranks or not all(len(ends) == 2 and 0 <= ends[0] < ends[1] <= 1 for ends in ranks):
             raise ConfigError(
-                f"ranks={as_typed(ranks)}: a list of ranges, each from one share of the keys to a larger one, such as "
-                f"{as_typed(RANKS)}"
+                f"ranks={as_typed(ranks)}: give a list of ranges, each from one share of the keys to a larger one, "
+                f"such as {as_typed(RANKS)}"
             )
         self.ranks = tuple((float(start), float(end)) for start, end in ranks)
         self.heads = channels // dim_head
@@ -154,8 +153,7 @@ class FlexibleAttention(nn.Module):
     def take_affine(self, scale: Tensor, shift: Tensor) -> bool:
         """Take ``x`` in place of ``scale * x + shift``; see `sa2depth.nn.traits`.
 
-        The input is read by two 1x1 convolutions alone: by the one directly, by the other through a sampling whose
-        weights sum to one.
+        Only two 1x1 convolutions read the input: one directly, one after a sampling whose weights sum to one.
         """
         return fold_into((self.query, self.key_value), scale, shift)
 
@@ -177,9 +175,9 @@ class FlexibleAttention(nn.Module):
 def reference_grid(offset: Tensor) -> Tensor:
     """Undisplaced key positions ``(Hk, Wk, 2)`` as ``(y, x)`` for offsets ``(..., Hk, Wk)``.
 
-    As released: half-pixel centres divided by ``n - 1``, which spans ``-1 + 1/(n-1)`` to ``1 + 1/(n-1)``. The
-    grid is thus skewed to the bottom right and its last row and column are clamped to the border. Weights
-    depend on it.
+    As released, half-pixel centres are divided by ``n - 1``, so they span ``-1 + 1/(n-1)`` to ``1 + 1/(n-1)``. The grid
+    is thus skewed to the bottom right, and its last row and column are clamped to the border. Released weights depend
+    on this.
     """
     axes = [_reference_axis(n, offset) for n in offset.shape[-2:]]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
@@ -187,6 +185,6 @@ def reference_grid(offset: Tensor) -> Tensor:
 
 def _reference_axis(n: int, like: Tensor) -> Tensor:
     if n == 1:
-        # OFFICIAL: divides by zero for a grid one key wide; here that key stands in the middle.
+        # OFFICIAL: divides by zero for a grid one key wide; here that key lies in the middle.
         return like.new_zeros(1)
     return (torch.arange(n, device=like.device, dtype=like.dtype) + 0.5) / (n - 1) * 2 - 1

@@ -1,4 +1,4 @@
-"""Bilinear upsampling of a map whose gradient is two matrix products, not a sum by atomics."""
+"""Bilinear upsampling whose gradient is computed by two matrix products instead of atomic additions."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from sa2depth.ops.precision import no_autocast
 
 
 def upsample_bilinear(x: Tensor, size: torch.Size) -> Tensor:
-    """``F.interpolate(x, size, mode="bilinear")`` in the dtype of ``x``, whatever the autocast state.
+    """``F.interpolate(x, size, mode="bilinear")`` in the dtype of ``x``, even under autocast.
 
     Args:
         x: ``(B, C, h, w)``.
@@ -22,8 +22,10 @@ def upsample_bilinear(x: Tensor, size: torch.Size) -> Tensor:
     """
     if x.shape[2:] == size:
         return x
-    with no_autocast(x):  # which would compute in float32 what the kernel keeps in float32 anyway
-        if x.device.type == "cpu":  # whose own gradient is no slower
+    with no_autocast(
+        x
+    ):  # autocast would convert the map to float32; the kernel accumulates in float32 anyway
+        if x.device.type == "cpu":  # PyTorch's own gradient is no slower there
             return F.interpolate(x, size, mode="bilinear")
         upsampled: Tensor = _Upsample.apply(x, size[0], size[1])  # type: ignore[no-untyped-call]
         return upsampled
@@ -44,7 +46,7 @@ class _Upsample(torch.autograd.Function):
 def shrink(grad: Tensor, height: int, width: int) -> Tensor:
     """The transpose of the upsampling: ``(B, C, H, W)`` to ``(B, C, height, width)``.
 
-    Rows and columns are weighted separately, each by one matrix product on the channels of the pixels side by side.
+    Rows and columns are weighted one after the other, each by one matrix product over channels-last pixels.
     """
     batch, channels, rows, columns = grad.shape
     tokens = grad.permute(0, 2, 3, 1).reshape(batch, rows, columns * channels)
@@ -54,6 +56,6 @@ def shrink(grad: Tensor, height: int, width: int) -> Tensor:
 
 
 def _weights(few: int, many: int, like: Tensor) -> Tensor:
-    """Share of each of the few pixels in each of the many, ``(few, many)``."""
+    """Weight of each coarse pixel in each fine pixel along one side, ``(few, many)``."""
     unit = torch.eye(few, device=like.device, dtype=torch.float32)[None]
     return F.interpolate(unit, many, mode="linear")[0].to(like.dtype)

@@ -7,7 +7,7 @@ from sa2depth.ops.precision import at_least_float32, no_autocast
 
 
 def bin_centers_from_logits(logits: Tensor, min_depth: float, max_depth: float) -> Tensor:
-    """Centres of adjoining bins that fill the depth range.
+    """Centres of adjacent bins that fill the depth range.
 
     Args:
         logits: ``(B, K)``, unnormalised log widths.
@@ -39,7 +39,7 @@ def expected_depth(logits: Tensor, bin_centers: Tensor) -> Tensor:
 
 
 class DepthFromBins(nn.Module):
-    """From bins to a depth map at the image's size; a module without weights, so that it can be compiled."""
+    """Turn bins into a depth map at the image's size; a module without weights, so that it can be compiled."""
 
     compile_unit = True
 
@@ -47,7 +47,7 @@ class DepthFromBins(nn.Module):
         """Expected depth at the image's size.
 
         Args:
-            logits: ``(B, K, H / 4, W / 4)``, or of another size where the encoder's finest map has another.
+            logits: ``(B, K, H / 4, W / 4)``, or the size of the encoder's finest map if that differs.
             bin_centers: ``(B, K)`` metres.
             size: ``(H, W)``; four times that of ``logits`` if None.
 

@@ -13,13 +13,13 @@ from sa2depth.nn.position import PositionConv
 class SelectiveAttentionBlock(nn.Module):
     """Refine one level of the pyramid.
 
-    Its parts are factories, as those of timm's blocks; the paper's by default.
+    Its parts are given as factories, as for timm's blocks; the defaults are the paper's.
 
     Args:
         channels: ``C``.
         dim_head: channels of an attention head.
         offset_kernel: kernel of the attention's offset network.
-        offset_stride: its stride, chosen so that the keys lie on the grid of 1/32.
+        offset_stride: stride of that network, chosen so that the keys lie on the grid of 1/32.
         attention: ``(channels, dim_head, offset_kernel, offset_stride)`` to a module.
         feed_forward: ``channels`` to a module.
         position: ``channels`` to a module; None leaves it out.
@@ -51,6 +51,6 @@ class SelectiveAttentionBlock(nn.Module):
         return x + self.feed_forward(self.norm2(x))
 
     def fold_norms(self) -> None:
-        """Leave out the norms that the layers behind them can take on; see `sa2depth.nn.traits`."""
+        """Remove the norms that the layers after them can absorb; see `sa2depth.nn.traits`."""
         self.norm1 = fold(self.norm1, self.attention)  # type: ignore[assignment]
         self.norm2 = fold(self.norm2, self.feed_forward)  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Stochastic depth (Huang et al., ECCV 2016): a residual branch left out for some images of a batch."""
+"""Stochastic depth (Huang et al., ECCV 2016): a residual branch is dropped for some images of a batch."""
 
 import torch
 from torch import Tensor, nn
@@ -7,15 +7,15 @@ from sa2depth.errors import ConfigError
 
 
 class DropPath(nn.Module):
-    """In training, drop a branch for each image with a given chance, and scale what is left so that its mean stays.
+    """In training, drop a branch for each image with a given probability, and scale the rest to keep the mean.
 
-    The chance is a buffer, not a Python number: a compiled layer then serves all layers of its shape.
+    The probability is a buffer, not a Python number, so that all layers of one shape share one compiled graph.
 
     Args:
-        rate: chance in [0, 1).
+        rate: probability in [0, 1).
 
     Raises:
-        ConfigError: another chance.
+        ConfigError: if ``rate`` is outside of [0, 1).
     """
 
     rate: Tensor
@@ -23,11 +23,11 @@ class DropPath(nn.Module):
     def __init__(self, rate: float) -> None:
         super().__init__()
         if not 0 <= rate < 1:
-            raise ConfigError(f"drop path rate {rate}: at least 0 and below 1")
+            raise ConfigError(f"drop path rate {rate}: it must be at least 0 and below 1")
         self.register_buffer("rate", torch.tensor(float(rate)), persistent=False)
 
     def forward(self, x: Tensor, drawn: Tensor | None = None) -> Tensor:
-        """``(B, ...)`` to ``(B, ...)``; ``drawn (B, 1, ...)`` may bring the random numbers, even in [0, 1)."""
+        """``(B, ...)`` to ``(B, ...)``; ``drawn (B, 1, ...)`` holds uniform random numbers in [0, 1), or None."""
         if not self.training:
             return x
         keep = 1 - self.rate

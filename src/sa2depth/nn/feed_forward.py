@@ -16,10 +16,13 @@ class GatedFeedForward(MergesWeights):
 
     Args:
         channels: ``C``.
-        expansion: hidden channels per input channel; the hidden width must be a multiple of 4.
+        expansion: hidden channels per input channel.
+
+    Raises:
+        ConfigError: if the hidden width is not a multiple of 4.
     """
 
-    keep_float32 = True  # the merged kernel of ops.gated_conv is taken in float32
+    keep_float32 = True  # ops.gated_conv reads the merged kernel in float32
     own_slot: Tensor
     pair_slot: Tensor
 
@@ -33,7 +36,7 @@ class GatedFeedForward(MergesWeights):
         self.gate_by_2 = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden // 2)
         self.gate_by_4 = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden // 4)
         self.project = PointwiseConv(hidden, channels)
-        # The places of a channel and of its pair among the 4 inputs of its group.
+        # Masks of a channel and of its pair among the 4 inputs of its group.
         place, slot = torch.arange(hidden)[:, None] % 4, torch.arange(4)
         self.register_buffer("own_slot", (place == slot).float()[:, :, None, None], persistent=False)
         self.register_buffer(
@@ -50,7 +53,7 @@ class GatedFeedForward(MergesWeights):
         return fold_into((self.expand,), scale, shift)
 
     def _merge(self) -> tuple[Tensor, ...]:
-        """Kernel and bias of the one convolution, with 4 channels a group, that the sum of the three is."""
+        """Kernel and bias of one convolution, with 4 channels a group, that equals the sum of the three."""
         by_1, by_2, by_4 = self.gate_by_1, self.gate_by_2, self.gate_by_4
         kernel = by_4.weight + self.pair_slot * by_2.weight.repeat(1, 2, 1, 1) + self.own_slot * by_1.weight
         assert by_1.bias is not None

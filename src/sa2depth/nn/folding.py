@@ -1,4 +1,4 @@
-"""Batch norms of a trained network folded into the layers behind them."""
+"""Folding the batch norms of a trained network into the layers after them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def fold_norms(model: nn.Module) -> int:
-    """Let every layer that says how fold its batch norms, in place; see `sa2depth.nn.traits`.
+    """Fold the batch norms of each layer that has ``fold_norms``, in place; see `sa2depth.nn.traits`.
 
-    Layers whose parameters are shared with another one are left as they are: each use may have its own norm.
+    Layers that share parameters with another layer stay unchanged: each use may have its own norm.
 
     Args:
         model: in eval mode.
 
     Returns:
-        How many batch norms are gone.
+        Number of batch norms that were folded.
     """
     before = _count(model)
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
@@ -33,16 +33,15 @@ def fold_norms(model: nn.Module) -> int:
 
 
 def fold(norm: nn.Module, behind: nn.Module) -> nn.Module:
-    """Fold a batch norm into the layer that takes its result, and nothing else does.
+    """Fold a batch norm into the layer after it, if that layer can absorb it.
 
     Args:
-        norm: in eval mode.
-        behind: is asked by its ``take_affine``.
+        norm: in eval mode; nothing but ``behind`` may read its result.
+        behind: the layer after it, with ``take_affine`` if it can absorb a norm.
 
     Returns:
-        What takes the place of the norm: nothing (an identity), or itself where it cannot be folded: it is no plain
-        batch norm with running statistics, ``behind`` does not say that it can take its input, or a hook
-        watches the input.
+        An identity, or the norm itself if it cannot be folded: it is not a plain batch norm with running statistics,
+        ``behind`` has no ``take_affine`` or declines, or one of the two has a forward hook.
     """
     take_affine = stated(behind, "take_affine")
     affine = _affine(norm)
@@ -53,15 +52,15 @@ def fold(norm: nn.Module, behind: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def fold_into(convs: Sequence[nn.Module], scale: Tensor, shift: Tensor) -> bool:
-    """Make 1x1 convolutions of ``scale * x + shift`` take ``x``: all of them or none.
+    """Change 1x1 convolutions so that ``x`` gives what ``scale * x + shift`` gave: all of them or none.
 
     Args:
-        convs: plain 1x1 convolutions with a bias; a subclass may compute something else.
+        convs: plain 1x1 convolutions with a bias.
         scale: ``(C,)``.
         shift: ``(C,)``.
 
     Returns:
-        False, with nothing changed, if one of them is something else.
+        False, with nothing changed, if one of them is something else, such as a subclass without ``plain_conv``.
     """
     plain = [conv for conv in convs if isinstance(conv, nn.Conv2d) and _foldable(conv)]
     if len(plain) < len(convs):
@@ -86,7 +85,7 @@ def _affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
         return None
     assert isinstance(norm, _BatchNorm)
     if norm.running_mean is None or norm.running_var is None:
-        return None  # statistics of each batch
+        return None  # it normalises by the statistics of each batch
     scale = (norm.running_var + norm.eps).rsqrt()
     if not norm.affine:
         return scale, -norm.running_mean * scale

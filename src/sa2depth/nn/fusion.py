@@ -1,4 +1,4 @@
-"""Fusion of all levels: by channel-wise selection (paper section III-D; ``SFU`` of the released code) or as a sum."""
+"""Fusion of all levels by channel-wise selection (paper section III-D; ``SFU`` of the released code) or as a sum."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from sa2depth.nn.pointwise import PointwiseConv
 
 
 class SelectiveFusion(nn.Module):
-    """Bring every level to the finest size and add them up with weights that compete for each channel.
+    """Upsample every level to the finest size and add them up, weighted by a softmax over levels for each channel.
 
     Args:
         channels: channels of each level, fine to coarse.
@@ -29,9 +29,9 @@ class SelectiveFusion(nn.Module):
         pooled = torch.stack([_mean_at(level, size) for level in projected]).sum(dim=0)
         squeezed = F.silu(self.squeeze(pooled))
         weights = torch.stack([excite(squeezed) for excite in self.excite]).softmax(dim=0)
-        weights = weights.to(projected[0].dtype)  # which autocast made float32
-        # Weighted before they are upsampled, and one level after the other: all of them stacked would take the memory
-        # of four more maps of the finest size.
+        weights = weights.to(projected[0].dtype)  # autocast made them float32
+        # Levels are weighted before they are upsampled, one after the other: a stack would take the memory of four
+        # more maps of the finest size.
         fused = projected[0] * weights[0]
         for level, weight in zip(projected[1:], weights[1:], strict=True):
             fused = fused + upsample_bilinear(level * weight, size)
@@ -39,7 +39,7 @@ class SelectiveFusion(nn.Module):
 
 
 class SumFusion(nn.Module):
-    """Bring every level to the finest size and add them up as they are.
+    """Upsample every level to the finest size and add them up without weights.
 
     Args:
         channels: channels of each level, fine to coarse.
@@ -61,6 +61,6 @@ class SumFusion(nn.Module):
 def _mean_at(level: Tensor, size: torch.Size) -> Tensor:
     """Mean over the pixels of the resized map, ``(B, C, 1, 1)``."""
     height, width = level.shape[2:]
-    # Enlarged by whole numbers, every pixel has the same share in the result, also at the border.
+    # If the scale is a whole number, every pixel has the same share in the result, even at the border.
     whole = size[0] % height == 0 and size[1] % width == 0
     return (level if whole else upsample_bilinear(level, size)).mean(dim=(2, 3), keepdim=True)

@@ -1,8 +1,8 @@
 """Memory layout of maps ``(B, C, H, W)``: channels last on CUDA, channels first on the CPU.
 
-On CUDA every layer works on tokens, the channels of a pixel side by side: 1x1 convolutions are matrix products, norms
-read rows, and the kernels in ``csrc/`` load 16 bytes of channels at a time. On the CPU convolutions are faster on
-contiguous maps, but for depthwise ones, which oneDNN does in a third of the time on channels-last ones.
+On CUDA every layer works on tokens, with the channels of a pixel adjacent in memory: 1x1 convolutions are matrix
+products, norms read rows, and the kernels in ``csrc/`` load 16 bytes of channels at a time. On the CPU convolutions are
+faster on contiguous maps, except depthwise ones: oneDNN runs those in a third of the time on channels-last maps.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def in_layout(x: Tensor) -> Tensor:
-    """``(B, C, H, W)`` in the layout of its device; no copy if it has it already."""
+    """``(B, C, H, W)`` in the layout of its device; copied only if it has another one."""
     if x.device.type == "cuda":
         return x.contiguous(memory_format=torch.channels_last)
     return x.contiguous()
@@ -23,7 +23,7 @@ def from_tokens(x: Tensor) -> Tensor:
 
 
 def has_tokens(x: Tensor) -> bool:
-    """Whether the channels of each pixel of ``(B, C, H, W)`` lie side by side, and the pixels evenly."""
+    """True if each pixel's channels are adjacent in memory and all pixels of ``(B, C, H, W)`` evenly spaced."""
     *_, height, width = x.shape
     row, pixel = x.stride(2), x.stride(3)
     return (

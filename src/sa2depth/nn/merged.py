@@ -1,4 +1,4 @@
-"""Weights that a layer computes from its parameters: again at each call in training, once for inference."""
+"""Weights that a layer computes from its parameters: at each call in training, once for inference."""
 
 from abc import ABC, abstractmethod
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class MergesWeights(nn.Module, ABC):
     """A layer that merges parameters into the weights of fewer operations.
 
-    Subclasses give ``_merge``. The merged weights are no part of the state dict.
+    Subclasses implement ``_merge``. The merged weights are not part of the state dict.
     """
 
     @abstractmethod
@@ -17,7 +17,7 @@ class MergesWeights(nn.Module, ABC):
         """The weights, from the parameters as they are now."""
 
     def merged(self) -> tuple[Tensor, ...]:
-        """The merged weights, with a gradient to the parameters unless they were fixed."""
+        """The merged weights; gradients flow to the parameters unless `fix_merged` was called."""
         fixed = tuple(
             buffer for name, buffer in self.named_buffers(recurse=False) if name.startswith("merged_")
         )
@@ -25,10 +25,10 @@ class MergesWeights(nn.Module, ABC):
 
     @torch.no_grad()
     def fix_merged(self, dtype: torch.dtype | None = None) -> None:
-        """Merge once and for all: the layer is for inference from now on, with the parameters as they are.
+        """Merge the present parameters once; from now on the layer serves inference only.
 
         Args:
-            dtype: to round the result to; by default that of the parameters.
+            dtype: dtype of the result; by default that of the parameters.
         """
         for index, tensor in enumerate(self._merge()):
             self.register_buffer(f"merged_{index}", tensor.to(dtype or tensor.dtype), persistent=False)

@@ -8,7 +8,7 @@ from sa2depth.nn.pointwise import PointwiseConv
 
 
 class Mlp(nn.Module):
-    """Expand, GELU, project back: every pixel by itself.
+    """Expand, GELU, project back, at every pixel independently.
 
     Args:
         channels: ``C``.

@@ -1,4 +1,4 @@
-"""Layer normalisation over channels: of tokens, and of maps (``LayerNormProxy`` of the released code)."""
+"""Layer normalisation over channels, for tokens and for maps (``LayerNormProxy`` of the released code)."""
 
 from einops import rearrange
 from torch import Tensor, nn

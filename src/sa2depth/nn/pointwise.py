@@ -11,14 +11,14 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """1x1 convolution.
 
     Args:
-        x: ``(B, C, H, W)``; where the channels of a pixel lie side by side, this is one matrix product.
+        x: ``(B, C, H, W)``; on CUDA in channels-last layout, this is one matrix product.
         weight: ``(O, C, 1, 1)``.
         bias: ``(O)``.
 
     Returns:
         ``(B, O, H, W)`` in the layout of ``x``.
     """
-    # the CPU's convolution takes tokens as well as it takes maps
+    # the CPU's convolution is as fast on tokens as on maps
     if x.device.type == "cpu" or not has_tokens(x):
         return F.conv2d(x, weight, bias)
     return _matrix_product(x, weight, bias)
@@ -35,7 +35,7 @@ class PointwiseConv(nn.Conv2d):
     Args:
         channels: ``C``.
         out: ``O``.
-        bias: whether there is one.
+        bias: add a learnt bias.
     """
 
     keep_float32 = False

@@ -11,14 +11,14 @@ from sa2depth.ops import depthwise_conv
 class PositionConv(MergesWeights):
     """Depthwise 3x3 convolution whose kernel is the learnt one plus a fixed diagonal.
 
-    The released code means ``x + conv(x)`` but adds ``eye(3)``: the result is
+    The released code intends ``x + conv(x)`` but adds ``eye(3)`` to the kernel, which gives
     ``x[i-1, j-1] + x[i, j] + x[i+1, j+1] + conv(x)``. Released weights were trained with it, so it stays.
 
     Args:
         channels: ``C``.
     """
 
-    keep_float32 = True  # the merged kernel of ops.depthwise_conv is taken in float32
+    keep_float32 = True  # ops.depthwise_conv reads the merged kernel in float32
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A layer run again in the backward pass instead of keeping what it made (Chen et al., 2016)."""
+"""Gradient checkpointing of one layer: recompute its activations in the backward pass (Chen et al., 2016)."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,11 +11,11 @@ from torch.utils.checkpoint import checkpoint
 
 
 def run_layer(layer: nn.Module, x: Tensor, *, again: bool) -> Tensor:
-    """A layer's result; kept for the backward pass if not ``again``, else computed again there.
+    """The result of a layer; with ``again``, its activations are recomputed in the backward pass instead of kept.
 
-    A layer that needs random numbers has a method ``draw`` that makes them of its input, and takes them as its second
-    argument: drawn once, they serve both runs, also where each is replayed from a CUDA graph of its own. For other
-    layers that may draw some (dropout, a layer of somebody else's) the RNG state is restored.
+    A layer that needs random numbers has a method ``draw(x)`` that returns them, and takes them as its second
+    argument: drawn once, they serve both runs, even if each run is replayed from its own CUDA graph. For other layers
+    that may draw random numbers (dropout, layers of other packages) the RNG state is restored.
     """
     if not (again and torch.is_grad_enabled()):
         result: Tensor = layer(x)
@@ -33,15 +33,15 @@ def run_layer(layer: nn.Module, x: Tensor, *, again: bool) -> Tensor:
 
 
 def _may_draw(layer: nn.Module) -> bool:
-    """Whether something inside may draw random numbers by itself: the second run must then see the same ones.
+    """True if something inside may draw random numbers itself: the second run must then see the same ones.
 
-    Layers of this package take those of `draw`, or none. Restoring the RNG's state cannot be captured in a CUDA graph,
-    so nobody pays for it without need; where it is needed, training runs without graphs and says so.
+    Layers of this package use the numbers of ``draw``, or none. Restoring the RNG state cannot be captured in a CUDA
+    graph, so it is done only where needed; training then runs without graphs and logs a warning.
     """
-    house = __name__.partition(".")[0]
+    own_package = __name__.partition(".")[0]
     return any(
         isinstance(inside, (_DropoutNd, nn.RReLU, nn.MultiheadAttention))
-        or type(inside).__module__.partition(".")[0] not in (house, "torch")
+        or type(inside).__module__.partition(".")[0] not in (own_package, "torch")
         for inside in layer.modules()
         if inside.training
     )
@@ -49,8 +49,8 @@ def _may_draw(layer: nn.Module) -> bool:
 
 @contextmanager
 def _statistics_kept(layer: nn.Module) -> Iterator[None]:
-    """Batch norms count a batch once, though they see it twice."""
-    # Put back afterwards, not switched off meanwhile: the second run must save the same tensors as the first.
+    """Restore the statistics of batch norms, so that they count a batch once although it passes twice."""
+    # The norms keep tracking meanwhile: the second run must save the same tensors as the first.
     norms = [m for m in layer.modules() if isinstance(m, _BatchNorm) and m.training]
     buffers = [buffer for norm in norms for buffer in norm.buffers()]
     before = [buffer.clone() for buffer in buffers]

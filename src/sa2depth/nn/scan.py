@@ -24,13 +24,13 @@ class SelectiveScan2d(nn.Module):
         channels: ``C``.
         state: size of the state of each inner channel, ``N``.
         expansion: inner channels per channel, ``D = expansion * C``.
-        directions: 4; 2 for rows alone, both ways; 1 for rows from left to right, from the top.
+        directions: 4 for rows and columns both ways, 2 for rows both ways, 1 for rows forwards only.
 
     Raises:
-        ConfigError: another number of directions.
+        ConfigError: if ``directions`` is another number.
     """
 
-    keep_float32 = False  # of the two products; the scan's own numbers are no layers
+    keep_float32 = False  # for the two projections; the scan's own parameters belong to no inner layer
 
     def __init__(
         self, channels: int, state: int = 16, expansion: int = 2, directions: Literal[4, 2, 1] = 4
@@ -55,7 +55,7 @@ class SelectiveScan2d(nn.Module):
         nn.init.uniform_(self.x_proj_weight, -(inner**-0.5), inner**-0.5)
         nn.init.uniform_(self.dt_weight, -(rank**-0.5), rank**-0.5)
         with torch.no_grad():
-            # Time steps spread evenly over the decades of the range; the bias is their inverse softplus.
+            # Time steps are log-uniform over the range; the bias is their inverse softplus.
             low, high = map(math.log, _DT_RANGE)
             dt = torch.empty_like(self.dt_bias).uniform_(low, high).exp().clamp(min=_DT_FLOOR)
             self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
@@ -63,7 +63,7 @@ class SelectiveScan2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` to ``(B, C, H, W)``."""
         tokens = rearrange(x, "b c h w -> b h w c")
-        # two products instead of one that is cut in two: each half is contiguous
+        # two matrix products instead of one that is split: each half is contiguous
         inner, gate = (F.linear(tokens, weight) for weight in self.in_proj.weight.chunk(2))
         inner = depthwise_conv(rearrange(inner, "b h w d -> b d h w"), self.conv.weight, self.conv.bias)
         scanned = selective_scan_2d(

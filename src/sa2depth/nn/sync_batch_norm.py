@@ -1,4 +1,4 @@
-"""Batch norm with the statistics of all processes that train together."""
+"""Batch norm that shares its statistics among all processes that train together."""
 
 from typing import Any, cast
 
@@ -15,19 +15,19 @@ _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class SyncBatchNorm(_BatchNorm):
-    """`torch.nn.SyncBatchNorm` that can be compiled, runs on a CPU, too, and keeps timm's activation behind a norm.
+    """A `torch.nn.SyncBatchNorm` that can be compiled, also runs on the CPU, and keeps timm's activation after a norm.
 
-    On CUDA it is PyTorch's own. While ``torch.compile`` traces, and on other devices, the same is written out, so that
-    it fuses with its surroundings; only what joins the processes' statistics is an operator of its own.
+    On CUDA, PyTorch's implementation runs. On other devices and under ``torch.compile``, the same formula runs in plain
+    tensor operations, which fuse with the layers around; only the gathering of statistics is an opaque operator.
 
     Args:
-        norm: that it takes the place of. Weights and statistics are shared, not copied, and keep their names.
+        norm: the norm to replace. Weights and statistics are shared with it, not copied, and keep their names.
 
     Raises:
-        ConfigError: if this kind of norm does more than is known here, or belongs to a part of the processes.
+        ConfigError: if the norm is of an unknown class, or belongs to a subset of the processes.
     """
 
-    # No subclass of PyTorch's, which DistributedDataParallel refuses on a CPU; its forward pass asks for these.
+    # Not a subclass of PyTorch's: DistributedDataParallel refuses that on a CPU. Its forward pass needs these.
     process_group = None
     _check_input_dim = nn.SyncBatchNorm._check_input_dim
     _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
@@ -39,7 +39,9 @@ class SyncBatchNorm(_BatchNorm):
                 "set trainer.sync_batchnorm=false"
             )
         if getattr(norm, "process_group", None) is not None:
-            raise ConfigError("a batch norm over a part of the processes is not supported")
+            raise ConfigError(
+                "a batch norm over a subset of the processes is not supported; set trainer.sync_batchnorm=false"
+            )
         super().__init__(
             norm.num_features, norm.eps, norm.momentum, affine=False, track_running_stats=False, device="meta"
         )
@@ -48,14 +50,14 @@ class SyncBatchNorm(_BatchNorm):
         self.act = getattr(norm, "act", nn.Identity())
         self.training = norm.training
         _share(norm, self)
-        self._replaced = (norm,)  # in a tuple it is no child of this module
+        self._replaced = (norm,)  # in a tuple, so that it is not registered as a child
 
     def plain_norm(self) -> bool:
-        """Whether no activation and no dropout follows; see `sa2depth.nn.traits`."""
+        """True if no activation and no dropout follows; see `sa2depth.nn.traits`."""
         return isinstance(self.act, nn.Identity) and isinstance(self.drop, nn.Identity)
 
     def restored(self) -> _BatchNorm:
-        """The norm that stood in this place, with the present weights and statistics."""
+        """The replaced norm, with the present weights and statistics."""
         (norm,) = self._replaced
         _share(self, norm)
         norm.train(self.training)
@@ -80,7 +82,7 @@ class SyncBatchNorm(_BatchNorm):
         count = x.numel() // x.shape[1]
         mean = x.sum(others) / max(count, 1)
         squares = (x - mean.view(shape)).square().sum(others)
-        # squares around the own mean and not around zero: nothing cancels
+        # squares around this process's mean, not around zero, so that nothing cancels
         own = torch.stack([mean, squares, torch.full_like(mean, count)])
         means, all_squares, counts = all_gather(own).unbind(1)
         total = counts.sum(0)
@@ -106,18 +108,18 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def synchronize_batch_norms(model: nn.Module) -> None:
-    """Put a `SyncBatchNorm` in the place of each batch norm of a model.
+    """Replace each batch norm of a model by a `SyncBatchNorm`, in place.
 
-    PyTorch's own conversion takes the activations out of timm's networks, which are a part of their norms.
+    PyTorch's own conversion would drop the activations of timm's networks, which are part of their norms.
 
     Raises:
-        ConfigError: if the model has a norm that this cannot be done with.
+        ConfigError: if one of the norms cannot be replaced.
     """
     _exchange(model, lambda norm: None if isinstance(norm, SyncBatchNorm) else SyncBatchNorm(norm))
 
 
 def restore_batch_norms(model: nn.Module) -> None:
-    """Undo `synchronize_batch_norms`; what was learned meanwhile stays."""
+    """Undo `synchronize_batch_norms`; weights and statistics keep their present values."""
     _exchange(model, lambda norm: norm.restored() if isinstance(norm, SyncBatchNorm) else None)
 
 
@@ -129,14 +131,14 @@ def _exchange(model: nn.Module, other: Any) -> None:
 
 
 def _share(source: nn.Module, target: nn.Module) -> None:
-    # the tensors themselves: a module's move to a device replaces its buffers
+    # shares the tensors themselves, because moving a module to a device replaces its buffers
     for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
         setattr(target, name, getattr(source, name))
 
 
 @torch.library.custom_op("sa2depth::all_gather", mutates_args=())
 def all_gather(values: Tensor) -> Tensor:
-    """``(...)`` of each process to ``(P, ...)`` of all, the same on each; its gradient is the sum over processes."""
+    """``(...)`` of each process to ``(P, ...)`` of all, the same everywhere; its gradient sums over processes."""
     gathered = values.new_empty(dist.get_world_size(), *values.shape)
     dist.all_gather_into_tensor(gathered.view(-1), values.reshape(-1))
     return gathered
@@ -144,7 +146,7 @@ def all_gather(values: Tensor) -> Tensor:
 
 @torch.library.custom_op("sa2depth::all_gather_backward", mutates_args=())
 def all_gather_backward(gradient: Tensor) -> Tensor:
-    """``(P, ...)`` of each process, summed over processes; ``(...)`` of the own one."""
+    """``(P, ...)`` of each process to this process's row ``(...)`` of their sum."""
     total = gradient.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total)
     return total[dist.get_rank()].clone()

@@ -16,6 +16,9 @@ class Upsample(nn.Module):
     Args:
         coarse: channels of the coarse map; even.
         fine: channels of the fine map and of the result.
+
+    Raises:
+        ConfigError: if ``coarse`` is odd.
     """
 
     compile_unit = True
@@ -23,7 +26,9 @@ class Upsample(nn.Module):
     def __init__(self, coarse: int, fine: int) -> None:
         super().__init__()
         if coarse % 2:
-            raise ConfigError(f"upsampling shuffles half the channels: {coarse} must be even")
+            raise ConfigError(
+                f"upsampling halves the channels, so their number {coarse} must be even: choose other encoder.channels"
+            )
         self.expand = PointwiseConv(coarse, 2 * coarse, bias=False)
         self.norm = ChannelNorm(2 * coarse)
         self.fuse = PointwiseConv(coarse // 2 + fine, fine)
@@ -31,6 +36,8 @@ class Upsample(nn.Module):
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
         """``(B, Cc, H, W)`` and ``(B, C, 2H, 2W)`` to ``(B, C, 2H, 2W)``."""
         shuffled = in_layout(F.pixel_shuffle(self.norm(self.expand(coarse)), 2))
-        # The 1x1 convolution of [shuffled, fine] without putting them together in memory first.
-        of_shuffled, of_fine = torch.split(self.fuse.weight, [shuffled.shape[1], fine.shape[1]], dim=1)
-        return pointwise(shuffled, of_shuffled, self.fuse.bias) + pointwise(in_layout(fine), of_fine)
+        # The 1x1 convolution of [shuffled, fine], without concatenating them in memory.
+        shuffled_kernel, fine_kernel = torch.split(
+            self.fuse.weight, [shuffled.shape[1], fine.shape[1]], dim=1
+        )
+        return pointwise(shuffled, shuffled_kernel, self.fuse.bias) + pointwise(in_layout(fine), fine_kernel)

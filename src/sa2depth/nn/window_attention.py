@@ -14,16 +14,16 @@ from sa2depth.nn.pointwise import PointwiseConv
 class WindowAttention(nn.Module):
     """Attention from every pixel to the pixels of its window; windows do not overlap and are not shifted.
 
-    Maps of any size are padded to whole windows, and padded pixels are no keys.
+    Maps of any size are padded to whole windows; padded pixels are masked out as keys.
 
     Args:
         channels: ``C``; ``channels // dim_head`` heads.
         dim_head: channels of a head; divides ``channels``.
-        _offset: kernel and stride of an offset network, which this attention does not have.
-        window: side of a window in pixels of the level.
+        _offset: ignored; kernel and stride of the offset network that other attentions have.
+        window: side of a window in pixels of the level, at least 1.
 
     Raises:
-        ConfigError: if ``dim_head`` does not divide ``channels``, or the window has no pixel.
+        ConfigError: if ``dim_head`` does not divide ``channels``, or ``window`` is below 1.
     """
 
     pairs: Tensor
@@ -31,9 +31,12 @@ class WindowAttention(nn.Module):
     def __init__(self, channels: int, dim_head: int, *_offset: int, window: int = 8) -> None:
         super().__init__()
         if channels % dim_head:
-            raise ConfigError(f"window attention: dim_head {dim_head} does not divide {channels} channels")
+            raise ConfigError(
+                f"window attention: dim_head {dim_head} does not divide {channels} channels; choose another "
+                "decoder.dim_head or other encoder.channels"
+            )
         if window < 1:
-            raise ConfigError(f"window attention: a window's side is at least 1 pixel, not {window}")
+            raise ConfigError(f"window attention: window must be at least 1 pixel, not {window}")
         self.heads = channels // dim_head
         self.window = window
         self.query_key_value = PointwiseConv(channels, 3 * channels)
@@ -56,7 +59,7 @@ class WindowAttention(nn.Module):
             y=self.window,
             x=self.window,
         )
-        # of four dimensions: with three, CUDA's fused kernels decline
+        # The bias has four dimensions: CUDA's fused kernels decline one with three.
         bias = self.position_bias[None, :, self.pairs].to(query.dtype)
         if down or right:
             bias = bias + self._beyond(x).to(query.dtype)
@@ -75,7 +78,7 @@ class WindowAttention(nn.Module):
         return fold_into((self.query_key_value,), scale, shift)
 
     def _beyond(self, x: Tensor) -> Tensor:
-        """The bias of the padding, ``(B * windows, 1, 1, N)``: 0 for keys in the map, minus infinity beyond it."""
+        """Mask of the padding, ``(B * windows, 1, 1, N)``: 0 for keys in the map, minus infinity beyond it."""
         height, width = x.shape[2:]
         inside = x.new_zeros(1, 1, height, width)
         padded = F.pad(inside, (0, -width % self.window, 0, -height % self.window), value=float("-inf"))
@@ -89,7 +92,7 @@ class WindowAttention(nn.Module):
 
 
 def _offsets_of_pairs(window: int) -> Tensor:
-    """Number of the offset from each pixel of a window to each, ``(N, N)`` with ``N = window ** 2``."""
+    """Index of the relative position of each pair of pixels of a window, ``(N, N)`` with ``N = window ** 2``."""
     places = torch.cartesian_prod(torch.arange(window), torch.arange(window))
     offsets = places[:, None] - places[None] + window - 1
     return offsets[..., 0] * (2 * window - 1) + offsets[..., 1]

@@ -1,4 +1,4 @@
-"""Operators: public functions on tensors, each with a pure-torch path that is the oracle for faster ones."""
+"""Operators: public functions on tensors, each with a pure-torch path that is the oracle of the faster ones."""
 
 from sa2depth.ops.choice import use_backend
 from sa2depth.ops.dcnv3 import dcnv3, dcnv3_fused

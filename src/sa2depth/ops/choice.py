@@ -1,7 +1,6 @@
-"""Which back end is asked for: by ``SA2DEPTH_OPS``, by ``use_backend``, or by one thread for itself.
+"""The chosen back end: by ``SA2DEPTH_OPS``, by ``use_backend``, or by one thread for itself.
 
-Every operator has a pure-torch implementation, which is the oracle for the faster ones; ``dispatch.py`` says what is
-made of the choice.
+Every operator has a pure-torch implementation, the oracle of the faster ones; ``dispatch.py`` applies the choice.
 """
 
 import os
@@ -13,25 +12,25 @@ from types import TracebackType
 from sa2depth.errors import ConfigError, nearest
 
 NAMES = ("auto", "torch", "cpu", "cuda", "triton", "mamba_ssm")
-"""What can be asked for, in ``use_backend`` and in the environment variable ``SA2DEPTH_OPS``."""
+"""Valid choices, for ``use_backend`` and the environment variable ``SA2DEPTH_OPS``."""
 
 _choice = os.environ.get("SA2DEPTH_OPS", "auto")
-_of_threads: dict[int, str] = {}
-"""By thread: choices that hold there alone."""
+_by_thread: dict[int, str] = {}
+"""Choices that hold only in one thread, by its id."""
 
 
 class use_backend:  # noqa: N801 - reads like torch.no_grad
-    """Choose the implementation of all operators, from now on or inside a ``with`` block.
+    """Choose the back end of all operators, from now on or inside a ``with`` block.
 
-    ``auto`` is the default. An operator that does not exist in the chosen form runs in its torch form; one that does
-    but cannot take its inputs raises ``ConfigError``. Compiled graphs (``torch.compile``) keep what was chosen when
-    they were traced until the choice changes.
+    ``auto`` is the default. An operator without the chosen back end runs on torch; one that has it but cannot take
+    its inputs there raises ``ConfigError``. Compiled graphs (``torch.compile``) keep the choice with which they were
+    traced until it changes.
 
     Args:
         name: ``auto``, ``torch``, ``cpu``, ``cuda``, ``triton`` or, for the scan, ``mamba_ssm``.
 
     Raises:
-        ConfigError: there is no such back end.
+        ConfigError: if there is no such back end.
     """
 
     def __init__(self, name: str) -> None:
@@ -51,32 +50,32 @@ class use_backend:  # noqa: N801 - reads like torch.no_grad
 
 
 def backend() -> str:
-    """The name that is asked for now.
+    """The name of the present choice.
 
     Raises:
-        ConfigError: ``SA2DEPTH_OPS`` names no back end.
+        ConfigError: if ``SA2DEPTH_OPS`` names no back end.
     """
     choice = _choice
-    if _of_threads:
-        choice = _of_threads.get(threading.get_ident(), choice)
+    if _by_thread:
+        choice = _by_thread.get(threading.get_ident(), choice)
     _check(choice)
     return choice
 
 
 @contextmanager
 def backend_of_this_thread(name: str) -> Iterator[None]:
-    """The implementation of all operators that this thread calls, whatever `use_backend` says for all."""
+    """Choose the back end of all operators that this thread calls, regardless of `use_backend`."""
     _check(name)
     thread = threading.get_ident()
-    before = _of_threads.get(thread)
-    _of_threads[thread] = name
+    before = _by_thread.get(thread)
+    _by_thread[thread] = name
     try:
         yield
     finally:
         if before is None:
-            del _of_threads[thread]
+            del _by_thread[thread]
         else:
-            _of_threads[thread] = before
+            _by_thread[thread] = before
 
 
 def _check(name: str) -> None:

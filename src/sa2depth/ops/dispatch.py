@@ -1,7 +1,8 @@
-"""Which implementation of an operator takes one call.
+"""The choice of an operator's implementation for one call.
 
-``auto`` takes the first implementation that can take the arguments and has passed its self-test; a name takes that one
-or says why it cannot. A chosen implementation that fails raises: nothing falls back after a launch.
+``auto`` chooses the first implementation that can take the arguments and has passed its self-test; a name chooses that
+back end or raises an error that says why it cannot. If the chosen implementation fails, it raises: nothing falls back
+after a launch.
 """
 
 import logging
@@ -23,13 +24,13 @@ _log = logging.getLogger(__name__)
 
 
 def choose(operator: Operator, *arguments: Any) -> Callable[..., Tensor]:
-    """The implementation of an operator for these arguments, of which the first one is a tensor.
+    """The implementation of an operator for these arguments, the first of which is a tensor.
 
     Raises:
-        ConfigError: the back end that was asked for by name cannot take them.
+        ConfigError: if the back end was chosen by name and cannot take them.
     """
     asked = choice.backend()
-    # a dual number has a tangent, which only torch's own operators know
+    # only torch's own operators propagate the tangents of dual numbers
     forward_mode = forward_ad._current_level >= 0
     oracle = operator.backends[-1].run
     if asked == "torch" or (asked == "auto" and forward_mode):
@@ -38,7 +39,7 @@ def choose(operator: Operator, *arguments: Any) -> Callable[..., Tensor]:
     for backend in operator.backends[:-1]:
         if asked not in ("auto", backend.name) or (backend.inference_only and wants_gradient(*arguments)):
             continue
-        # on a CPU Triton has an interpreter, to test kernels with, and nothing fast
+        # on the CPU Triton has only a slow interpreter, for testing kernels
         if asked == "auto" and (backend.on_request or (backend.name == "triton" and device.type == "cpu")):
             continue
         reason = backend.why_not(*arguments)
@@ -47,7 +48,7 @@ def choose(operator: Operator, *arguments: Any) -> Callable[..., Tensor]:
                 reason = "it has no derivatives in forward mode"
             if reason:
                 raise ConfigError(
-                    f"{operator.name}: the back end '{asked}' was asked for, but {reason}; use auto or torch"
+                    f"{operator.name}: the back end '{asked}' was chosen, but {reason}; use auto or torch"
                 )
         elif not reason:
             reason = why_not_trusted(operator.name, backend.name, device)

@@ -1,4 +1,4 @@
-"""Where a number must not be rounded to bf16: coordinates, scores before ranking, recurrences."""
+"""Guards for numbers that must not be rounded to bf16: coordinates, scores before ranking, recurrences."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ FLOAT32_PRODUCTS = ("highest", "high", "medium")
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor itself if it is float32 or float64, else a float32 copy."""
+    """A float32 copy of a bfloat16 or float16 tensor; other tensors unchanged."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
@@ -21,18 +21,18 @@ def float32_products(precision: str) -> Iterator[None]:
     """A context with this ``torch.set_float32_matmul_precision``.
 
     Args:
-        precision: ``highest`` computes products of float32 matrices in float32 (cuDNN's convolutions take TF32 all the
-            same, as PyTorch has it), ``high`` in TF32 on CUDA, ``medium`` in bf16 where there is a kernel for that.
+        precision: ``highest`` computes products of float32 matrices in float32 (cuDNN's convolutions still use TF32,
+            which is PyTorch's default), ``high`` in TF32 on CUDA, ``medium`` in bf16 where there is a kernel for that.
 
     Raises:
-        ConfigError: another word.
+        ConfigError: if ``precision`` is none of these.
     """
     if precision not in FLOAT32_PRODUCTS:
         raise ConfigError(
             f"float32_matmul_precision={as_typed(precision)}: {nearest(str(precision), FLOAT32_PRODUCTS)}"
         )
     before = torch.get_float32_matmul_precision()
-    if precision == before:  # and PyTorch's finer settings stay as they are
+    if precision == before:  # setting it again would overwrite PyTorch's finer settings
         yield
         return
     torch.set_float32_matmul_precision(precision)
@@ -43,5 +43,5 @@ def float32_products(precision: str) -> Iterator[None]:
 
 
 def no_autocast(tensor: Tensor) -> torch.autocast:
-    """A context in which autocast leaves operators on the tensor's device alone."""
+    """A context that disables autocast on the tensor's device."""
     return torch.autocast(tensor.device.type, enabled=False)

@@ -1,7 +1,7 @@
-"""The operators as plain data: what each one runs on, fastest first, and an example of its inputs.
+"""The operators as plain data: the back ends of each, fastest first, and an example of its inputs.
 
-Each operator's folder registers itself; the choice of a back end, self-test, trust, ``sa2depth doctor`` and the tests
-go through ``OPERATORS``.
+Each operator's folder registers its operator; the choice of a back end, self-test, trust, ``sa2depth doctor`` and the
+tests iterate over ``OPERATORS``.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,11 +14,11 @@ from torch import Tensor
 from sa2depth.resources import csrc_dir
 
 Example = tuple[Callable[[], Tensor], list[Tensor]]
-"""The public function on some inputs, and those of them that ask for gradients."""
+"""The public function applied to some inputs, and the inputs that require gradients."""
 
 
 def takes_all(*arguments: object) -> str:
-    """``why_not`` of a back end that takes whatever the operator takes."""
+    """``why_not`` of a back end that takes all inputs of its operator."""
     return ""
 
 
@@ -27,12 +27,13 @@ class Backend:
     """One implementation of an operator.
 
     Attributes:
-        name: ``torch``, ``cpu``, ``cuda`` ...: one of ``sa2depth.ops.choice.NAMES``.
-        run: the operator on its arguments.
-        why_not: says why it cannot take these arguments, which are those of ``run``; empty if it can.
-        sources: files whose content its numbers depend on: a self-test holds until one of them changes.
-        on_request: ``auto`` leaves it alone and a name takes it: it is there to compare with.
-        inference_only: it has no backward pass; where a gradient is wanted it does not exist.
+        name: one of ``sa2depth.ops.choice.NAMES``, such as ``torch``, ``cpu`` or ``cuda``.
+        run: computes the operator.
+        why_not: takes the arguments of ``run`` and returns the reason why the back end cannot take them; empty if it
+            can.
+        sources: files on which its results depend: a self-test is valid until one of them changes.
+        on_request: only a choice by name uses it, for comparisons; ``auto`` never does.
+        inference_only: it has no backward pass, so it is skipped if a gradient is needed.
     """
 
     name: str
@@ -49,8 +50,8 @@ class Operator:
 
     Attributes:
         name: its name in `sa2depth.ops`.
-        backends: fastest first; the last one is ``torch``, the oracle of the others, which takes everything.
-        example: ``(device, dtype) ->`` the public function on small inputs, and tensors to ask for gradients of.
+        backends: fastest first; the last one is ``torch``, the oracle of the others, which takes all inputs.
+        example: ``(device, dtype) ->`` the public function on small inputs, and the inputs that require gradients.
     """
 
     name: str
@@ -58,10 +59,10 @@ class Operator:
     example: Callable[[torch.device, torch.dtype], Example]
 
     def backend(self, name: str) -> Backend:
-        """The implementation of this name.
+        """The implementation with this name.
 
         Raises:
-            KeyError: there is none.
+            KeyError: if there is none.
         """
         return {backend.name: backend for backend in self.backends}[name]
 
@@ -86,12 +87,12 @@ def kernel_sources(*patterns: str) -> tuple[Path, ...]:
 
 
 def drawing(seed: int, device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
-    """For examples: a function from a shape to normally distributed numbers, the same for all devices and types."""
+    """For examples: a function from a shape to normally distributed numbers, equal on all devices and dtypes."""
     generator = torch.Generator().manual_seed(seed)
     # drawn in float32, so that all precisions start from the same numbers
     return lambda *shape: torch.randn(*shape, generator=generator, device="cpu").to(device, dtype)
 
 
 def as_leaves(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """For examples: the tensors as leaves that ask for gradients."""
+    """For examples: the tensors as leaves that require gradients."""
     return [tensor.detach().requires_grad_() for tensor in tensors]

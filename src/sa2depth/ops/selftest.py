@@ -1,4 +1,4 @@
-"""Every back end of every operator against the float64 torch path, on small inputs: `sa2depth doctor` runs it."""
+"""Compares every back end of every operator with the float64 torch path on small inputs; `sa2depth doctor` runs it."""
 
 import time
 from collections.abc import Callable
@@ -18,15 +18,15 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Check:
-    """One operator on one back end.
+    """The result of testing one operator on one back end.
 
     Attributes:
-        operator: its name in `sa2depth.ops`.
-        backend: ``torch``, ``cpu`` ...
-        error: largest error of the output and all gradients, as a share of the largest value of each; None where the
+        operator: the operator's name in `sa2depth.ops`.
+        backend: the back end's name, such as ``torch`` or ``cpu``.
+        error: largest error of the output and all gradients, as a share of the largest value of each; None if the
             back end cannot run.
         forward_ms: fastest of three forward calls after the first.
-        reason: why it cannot run.
+        reason: the reason why the back end cannot run; empty if it can.
     """
 
     operator: str
@@ -37,12 +37,12 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether it ran and was right."""
+        """True if it ran and its error is within the tolerance."""
         return self.error is not None and self.error <= TOLERANCE
 
 
 def offered(device: torch.device) -> list[tuple[str, str]]:
-    """Operators and back ends that belong to a device: ``torch`` to all, ``cpu`` to a CPU, the others to GPUs."""
+    """Pairs of operator and back end for a device: ``torch`` for all, ``cpu`` for a CPU, the others for GPUs."""
     return [
         (operator.name, backend.name)
         for operator in OPERATORS.values()
@@ -52,15 +52,15 @@ def offered(device: torch.device) -> list[tuple[str, str]]:
 
 
 def check(operator: str, backend: str, device: torch.device) -> Check:
-    """Test one back end of one operator, in float32 whatever products of float32 are allowed to be.
+    """Test one back end of one operator in full float32, regardless of the float32_matmul_precision in force.
 
     Args:
-        operator: its name in `sa2depth.ops`.
-        backend: of those of :func:`offered`.
-        device: where to run.
+        operator: the operator's name in `sa2depth.ops`.
+        backend: a back end's name from :func:`offered`.
+        device: the device to run on.
 
     Returns:
-        What was found; a back end that cannot run says why. One that fails in running raises what it raises.
+        The result, with a reason if the back end cannot take the inputs. Errors during its run are passed on.
     """
     tested = OPERATORS[operator]
     inference = tested.backend(backend).inference_only

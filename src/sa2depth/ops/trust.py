@@ -1,8 +1,7 @@
-"""A fast operator is trusted once it was right on this machine: a self-test at first use, remembered on disk.
+"""A fast back end is trusted after a self-test at its first use on this machine; the result is kept on disk.
 
-What is remembered belongs to the device, the versions of PyTorch, driver and compiler, and the operator's source; on a
-CPU, to the code path, too. Anything new is tested again. A back end that is wrong is left alone by ``auto``, and one
-line says so.
+A result is valid for one device, the versions of PyTorch, driver and compiler, the operator's source and, on a CPU, the
+code path; if any of these changes, the test runs again. ``auto`` skips a back end that fails, with one warning.
 """
 
 import hashlib
@@ -26,18 +25,18 @@ _lock = threading.Lock()
 
 
 def why_not_trusted(operator: str, backend: str, device: torch.device) -> str:
-    """Why a back end's numbers cannot be relied on; empty if they can.
+    """The reason why a back end's results cannot be trusted; empty if they can.
 
-    The first question on a machine runs the operator, forward and backward, on small inputs (under a second, compilers
-    of kernels apart), and compares with float64.
+    The first call on a machine runs the operator, forward and backward, on small inputs (under a second, without the
+    compilation of kernels), and compares the results with float64.
 
     Args:
-        operator: its name in `sa2depth.ops`.
-        backend: ``cpu``, ``cuda`` ...
-        device: where it would run.
+        operator: the operator's name in `sa2depth.ops`.
+        backend: the back end's name, such as ``cpu`` or ``cuda``.
+        device: the device that it would run on.
 
     Returns:
-        A sentence, or nothing.
+        The reason, or an empty string.
     """
     index = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
     return _tested(operator, backend, device.type, index)
@@ -60,14 +59,14 @@ def _verdict(operator: str, backend: str, kind: str, index: int | None) -> str:
         device = torch.device(kind) if index is None else torch.device(kind, index)
         verdict = _read(_note(operator, backend, device))
         if verdict is None:
-            # In a thread of its own no mode of the caller is on: inference, autocast, export, vmap, fake tensors ...
+            # A separate thread has none of the caller's modes: inference, autocast, export, vmap, fake tensors ...
             with (
                 stage(f"testing {operator} ({backend}) once on this machine"),
                 ThreadPoolExecutor(1) as thread,
             ):
                 result = thread.submit(check, operator, backend, device)
             if backend == "triton" and (error := result.exception()):
-                # It brings compilers and drivers of its own: what they lack here is no fault of the kernels.
+                # Triton brings its own compilers and drivers: if they fail here, the kernels are not at fault.
                 verdict = f"Triton fails on {device} ({type(error).__name__}: {error})"
             else:
                 verdict = remember(result.result(), device)
@@ -76,14 +75,14 @@ def _verdict(operator: str, backend: str, kind: str, index: int | None) -> str:
 
 
 def remember(result: Check, device: torch.device) -> str:
-    """Keep the result of a self-test for this and for later processes on this machine; what could not run, is not.
+    """Keep the result of a self-test for this and later processes on this machine, unless it could not run.
 
     Args:
-        result: of `sa2depth.ops.selftest.check`.
-        device: where it ran.
+        result: the result of `sa2depth.ops.selftest.check`.
+        device: the device that it ran on.
 
     Returns:
-        Why the back end is not to be trusted; empty if it is.
+        The reason why the back end cannot be trusted; empty if it can.
     """
     verdict = ""
     if result.error is None:
@@ -97,7 +96,7 @@ def remember(result: Check, device: torch.device) -> str:
         with atomic_path(_note(result.operator, result.backend, device)) as temporary:
             temporary.write_text(verdict, encoding="utf-8")
     except OSError as error:
-        _log.debug("the self-test cannot be remembered: %s", error)
+        _log.debug("the self-test's result cannot be saved: %s", error)
     return verdict
 
 

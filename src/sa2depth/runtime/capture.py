@@ -1,4 +1,4 @@
-"""Capturing CUDA graphs so that nothing else of the process is disturbed."""
+"""Capturing CUDA graphs without side effects on the rest of the process."""
 
 import atexit
 import functools
@@ -15,11 +15,11 @@ Result = TypeVar("Result")
 
 _lock = threading.RLock()
 _graphs: "weakref.WeakSet[torch.cuda.CUDAGraph]" = weakref.WeakSet()
-_WARM_UPS = 3  # kernels are compiled and algorithms chosen before a graph is captured
+_WARM_UPS = 3  # compile kernels and choose algorithms before a graph is captured
 
 
 def warm_up(function: Callable[[], object], device: torch.device) -> None:
-    """Call what will be captured, on a side stream: its allocations do not mix with those of the capture."""
+    """Call a function before its capture, on a side stream, so that its allocations do not mix with the capture's."""
     here = torch.cuda.current_stream(device)
     side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     side.wait_stream(here)
@@ -34,8 +34,8 @@ class Pool:
     """Memory and stream, shared by graphs that run one after the other.
 
     Attributes:
-        handle: of their memory.
-        stream: that they are captured on, of their own device: PyTorch's belongs to the device of its first capture.
+        handle: handle of their memory pool.
+        stream: capture stream on their device; PyTorch's default one belongs to the device of its first capture.
     """
 
     handle: Any
@@ -43,16 +43,16 @@ class Pool:
 
 
 def captured(function: Callable[[], Result], pool: Pool) -> tuple[torch.cuda.CUDAGraph, Result]:
-    """A graph of what a function does on the current device, and its result, which each replay fills again.
+    """Capture a function's work on the current device: the graph, and the result, which each replay overwrites.
 
-    Other threads may use the device meanwhile: loaders pin memory, and NCCL's watchdog looks at its events.
+    Other threads may use the device meanwhile: data loaders pin memory, and NCCL's watchdog queries its events.
     """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool.handle, pool.stream, capture_error_mode="thread_local"):
         result = function()
     _graphs.add(graph)
-    # Registered last, called first, before what ends a process group: NCCL waits until no graph holds a collective,
-    # which an exception's frames would let it do forever.
+    # Registered last, so called first, before the process group ends: NCCL waits until no graph holds a collective,
+    # and would wait forever if an exception's frames kept a graph alive.
     atexit.unregister(_forget)
     atexit.register(_forget)
     return graph, result
@@ -60,23 +60,23 @@ def captured(function: Callable[[], Result], pool: Pool) -> tuple[torch.cuda.CUD
 
 def _forget() -> None:
     for graph in list(_graphs):
-        with suppress(RuntimeError):  # a device that has failed
+        with suppress(RuntimeError):  # the device may have failed
             graph.reset()
 
 
 @functools.cache
 def _stream(index: int) -> torch.cuda.Stream:
-    # one for all captures on a device: cuBLAS keeps 32 MiB for each that it has ever seen
+    # one stream for all captures on a device: cuBLAS keeps 32 MiB for each stream that it has ever seen
     return torch.cuda.Stream(index)  # type: ignore[no-untyped-call]
 
 
 @contextmanager
 def memory_pool(device: torch.device) -> Iterator[Pool]:
-    """Memory for graphs that run one after the other. A capture that fails in here leaves the process as it was.
+    """Memory for graphs that run one after the other; cleans up after a capture that fails inside the context.
 
-    One thread at a time: PyTorch captures no two graphs at once. By itself PyTorch 2.11 leaves the capture's stream as
-    the current one, refuses random numbers on the device ever after, and neither closes the pool nor gives its memory
-    back.
+    A lock lets in one thread at a time, because PyTorch cannot capture two graphs at once. After a failed capture,
+    PyTorch 2.11 itself would leave the capture stream current, refuse random numbers on the device from then on, and
+    neither close the pool nor free its memory.
     """
     handle = torch.cuda.graph_pool_handle()
     index = torch.cuda.current_device() if device.index is None else device.index
@@ -87,7 +87,7 @@ def memory_pool(device: torch.device) -> Iterator[Pool]:
             yield Pool(handle, _stream(index))
         except BaseException:
             generator.graphsafe_set_state(numbers)
-            # refused where the capture has ended in order, and its graph frees the memory
+            # raises if the capture itself had ended properly; the graph then frees the memory
             with suppress(RuntimeError):
                 torch._C._cuda_endAllocateToPool(index, handle)
                 torch._C._cuda_releasePool(index, handle)

@@ -1,4 +1,4 @@
-"""Gradient checkpointing of a network's parts (Chen et al., 2016); `sa2depth.nn.recompute` runs their layers again."""
+"""Gradient checkpointing of a network's parts (Chen et al., 2016); `sa2depth.nn.recompute` does it for one layer."""
 
 from collections.abc import Collection, Mapping
 
@@ -13,11 +13,11 @@ def checkpoint_layers(model: nn.Module, parts: str | Collection[str] | None) -> 
     """Recompute the layers of some parts of a network in the backward pass: less memory, about a third more time.
 
     Args:
-        model: with the attributes ``encoder`` and ``decoder``.
-        parts: of ``encoder``, ``decoder``; one of them may stand alone.
+        model: a network with the attributes ``encoder`` and ``decoder``.
+        parts: ``encoder``, ``decoder``, or a list of them; None or an empty list for none.
 
     Raises:
-        ConfigError: no part has this name, or the part cannot do it.
+        ConfigError: if there is no part of this name, or the part does not offer it.
     """
     names = (parts,) if isinstance(parts, str) else parts or ()
     if isinstance(names, Mapping) or not isinstance(names, Collection):

@@ -1,7 +1,7 @@
-"""Training with the network replayed from CUDA graphs: a step takes as long as its kernels, not as Python.
+"""Training with the network replayed from CUDA graphs, so that Python's launch overhead disappears.
 
-A training step of SA2Depth-T launches over 3,000 kernels; on an H100 Python needs three times as long to launch them
-as they need to run.
+A training step of SA2Depth-T launches over 3,000 kernels; on an H100 Python takes three times as long to launch them
+as they take to run.
 """
 
 import logging
@@ -19,18 +19,18 @@ _log = logging.getLogger(__name__)
 
 
 class GraphedTraining:
-    """Calls a network in training mode; forward and backward pass are captured at the first batch, then replayed.
+    """A network in training mode whose forward and backward pass are captured at the first batch, then replayed.
 
-    The optimiser, the loss and all-reduces of gradients stay outside; those of synchronised batch norms are captured,
-    too. Weights are read where they lie: they may change in place, not be replaced. A batch of another shape, under
-    another autocast or with other weights frozen runs without graphs. Set gradients to None between steps: each replay
-    writes them again where the last ones lie, so that they can neither be accumulated nor zeroed, which raises
-    ``RuntimeError``. What wraps the network in ``DistributedDataParallel`` does so under a side stream, as Lightning
-    does, and calls `release` before it ends the process group, which would wait for the graphs.
+    The optimiser, the loss and all-reduces of gradients stay outside of the graphs; all-reduces of synchronised batch
+    norms are captured. Weights may change in place but must not be replaced. A batch of another shape, under another
+    autocast or with other weights frozen runs without graphs. Set gradients to None between steps: each replay
+    overwrites the last ones in place, so they cannot be accumulated or zeroed, and a gradient that is not None raises
+    ``RuntimeError``. Code that wraps the network in ``DistributedDataParallel`` must do so under a side stream, as
+    Lightning does, and call `release` before the process group ends, which would otherwise wait for the graphs.
 
     Args:
         model: a depth network on a CUDA device. Nothing in it may copy to the CPU.
-        required: raise if it cannot be captured; otherwise it then runs without graphs, and one line says why.
+        required: raise if it cannot be captured; by default it then runs without graphs and logs a warning.
     """
 
     def __init__(self, model: nn.Module, required: bool = False) -> None:
@@ -40,7 +40,7 @@ class GraphedTraining:
         self._key: tuple[object, ...] | None = None
 
     def __call__(self, image: Tensor) -> DepthOutput:
-        """``(B, 3, H, W)`` in [0, 1] to the network's output, with gradients to its weights."""
+        """Image ``(B, 3, H, W)`` in [0, 1] to the network's output, differentiable by its weights."""
         dtype = _autocast_dtype()
         trained = sum(weight.requires_grad for weight in self._model.parameters())
         key = (image.shape, image.dtype, dtype, trained)
@@ -53,7 +53,7 @@ class GraphedTraining:
         return DepthOutput(*replay(self._passes, image))
 
     def release(self) -> None:
-        """Give the graphs and their memory back; the next call captures again."""
+        """Free the graphs and their memory; the next call captures again."""
         if self._passes is not None:
             self._passes.forward.reset()
             self._passes.backward.reset()
@@ -64,13 +64,13 @@ class GraphedTraining:
         numbers = torch.cuda.get_rng_state(image.device)
         passes, failed = None, None
         try:
-            # inside, the network has its own autocast; around it, the backward pass would be under it, too
+            # autocast is entered inside, around the forward pass alone, not around the backward pass
             with torch.autocast("cuda", enabled=False):
                 passes = _capture(self._model, image, dtype)
         except RuntimeError as error:
             failed = error
         finally:
-            # the warm-up is no training: batch norms and random numbers know nothing of it
+            # the warm-up must not count as training: restore batch norms and the RNG state
             with torch.no_grad():
                 for buffer, value in zip(self._model.buffers(), before, strict=True):
                     buffer.copy_(value)
@@ -84,37 +84,37 @@ class GraphedTraining:
         return passes
 
 
-def _agreed(well: bool, device: torch.device) -> bool:
-    """Whether all processes that train together say so: synchronised batch norms are captured by all or by none."""
+def _agreed(succeeded: bool, device: torch.device) -> bool:
+    """True if all processes succeeded: synchronised batch norms must be captured by all or by none."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return well
-    word = torch.tensor(int(well), device=device)
-    torch.distributed.all_reduce(word, torch.distributed.ReduceOp.MIN)
-    return bool(word)
+        return succeeded
+    flag = torch.tensor(int(succeeded), device=device)
+    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN)
+    return bool(flag)
 
 
 class Replayable(Protocol):
     """A captured pass."""
 
     def replay(self) -> None:
-        """Run it on what lies in its inputs now."""
+        """Run it on the present content of its inputs."""
 
     def reset(self) -> None:
-        """Forget it."""
+        """Free it."""
 
 
 @dataclass(frozen=True)
 class Passes:
-    """Forward and backward pass of a network, and where their inputs and results lie.
+    """Forward and backward pass of a network with the tensors that they read and write.
 
     Attributes:
         forward: reads ``image`` and ``weights``, writes ``outputs``.
         backward: reads ``output_gradients``, writes ``gradients``.
-        image: of the batch.
-        outputs: of the network.
-        output_gradients: one for each output; None where it has no gradient.
-        weights: those that are trained.
-        gradients: one for each weight; None where it has no influence.
+        image: the batch's images.
+        outputs: the network's outputs.
+        output_gradients: one for each output; None if the output has no gradient.
+        weights: the trained weights.
+        gradients: one for each weight; None if the weight has no influence.
     """
 
     forward: Replayable
@@ -146,7 +146,7 @@ class _Replay(torch.autograd.Function):
         passes: Passes = ctx.passes
         if any(weight.grad is not None for weight in passes.weights):
             raise RuntimeError(
-                "a replay writes gradients where those of the step before lie: set them to None before backward "
+                "a replay overwrites the gradients of the step before: set them to None before backward "
                 "(optimizer.zero_grad() does), or train with cuda_graph=false to accumulate them"
             )
         for place, gradient in zip(passes.output_gradients, output_gradients, strict=True):
@@ -183,7 +183,7 @@ def _capture(model: nn.Module, image: Tensor, dtype: torch.dtype | None) -> Pass
             ),
             pool,
         )
-    # without its history, whose saved tensors the graphs keep by themselves
+    # detached from autograd: the graphs themselves keep the saved tensors alive
     results = tuple(output.detach() for output in outputs)
     return Passes(forward_pass, backward_pass, source, results, places, weights, gradients)
 

@@ -1,4 +1,4 @@
-"""A copy of the network for inference alone: the same function in fewer operations."""
+"""A copy of a network for inference that computes the same function with fewer operations."""
 
 import copy
 from typing import TypeVar
@@ -16,17 +16,17 @@ Network = TypeVar("Network", bound=nn.Module)
 def for_inference(model: Network, dtype: torch.dtype | None = None) -> Network:
     """A copy of a network that computes the same depth with fewer operations.
 
-    Batch norms are folded into the layers behind them, weights that layers merge from several parameters are merged
-    once, and weights of products are rounded: each where the layer itself says that it may be done
-    (`sa2depth.nn.traits`), so that a layer of somebody else's computes what it always did.
+    Batch norms are folded into the layers after them, merged weights are computed once, and weights of matrix products
+    are rounded. Each happens only if the traits of a layer allow it (`sa2depth.nn.traits`), so layers of other packages
+    are unaffected.
 
     Args:
-        model: the network; it is left as it is.
+        model: the network; it is not changed.
         dtype: bfloat16 or float16 for use under autocast: weights of matrix products and dense convolutions are rounded
-            once instead of at every call. Numbers that are never rounded (norms, offsets of keys, the scan) stay.
+            once instead of at every call. Weights that autocast never rounds (norms, key offsets, the scan) stay.
 
     Returns:
-        The copy, in eval mode and without gradients. Its weights do not follow those of ``model``.
+        The copy, in eval mode and without gradients. Later changes of ``model`` do not reach it.
     """
     fast = copy.deepcopy(model).eval().requires_grad_(False)
     fold_norms(fast)

@@ -1,4 +1,4 @@
-"""A function of a picture replayed from CUDA graphs: no Python and no launches between its kernels."""
+"""A function of an image replayed from CUDA graphs, without Python or launches between its kernels."""
 
 import logging
 import threading
@@ -15,20 +15,20 @@ Result = TypeVar("Result")
 
 _log = logging.getLogger(__name__)
 
-_A_WHILE = 32  # calls
+_IDLE_CALLS = 32
 
 
 class Graphed:
-    """Replays a function from CUDA graphs, one for each size of its input that comes again.
+    """Replays a function from CUDA graphs, one for each input size that is used repeatedly.
 
-    A size is captured when it comes for the second time. Where there are as many graphs as may be, one makes room that
-    has not been used for a while; sizes without a graph, and a function that cannot be captured, are called as they
-    are. Threads may share it: they take turns.
+    A size is captured after its first ``calls`` calls. If there are already ``most`` graphs, the one unused for
+    longest is dropped, but only after 32 calls without it. Sizes without a graph, and a function that cannot be
+    captured, are called normally. Threads may share this object and take turns.
 
     Args:
-        function: ``tensor -> tensor`` without a look at values on the CPU; its weights may not be replaced afterwards.
-        most: sizes that are kept; each keeps the memory of its intermediate results.
-        calls: of one size before it is captured.
+        function: ``tensor -> tensor`` that does not read values on the CPU; its weights must not be replaced later.
+        most: number of sizes that are kept; each keeps the memory of its intermediate results.
+        calls: normal calls of a size before it is captured.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], most: int = 4, calls: int = 1) -> None:
@@ -42,14 +42,14 @@ class Graphed:
         self._clock = 0
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The function of ``x``, a CUDA tensor; the result is the caller's own."""
+        """The function of ``x``, a CUDA tensor; later calls do not overwrite the result."""
         with self._lock:
             self._clock += 1
             graph = self._graph(x)
             if graph is not None:
                 graph.used = self._clock
                 result = graph(x)
-                # another thread may go on on another stream
+                # another thread may continue on another stream
                 torch.cuda.current_stream(x.device).synchronize()
                 return result
         return self._function(x)
@@ -64,9 +64,9 @@ class Graphed:
         try:
             self._graphs[key] = _Graph(self._function, x)
         except torch.OutOfMemoryError:
-            self._graphs.clear()  # the call itself may need what they hold
+            self._graphs.clear()  # the call itself may need their memory
             torch.cuda.empty_cache()
-            self._give_up(key, "the GPU's memory does not suffice")
+            self._give_up(key, "the GPU does not have enough memory")
         except RuntimeError as error:
             self._give_up(key, str(error).partition("\n")[0])
         return self._graphs.get(key)
@@ -75,7 +75,7 @@ class Graphed:
         if len(self._graphs) < self._most:
             return True
         oldest = min(self._graphs, key=lambda key: self._graphs[key].used)
-        if self._clock - self._graphs[oldest].used < _A_WHILE:
+        if self._clock - self._graphs[oldest].used < _IDLE_CALLS:
             return False
         del self._graphs[oldest]
         return True
@@ -86,7 +86,7 @@ class Graphed:
 
 
 class _Graph:
-    """A function captured with one size of input."""
+    """A function captured for one input size."""
 
     def __init__(self, function: Callable[[Tensor], Tensor], x: Tensor) -> None:
         self.used = 0
@@ -100,17 +100,17 @@ class _Graph:
 
 
 def capture(function: Callable[[], Result], device: torch.device) -> tuple[torch.cuda.CUDAGraph, Result]:
-    """Call a function and capture what it does on the device.
+    """Call a function and capture its work on the device.
 
     Args:
-        function: it may not copy to the CPU, and finds its inputs where they lie now.
+        function: must not copy to the CPU; replays read its inputs from their present memory.
         device: a CUDA device.
 
     Returns:
-        The graph, and the function's result, whose memory each replay fills again.
+        The graph, and the function's result, whose memory each replay overwrites.
 
     Raises:
-        RuntimeError: it cannot be captured; the device works on as before.
+        RuntimeError: if it cannot be captured; the device remains usable.
     """
     with memory_pool(device) as pool:
         warm_up(function, device)

@@ -1,7 +1,7 @@
-"""Checkpoints: one reader for every format that holds an SA2Depth model, one writer for ours.
+"""Checkpoints: one reader for every format that holds an SA2Depth model, and one writer for ours.
 
-Ours is a safetensors file whose header says what the function depends on: the architecture with its depth
-range, so that nobody has to remember a flag. The released files do not say it, and the caller must.
+Ours is a safetensors file whose header holds the architecture with its depth range, so that nobody has to remember a
+flag. The released files lack the depth range, and the caller must give it.
 """
 
 import copy
@@ -27,12 +27,12 @@ from sa2depth.weights.files import WeightFile, read_file
 from sa2depth.weights.official import architecture_of, from_official
 
 FORMAT_VERSION = 1
-"""Raised when a reader of today's files would misread tomorrow's."""
+"""Increased when older readers would misread new files."""
 
 _HEADER = "sa2depth"
 _LIGHTNING_PREFIX = "model."
 _RELEASED_NAME = "MLBP."
-# A file may come from a stranger: it may name layers, and nothing else of the package.
+# A file may come from a stranger, so it may name only layers, nothing else in the package.
 _TRUSTED = ("sa2depth.models.", "sa2depth.nn.")
 
 logger = logging.getLogger(__name__)
@@ -49,8 +49,8 @@ class Checkpoint:
             for released files.
         state: Tensors under our names.
         architecture: A name for people: the preset's, or the class of the encoder.
-        version: Of the package that wrote the file; ``None`` where it is not said.
-        extra: Whatever else was put in: scores, the protocol, the run.
+        version: Version of the package that wrote the file; ``None`` if unknown.
+        extra: Everything else that was saved: scores, the protocol, the run.
     """
 
     path: Path
@@ -74,13 +74,13 @@ def load_model(
     Args:
         path_or_name: Our ``.safetensors``, a Lightning ``.ckpt`` of our training, or a released ``.pth`` in
             any of its containers (flat; ``{'model': ...}`` with ``module.`` prefixes).
-        device: Where the model goes.
-        min_depth: Nearest bin edge in metres; only for released files, which do not carry it. For other files
-            it may be given but must agree with the file.
-        max_depth: Farthest bin edge in metres; as ``min_depth``.
-        trusted: Packages, modules or classes besides those of sa2depth that the file may name: ``"mypkg"`` or
-            ``["mypkg.encoders", "other"]``. They are imported and called, so name only what you know; nothing else
-            that a file names is ever imported.
+        device: Device of the model.
+        min_depth: Nearest bin edge in metres; needed for released files, which lack it. For other files it must agree
+            with the file if it is given.
+        max_depth: Farthest bin edge in metres; needed like ``min_depth``.
+        trusted: Packages, modules or classes outside of sa2depth that the file may name: ``"mypkg"`` or
+            ``["mypkg.encoders", "other"]``. They are imported and called, so name only code that you know; nothing
+            else that a file names is ever imported.
 
     Returns:
         The model in eval mode; ``model.spec`` is its architecture.
@@ -89,7 +89,7 @@ def load_model(
         CheckpointError: The file is missing, damaged, foreign, or of another architecture; the depth range is
             missing or contradicts the file; a preset's name was given, for which no weights are published; or the
             file names classes that are not trusted.
-        ConfigError: ``trusted`` is no such list.
+        ConfigError: ``trusted`` is not a name or a list of names.
     """
     allowed = parse_trusted(trusted)
     checkpoint = read_checkpoint(path_or_name)
@@ -101,26 +101,26 @@ def read_checkpoint(path_or_name: str | os.PathLike[str]) -> Checkpoint:
     """Read a checkpoint of any known format without building the model.
 
     Args:
-        path_or_name: As for `load_model`.
+        path_or_name: See `load_model`.
 
     Returns:
         Architecture and tensors under our names.
 
     Raises:
-        CheckpointError: As for `load_model`.
+        CheckpointError: The file is missing, damaged or foreign, or a preset's name was given.
     """
     _refuse_preset_name(path_or_name)
     return interpret(read_file(path_or_name))
 
 
 def identify(file: WeightFile) -> str | None:
-    """The kind of model that a file holds, from its header and names alone.
+    """The kind of model that a file holds, judged by its header and names.
 
     Args:
         file: From `read_file`.
 
     Returns:
-        ``"sa2depth"``, ``"lightning"`` or ``"released"``; ``None`` when it is no whole SA2Depth model.
+        ``"sa2depth"``, ``"lightning"`` or ``"released"``; ``None`` if it is not a whole SA2Depth model.
     """
     if _HEADER in file.metadata:
         return "sa2depth"
@@ -146,7 +146,7 @@ def interpret(file: WeightFile) -> Checkpoint:
         Architecture and tensors under our names.
 
     Raises:
-        CheckpointError: It is no SA2Depth model, or its parts do not fit together.
+        CheckpointError: It is not an SA2Depth model, or its parts do not fit together.
     """
     kind = identify(file)
     if kind == "sa2depth":
@@ -165,17 +165,17 @@ def build(
 
     Args:
         checkpoint: From `read_checkpoint`.
-        min_depth: Metres; needed where the file does not say it, otherwise it must agree.
-        max_depth: Metres; the same.
-        trusted: What the file may name besides layers of sa2depth, see `load_model`; ``None``: anything, for a file
-            that this process wrote.
+        min_depth: Metres; needed if the file lacks it, otherwise it must agree with the file.
+        max_depth: Metres; needed like ``min_depth``.
+        trusted: Names that the file may use besides layers of sa2depth, see `load_model`; ``None`` allows all, for a
+            file that this process wrote.
 
     Returns:
         The model.
 
     Raises:
-        CheckpointError: A missing or contradicting depth range, classes that are not trusted or cannot be imported,
-            or tensors that do not fit the architecture.
+        CheckpointError: The depth range is missing or contradicts the file, classes are not trusted or cannot be
+            imported, or tensors do not fit the architecture.
     """
     spec = copy.deepcopy(checkpoint.spec)
     _settle_range(checkpoint, spec, min_depth=min_depth, max_depth=max_depth)
@@ -193,25 +193,25 @@ def build(
 def save_model(
     model: nn.Module, path: str | os.PathLike[str], extra: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write a model as safetensors with its architecture in the header; the file appears whole or not at all.
+    """Write a model as safetensors with its architecture in the header, atomically.
 
     Args:
         model: A model from ``models.build_model`` or ``create_model``; it carries its ``spec``.
-        path: The file, ``.safetensors`` by custom; an existing one is replaced.
-        extra: What else belongs to the model (scores, protocol, experiment); plain JSON values.
+        path: The file, by convention ``.safetensors``; an existing one is replaced.
+        extra: Further information about the model (scores, protocol, experiment); plain JSON values.
 
     Returns:
         The path written.
 
     Raises:
-        CheckpointError: The model does not carry its architecture, ``extra`` is not JSON, or the place cannot
-            be written.
+        CheckpointError: The model does not carry its architecture, ``extra`` is not JSON, or the file cannot be
+            written.
     """
     target = Path(path).expanduser()
     spec = getattr(model, "spec", None)
     if not isinstance(spec, Mapping):
         raise CheckpointError(
-            "the model does not say its architecture (model.spec), so a file of it could not be read again: "
+            "the model does not carry its architecture (model.spec), so its file could not be read again: "
             "make it with sa2depth.create_model, sa2depth.load_model or models.build_model"
         )
     header = {
@@ -232,21 +232,21 @@ def save_model(
             save_file(tensors, temporary, metadata={_HEADER: text, "format": "pt"})
     except OSError as error:
         raise CheckpointError(f"{target} cannot be written: {error.strerror or error}") from error
-    except SafetensorError as error:  # its own name for a full disk
+    except SafetensorError as error:  # for example a full disk
         raise CheckpointError(f"{target} cannot be written: {error}") from error
     return target
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """``load_state_dict`` whose refusal can be read.
+    """``load_state_dict`` with a readable error.
 
     Args:
-        module: What receives the tensors.
-        state: Tensors by the module's names.
-        path: The file, for the error.
+        module: The module that receives the tensors.
+        state: Tensors under the module's names.
+        path: The file, for the error message.
 
     Raises:
-        CheckpointError: A tensor is missing, left over, or of another shape; counts and first names are said.
+        CheckpointError: Tensors are missing, left over, or of another shape; the message counts them and names three.
     """
     own = module.state_dict()
     missing = [name for name in own if name not in state]
@@ -268,7 +268,7 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], path: str | os
 
 
 def _untrusted(path: Path, error: UntrustedError) -> CheckpointError:
-    """Which classes, from which file, and every way to say that they are known."""
+    """The error that names the classes, the file, and every way to trust them."""
     names = ", ".join(
         name if name == home else f"{name} (really {home})"
         for name, home in zip(error.names, error.homes, strict=True)
@@ -276,14 +276,14 @@ def _untrusted(path: Path, error: UntrustedError) -> CheckpointError:
     roots = packages(error.homes)
     if "sa2depth" in packages(error.names):
         return CheckpointError(
-            f"{path} names {names}, which is not trusted: a model is made of sa2depth.models and sa2depth.nn, so this "
-            "file was altered"
+            f"{path} names {names}, which is not trusted: a model consists of sa2depth.models and sa2depth.nn, so this "
+            "file was altered; get it again from its author"
         )
     listed = roots[0] if len(roots) == 1 else f"[{','.join(roots)}]"
     options = " ".join(f"--trusted {root}" for root in roots)
     return CheckpointError(
         f"{path} names {names}, which is not trusted: loading it would import and call code outside of sa2depth, and a "
-        f"file may come from a stranger. If you know this code, say so: trusted={listed} (sa2depth.eval), {options} "
+        f"file may come from a stranger. If you know this code, add trusted={listed} (sa2depth.eval), {options} "
         f"(sa2depth predict and others), or load_model(..., trusted={roots!r})"
     )
 
@@ -299,7 +299,7 @@ def _refuse_preset_name(path_or_name: str | os.PathLike[str]) -> None:
     name = os.fspath(path_or_name)
     if name in PRESETS and not Path(name).exists():
         raise CheckpointError(
-            f"no weights are published for '{name}': give the path of a checkpoint, or make the untrained "
+            f"no weights are published for '{name}': give the path of a checkpoint, or create the untrained "
             f"network with sa2depth.create_model('{name}', min_depth=..., max_depth=...)"
         )
 
@@ -315,8 +315,8 @@ def _from_ours(file: WeightFile) -> Checkpoint:
         ) from error
     if number > FORMAT_VERSION:
         raise CheckpointError(
-            f"{file.path} is of format {number}, written by sa2depth {version}; this is {__version__}, which "
-            f"reads up to {FORMAT_VERSION}: upgrade sa2depth"
+            f"{file.path} has format {number}, written by sa2depth {version}; this is {__version__}, which "
+            f"reads formats up to {FORMAT_VERSION}: upgrade sa2depth"
         )
     return Checkpoint(
         file.path, "sa2depth", spec, file.content, _describe(spec), version, dict(header.get("extra") or {})
@@ -328,8 +328,8 @@ def _from_lightning(file: WeightFile) -> Checkpoint:
     spec = hyper.get("spec") if isinstance(hyper, Mapping) else None
     if not isinstance(spec, Mapping):
         raise CheckpointError(
-            f"{file.path} is a Lightning checkpoint of another program: hyper_parameters['spec'] is missing, "
-            "which sa2depth.train writes"
+            f"{file.path} is a Lightning checkpoint of another program: it lacks hyper_parameters['spec'], which "
+            "sa2depth.train writes"
         )
     state = {
         name.removeprefix(_LIGHTNING_PREFIX): tensor
@@ -353,14 +353,14 @@ def _from_released(file: WeightFile) -> Checkpoint:
         name = architecture_of(state)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{file.path} is not an SA2Depth model: {error}. If it holds an encoder alone, use it as "
+            f"{file.path} is not an SA2Depth model: {error}. If it holds only an encoder, use it as the "
             "pretrained encoder of a new model instead"
         ) from error
     return Checkpoint(file.path, "released", copy.deepcopy(dict(PRESETS[name])), state, name)
 
 
 def _describe(spec: Mapping[str, Any]) -> str:
-    """The preset whose parts these are, or the encoder's class: a name for people."""
+    """A name for people: the preset with these parts, or the class of the encoder."""
     parts = {key: value for key, value in spec.items() if key not in ("min_depth", "max_depth")}
     for name, preset in PRESETS.items():
         if parts == {key: value for key, value in preset.items() if key not in ("min_depth", "max_depth")}:
@@ -375,14 +375,14 @@ def _describe(spec: Mapping[str, Any]) -> str:
 def _settle_range(
     checkpoint: Checkpoint, spec: dict[str, Any], *, min_depth: float | None, max_depth: float | None
 ) -> None:
-    """Put the depth range into the spec, or say why that cannot be done."""
+    """Put the depth range into the spec, or raise an error that says why not."""
     given = {"min_depth": min_depth, "max_depth": max_depth}
     missing = [key for key, value in given.items() if value is None and spec.get(key) is None]
     if missing:
-        # OFFICIAL: the released scripts default to 0.1 m when training and 1e-3 m when evaluating, and the
-        # file does not say which: the choice shifts every bin centre, by 9 % at 1 m. Nobody can guess it.
+        # OFFICIAL: the released scripts default to 0.1 m in training and 1e-3 m in evaluation, and the file holds
+        # neither. The choice shifts every bin centre, by 9 % at 1 m, so it must not be guessed.
         raise CheckpointError(
-            f"{checkpoint.path} ({checkpoint.architecture}) does not carry its depth range, which shifts "
+            f"{checkpoint.path} ({checkpoint.architecture}) does not hold its depth range, which shifts "
             f"every bin centre: give {' and '.join(missing)} in metres. The released training script used "
             "min_depth 0.1, its evaluation script 1e-3 (depths at 1 m differ by up to 9 %); max_depth is 10 "
             "for NYU, 80 for KITTI"
@@ -393,7 +393,7 @@ def _settle_range(
         said = spec.get(key)
         if said is not None and float(said) != float(value):
             raise CheckpointError(
-                f"{checkpoint.path} was trained with {key} {said:g} m, and {value:g} m was asked for: leave "
-                f"{key} out, it comes with the file"
+                f"{checkpoint.path} was trained with {key} {said:g} m, but {value:g} m was given: leave "
+                f"{key} out; it comes from the file"
             )
         spec[key] = float(value)

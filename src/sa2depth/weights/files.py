@@ -1,8 +1,7 @@
 """Reading a weight file of any kind without trusting it.
 
-Safetensors are plain numbers; PyTorch files are unpickled with ``weights_only=True`` plus NumPy's plain
-arrays, which the released training script leaves in its files. Every failure says which file, what it is,
-what to do.
+Safetensors are plain numbers. PyTorch files are unpickled with ``weights_only=True`` plus NumPy's plain arrays, which
+the released training script saves in its files. Every error names the file, what is wrong with it, and what to do.
 """
 
 import os
@@ -22,7 +21,7 @@ _TEXT_STARTS = (b"<!doctype", b"<html", b"<?xml", b"<head")
 
 
 class UnreadableError(CheckpointError):
-    """A file that holds no weights that could be read: the file, what it is, what to do."""
+    """A file from which no weights can be read; the message says what is wrong and what to do."""
 
     def __init__(self, file: Path, what: str, advice: str) -> None:
         super().__init__(file, what, advice)
@@ -35,11 +34,11 @@ class UnreadableError(CheckpointError):
 
 @dataclass(frozen=True)
 class WeightFile:
-    """What a file holds, before anyone has asked what it means.
+    """The content of a file, not yet interpreted.
 
     Attributes:
         path: The file.
-        content: Tensors by name (safetensors), or the object that was pickled: mostly a dict.
+        content: Tensors by name (safetensors), or the pickled mapping.
         metadata: The text fields of a safetensors header; empty for PyTorch files.
     """
 
@@ -52,15 +51,15 @@ def read_file(path: str | os.PathLike[str], *, mapped: bool = False) -> WeightFi
     """Read a safetensors or PyTorch file onto the CPU; nothing in it is ever executed.
 
     Args:
-        path: The file; its kind is told from its bytes, not from its suffix.
-        mapped: Leave a PyTorch file's tensors on the disk, where its format can: for who wants the rest.
+        path: The file; its first bytes tell its kind, not its suffix.
+        mapped: Leave a PyTorch file's tensors on the disk if its format allows it, to read only the rest.
 
     Returns:
-        The content as it lies in the file.
+        The content, unchanged.
 
     Raises:
-        CheckpointError: No such file, a folder, an empty, truncated or foreign file, a web page saved under
-            the name of a checkpoint, or a pickle with objects other than tensors and plain values.
+        CheckpointError: There is no such file; it is a folder, empty, truncated or foreign; it is a web page saved
+            under the name of a checkpoint; or it is a pickle with objects other than tensors and plain values.
     """
     file = Path(path).expanduser()
     head = _first_bytes(file)
@@ -70,19 +69,19 @@ def read_file(path: str | os.PathLike[str], *, mapped: bool = False) -> WeightFi
 
 
 def holds_weights_alone(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is of the kind that cannot hold more than weights: safetensors, told from its first bytes.
+    """True if a file is safetensors, which can hold only weights; judged by its first bytes.
 
     Args:
         path: The file.
 
     Raises:
-        CheckpointError: As for `read_file`, as far as the first bytes say it.
+        CheckpointError: The first bytes show one of the errors of `read_file`.
     """
     return _looks_like_safetensors(_first_bytes(Path(path).expanduser()))
 
 
 def _first_bytes(file: Path) -> bytes:
-    """The first bytes, or an error that says why the file cannot be a checkpoint."""
+    """The first bytes; raises an error if the file cannot be a checkpoint."""
     if not file.exists():
         raise CheckpointError(f"no checkpoint at {file}{_neighbours(file)}")
     if file.is_dir():
@@ -93,7 +92,7 @@ def _first_bytes(file: Path) -> bytes:
     except OSError as error:
         raise UnreadableError(file, "cannot be read", error.strerror or str(error)) from error
     if not head:
-        raise UnreadableError(file, "is empty", "the download or the copy failed, fetch it again")
+        raise UnreadableError(file, "is empty", "the download or the copy failed; fetch it again")
     if head.lstrip().lower().startswith(_TEXT_STARTS):
         raise UnreadableError(
             file,
@@ -120,7 +119,7 @@ def _read_safetensors(file: Path) -> WeightFile:
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{file} is a damaged safetensors file ({error}): it was cut off or altered, fetch it again"
+            f"{file} is a damaged safetensors file ({error}): it was cut off or altered; fetch it again"
         ) from error
     return WeightFile(file, tensors, metadata)
 
@@ -137,18 +136,18 @@ def _read_torch(file: Path, *, mapped: bool) -> WeightFile:
                 file,
                 "holds Python objects besides tensors, and unpickling those can run any code, so it is refused "
                 f"({_refused(str(error))})",
-                "if you trust its author, re-save the tensors alone: "
+                "if you trust its author, save only the tensors again: "
                 "python -c \"import torch; c = torch.load('OLD', weights_only=False); "
                 "torch.save(c.get('model', c.get('state_dict', c)), 'NEW')\"",
             ) from error
         raise _foreign(file) from error
-    # Bytes that are no pickle are read as its instructions: anything can be raised, an IndexError for one.
+    # Other bytes are read as pickle instructions too, which can raise anything, even an IndexError.
     except Exception as error:
         if _is_pickle(file):
             raise UnreadableError(
                 file,
                 f"is a damaged PyTorch file ({_reason(error)})",
-                "it was cut off or altered, fetch it again",
+                "it was cut off or altered; fetch it again",
             ) from error
         raise _foreign(file) from error
     if not isinstance(content, Mapping):
@@ -161,7 +160,7 @@ def _read_torch(file: Path, *, mapped: bool) -> WeightFile:
 
 
 def _is_pickle(file: Path) -> bool:
-    """Whether the bytes begin like a PyTorch zip or a (legacy) pickle."""
+    """True if the file begins like a PyTorch zip or a (legacy) pickle."""
     with file.open("rb") as stream:
         head = stream.read(4)
     return head.startswith(b"PK") or (
@@ -173,8 +172,8 @@ def _foreign(file: Path) -> CheckpointError:
     return UnreadableError(
         file,
         "is not a checkpoint",
-        "neither safetensors nor a PyTorch file. Known are files of this project (.safetensors), its training "
-        "(.ckpt), the released SA2Depth files and InternImage or timm weights (.pth)",
+        "it is neither a safetensors nor a PyTorch file. Use a file of this project (.safetensors), of its training "
+        "(.ckpt), a released SA2Depth file, or InternImage or timm weights (.pth)",
     )
 
 
@@ -183,7 +182,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _refused(message: str) -> str:
-    """The name of the refused class from PyTorch's long message."""
+    """The name of the refused class, taken from PyTorch's long message."""
     for line in message.splitlines():
         if "GLOBAL" in line or "Unsupported" in line:
             return _first_sentence(line.strip())
@@ -191,12 +190,12 @@ def _refused(message: str) -> str:
 
 
 def _first_sentence(text: str) -> str:
-    """What went wrong; PyTorch goes on with advice that is not for our readers."""
+    """The first sentence; PyTorch's further sentences give advice that does not apply here."""
     return text.splitlines()[0].partition(". ")[0][:160]
 
 
 def _neighbours(file: Path) -> str:
-    """What lies where the missing file was looked for."""
+    """The checkpoints in the folder of a missing file, as part of a message."""
     if not file.parent.is_dir():
         return f": the folder {file.parent} does not exist either"
     return _files_inside(file.parent)
@@ -205,14 +204,14 @@ def _neighbours(file: Path) -> str:
 def _files_inside(folder: Path) -> str:
     suffixes = {".safetensors", ".ckpt", ".pth", ".pt"}
     names = sorted(item.name for item in folder.iterdir() if item.suffix in suffixes)
-    return f" (in {folder} there is: {', '.join(names[:5])})" if names else ""
+    return f" (found in {folder}: {', '.join(names[:5])})" if names else ""
 
 
 def _numpy_globals() -> list[Any]:
-    """What rebuilds NumPy arrays and scalars of numbers: data only, no code.
+    """Classes and functions that unpickle NumPy arrays and scalars of numbers; they run no code from the file.
 
-    The released training script writes ``best_eval_steps`` as an array, which torch >= 2.6 refuses by
-    default. Both module paths are named, because NumPy 2 moved them.
+    The released training script writes ``best_eval_steps`` as an array, which torch >= 2.6 refuses by default. Both
+    module paths are listed because NumPy 2 moved them.
     """
     multiarray = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray  # type: ignore[attr-defined]
     reconstruct, scalar = multiarray._reconstruct, multiarray.scalar

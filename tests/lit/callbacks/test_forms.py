@@ -56,12 +56,12 @@ def test_where_layers_cannot_be_compiled_auto_trains_them_as_they_are(caplog):
     with caplog.at_level("DEBUG"):
         begin(module, "auto")
     assert not compiled(module.model)
-    assert "layers are not compiled: cpu is no CUDA device" in caplog.text
+    assert "layers are not compiled: cpu is not a CUDA device" in caplog.text
     assert module.training_step(batch_of(), 0).isfinite()
 
 
 def test_where_layers_cannot_be_compiled_true_is_an_error():
-    with pytest.raises(ConfigError, match=r"compile=true: cpu is no CUDA device; use compile=auto"):
+    with pytest.raises(ConfigError, match=r"compile=true: cpu is not a CUDA device; use compile=auto"):
         begin(module_of(Encoded()), True)
 
 

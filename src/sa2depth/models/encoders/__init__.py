@@ -1,4 +1,4 @@
-"""Encoders: an image in, four maps at 1/4, 1/8, 1/16 and 1/32 out."""
+"""Encoders take an image and return four maps at 1/4, 1/8, 1/16 and 1/32."""
 
 from sa2depth.models.encoders.internimage import InternImage
 from sa2depth.models.encoders.timm import TimmEncoder

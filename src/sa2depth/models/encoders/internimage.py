@@ -1,4 +1,4 @@
-"""InternImage: a convolutional backbone on DCNv3 (Wang et al., CVPR 2023), as a feature pyramid."""
+"""InternImage: a convolutional backbone built on DCNv3 (Wang et al., CVPR 2023), as a feature pyramid."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -24,23 +24,26 @@ _ROW_MULTIPLE = 8  # 16 bytes of half precision
 
 
 class InternImage(nn.Module):
-    """The backbone without its classification head; returns each stage before its downsampling.
+    """The backbone without its classification head; it returns each stage's map before downsampling.
 
     Args:
         channels: channels of the first stage; they double at each stage.
         depths: layers of each of the four stages.
         groups: DCNv3 groups of each stage; each divides its stage's channels.
         post_norm: normalise after each branch instead of before it.
-        layer_scale: initial value of the learnt factor of each branch; without factor if None.
+        layer_scale: initial value of the learnt factor of each branch; None for no factor.
         offset_scale: factor of the DCNv3 offsets.
-        drop_path_rate: chance to skip a branch, growing linearly from 0 at the first layer to this at the
-            last.
+        drop_path_rate: probability of dropping a branch; grows linearly from 0 at the first layer to this value at
+            the last one.
         mlp_ratio: hidden channels of the MLP per channel.
 
     Attributes:
         channels: channels of the four maps, fine to coarse.
-        stride_multiple: sides of the image must be multiples of it.
-        gradient_checkpointing: run layers again in the backward pass instead of keeping what they made.
+        stride_multiple: both sides of an image must be multiples of it.
+        gradient_checkpointing: recompute layers in the backward pass instead of keeping their activations.
+
+    Raises:
+        ConfigError: if there are not four depths and four groups, or the groups do not divide the channels.
     """
 
     stride_multiple = 32
@@ -65,8 +68,8 @@ class InternImage(nn.Module):
             or any(c % g for c, g in zip(self.channels, groups, strict=True))
         ):
             raise ConfigError(
-                f"InternImage wants four depths and four groups that divide {self.channels} channels, "
-                f"got depths {list(depths)} and groups {list(groups)}"
+                f"InternImage takes four depths and four groups that divide its channels {self.channels}, "
+                f"not depths {list(depths)} and groups {list(groups)}"
             )
         total = sum(depths)
         rates = [
@@ -96,7 +99,7 @@ class InternImage(nn.Module):
 
 
 class Stem(nn.Module):
-    """Two strided convolutions: ``(B, 3, H, W)`` to channels-last ``(B, H/4, W/4, C)``."""
+    """Two strided convolutions from an image to a quarter of its sides, channels last."""
 
     compile_unit = True
     keep_float32 = False
@@ -117,7 +120,7 @@ class Stem(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve the sides, double the channels: ``(B, H, W, C)`` to ``(B, H/2, W/2, 2C)``."""
+    """Halve the sides and double the channels."""
 
     compile_unit = True
     keep_float32 = False
@@ -133,7 +136,7 @@ class Downsample(nn.Module):
 
 
 class StageNorm(TokenNorm):
-    """The norm behind the layers of a stage; a class of its own, because it is compiled by itself."""
+    """The norm after the layers of a stage; it has its own class because it is compiled separately."""
 
     compile_unit = True
 
@@ -143,7 +146,7 @@ class StageNorm(TokenNorm):
 
 
 class Stage(nn.Module):
-    """Layers of one resolution, a norm if they have none at their end, and the way to the next stage."""
+    """Layers of one resolution, a norm after them if they are pre-norm, and the downsampling to the next stage."""
 
     def __init__(self, channels: int, blocks: list["Layer"], norm: bool, downsample: bool) -> None:
         super().__init__()
@@ -186,13 +189,13 @@ class Layer(nn.Module):
             self.scale2 = nn.Parameter(torch.full((channels,), float(layer_scale)))
 
     def draw(self, x: Tensor) -> Tensor | None:
-        """The random numbers of a call with ``x``, ``(2, B, 1, 1, 1)``, or nothing if it takes none."""
+        """The random numbers ``(2, B, 1, 1, 1)`` for a call with ``x``; None if it needs none."""
         if not self.training or isinstance(self.drop_path, nn.Identity):
             return None
         return torch.rand((2, len(x), 1, 1, 1), device=x.device)
 
     def forward(self, x: Tensor, drawn: Tensor | None = None) -> Tensor:
-        """``(B, H, W, C)`` to ``(B, H, W, C)``; with the numbers of :meth:`draw`, else with its own."""
+        """``(B, H, W, C)`` to ``(B, H, W, C)``; ``drawn`` holds the numbers of :meth:`draw`, drawn here if None."""
         first, second = (None, None) if drawn is None else drawn
         x = x + self._branch(x, self.norm1, self.dcn, self.scale1, first)
         return x + self._branch(x, self.norm2, self.mlp, self.scale2, second)
@@ -238,7 +241,7 @@ class DeformableConv(MergesWeights):
         local = depthwise_conv(rearrange(x, "b h w c -> b c h w"), self.depthwise.weight, self.depthwise.bias)
         norm, tokens = self.norm, rearrange(local, "b c h w -> b h w c")
         local = layer_norm(tokens, norm.weight, norm.bias, norm.eps, gelu=True)
-        # Under autocast displacements are rounded to bf16, to 0.2 % of themselves; coordinates never are.
+        # Under autocast, offsets are rounded to bf16, a relative error of 0.2 %; coordinates never are.
         offset_and_logits = F.linear(local, *self.merged())
         sampled = dcnv3_fused(
             self.input_proj(x), offset_and_logits, groups=self.groups, offset_scale=self.offset_scale
@@ -246,7 +249,7 @@ class DeformableConv(MergesWeights):
         return self.output_proj(sampled)
 
     def _merge(self) -> tuple[Tensor, ...]:
-        # One matrix product for offsets and logits of the mask, its rows filled up to what multiplies fastest.
+        # One matrix product gives offsets and mask logits; its rows are padded to the multiple that runs fastest.
         missing = -(self.offset.out_features + self.mask.out_features) % _ROW_MULTIPLE
         weight = torch.cat((self.offset.weight, self.mask.weight))
         bias = torch.cat((self.offset.bias, self.mask.bias))
@@ -254,7 +257,7 @@ class DeformableConv(MergesWeights):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with GELU between."""
+    """Two linear layers with a GELU between them."""
 
     keep_float32 = False
 

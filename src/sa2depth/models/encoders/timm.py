@@ -15,23 +15,23 @@ _MULTIPLES = (32, 64, 128, 224, 256, 384, 448, 512)
 
 
 class TimmEncoder(nn.Module):
-    """A timm backbone by name, never downloaded: weights come through ``sa2depth.weights.load_encoder``.
+    """A timm backbone by name with random weights; ``sa2depth.weights.load_encoder`` loads pretrained ones.
 
     Args:
         name: timm's name of the network, such as ``resnet18``.
-        channels: four widths, fine to coarse, to which 1x1 convolutions bring the maps; the network's own if
-            None.
+        channels: channels of the four maps, fine to coarse, which 1x1 convolutions produce; None keeps the
+            network's own.
         drop_path_rate: timm's stochastic depth, for networks that have it.
 
     Attributes:
         channels: channels of the four maps, fine to coarse.
-        stride_multiple: sides of the image must be multiples of it: 32, or more where attention has windows.
+        stride_multiple: both sides of an image must be multiples of it: 32, or more for window attention.
         pixel_mean: RGB mean that the network was trained with.
         pixel_std: RGB standard deviation that the network was trained with.
 
     Raises:
-        ConfigError: if timm has no such network, it has no maps at 1/4, 1/8, 1/16 and 1/32, or takes images of one
-            size only.
+        ConfigError: if timm has no such network, or it has no maps at 1/4, 1/8, 1/16 and 1/32, or it takes images of
+            only one size, or ``channels`` has the wrong length.
     """
 
     compile_unit = "in parts"  # some of timm's networks have graph breaks
@@ -55,7 +55,9 @@ class TimmEncoder(nn.Module):
             self.projections = nn.ModuleList(nn.Identity() for _ in own)
         else:
             if len(channels) != len(own):
-                raise ConfigError(f"encoder '{name}' wants {len(own)} channels, got {list(channels)}")
+                raise ConfigError(
+                    f"encoder.channels of '{name}' must be a list of {len(own)} channels, not {list(channels)}"
+                )
             self.channels = list(channels)
             self.projections = nn.ModuleList(
                 nn.Conv2d(old, new, 1) for old, new in zip(own, channels, strict=True)
@@ -74,21 +76,21 @@ class TimmEncoder(nn.Module):
 
 
 class _Shape(NamedTuple):
-    """How a network of timm makes a feature pyramid."""
+    """The settings with which a timm network makes a feature pyramid."""
 
     indices: list[int]
-    """Which of its feature maps lie at 1/4, 1/8, 1/16 and 1/32."""
+    """Its feature maps at 1/4, 1/8, 1/16 and 1/32."""
     multiple: int
-    """Sides of images for which they do."""
+    """Both sides of an image must be multiples of it."""
     options: dict[str, Any]
-    """Arguments that it needs for images of any size."""
+    """Arguments of ``timm.create_model`` that let it take images of any size."""
 
 
 @cache
 def _shape(name: str) -> _Shape:
-    """Found out by running the network without numbers."""
+    """The settings of a network, found by running it on the meta device."""
     indices = _pyramid_indices(name)
-    # windows of attention that are not tied to one size of image: an option that only some networks know
+    # strict_img_size=False frees window attention from one image size; only some networks have this option
     for options in ({}, {"strict_img_size": False}):
         try:
             with torch.device("meta"):
@@ -99,13 +101,14 @@ def _shape(name: str) -> _Shape:
             if _is_pyramid(network, multiple):
                 return _Shape(indices, multiple, options)
     raise ConfigError(
-        f"encoder '{name}' takes images of one size only, or of multiples that none of {list(_MULTIPLES)} is; a depth "
-        "network needs one that takes others, such as convnext_tiny, resnet50 or swin_tiny_patch4_window7_224"
+        f"encoder '{name}' takes images of one size only, or none whose sides are multiples of one of "
+        f"{list(_MULTIPLES)}; choose an encoder that takes images of any size, such as convnext_tiny, resnet50 or "
+        "swin_tiny_patch4_window7_224"
     )
 
 
 def _is_pyramid(network: nn.Module, multiple: int) -> bool:
-    """Whether maps have 1/4, 1/8, 1/16 and 1/32 of an image of one multiple by two."""
+    """True if an image of ``multiple`` x ``2 * multiple`` gives maps at 1/4, 1/8, 1/16 and 1/32."""
     sides = multiple, 2 * multiple
     try:
         with torch.no_grad():
@@ -118,7 +121,7 @@ def _is_pyramid(network: nn.Module, multiple: int) -> bool:
 
 
 def _pyramid_indices(name: str) -> list[int]:
-    """Which of the network's feature maps lie at 1/4, 1/8, 1/16 and 1/32."""
+    """Indices of the network's feature maps at 1/4, 1/8, 1/16 and 1/32."""
     with torch.device("meta"):
         reductions = list(_create(name, None, {}).feature_info.reduction())
     if not set(_STRIDES) <= set(reductions):

@@ -1,6 +1,6 @@
 """DCNv3: deformable aggregation with grouped, softmax-normalised kernel points.
 
-Source: InternImage (Wang et al., CVPR 2023), the geometry of its CUDA kernel.
+Source: InternImage (Wang et al., CVPR 2023), with the geometry of its CUDA kernel.
 """
 
 from torch import Tensor, device, dtype
@@ -28,28 +28,26 @@ def dcnv3(
 ) -> Tensor:
     """Sum over kernel points of mask times the input sampled bilinearly at the displaced point.
 
-    ``P`` is the number of kernel points: ``kernel_size ** 2``, one less with ``remove_center``. Points run
-    along the width first: point ``i * kernel_size + j`` is column ``i``, row ``j``. Outside the input lie
-    zeros. Coordinates and the softmax are computed in float32 (float64 for float64 input) whatever the autocast
-    state.
+    ``P`` is the number of kernel points: ``kernel_size ** 2``, one less with ``remove_center``. Points run down the
+    columns: point ``i * kernel_size + j`` is column ``i``, row ``j``. The input is padded with zeros. Coordinates and
+    the softmax are computed in float32 (float64 for float64 input), even under autocast.
 
-    At whole coordinates the slope jumps: the fast back ends take the one to the right and below, the torch path the one
-    that its rounding falls on. That includes -1, just outside the input, where the released CUDA kernel has slope zero:
-    offsets of a new network are zero, which puts border points there.
+    At whole coordinates the slope jumps: the fast back ends use the slope to the right and below, the torch path the
+    one on whose side it rounds. This includes -1, just outside the input, where the released CUDA kernel has slope
+    zero; it matters because a new network's offsets are zero, which puts border points there.
 
-    The fast back ends join ``offset`` and ``mask`` first; ``dcnv3_fused`` takes them joined.
+    The fast back ends concatenate ``offset`` and ``mask`` first; ``dcnv3_fused`` takes them concatenated.
 
     Args:
         input: ``(B, H, W, C)``, channels last; group ``g`` owns channels ``g * C/G`` to ``(g + 1) * C/G``.
-        offset: ``(B, Ho, Wo, G * P * 2)`` in pixels as pairs ``(dx, dy)``, to be multiplied by
-            ``offset_scale``.
-        mask: ``(B, Ho, Wo, G * P)``, weights of the points, already normalised by the caller; logits with ``softmax``.
+        offset: ``(B, Ho, Wo, G * P * 2)`` in pixels as pairs ``(dx, dy)``, before ``offset_scale``.
+        mask: ``(B, Ho, Wo, G * P)``, weights of the points, normalised by the caller; logits with ``softmax``.
         groups: ``G``; divides ``C``.
         kernel_size: side of the square kernel.
         stride: step between outputs, in input pixels.
         padding: zeros around the input, in pixels.
         dilation: distance of neighbouring kernel points.
-        offset_scale: factor of the whole displacement, kernel grid included (released code).
+        offset_scale: factor of the whole displacement, including the kernel grid as in the released code.
         remove_center: leave out the middle point of an odd kernel.
         softmax: normalise ``mask`` over the ``P`` points of each group.
 
@@ -57,7 +55,7 @@ def dcnv3(
         ``(B, Ho, Wo, C)`` in the dtype of ``input``.
 
     Raises:
-        ShapeError: if channels, offset or mask do not belong together.
+        ShapeError: if the shapes of input, offset and mask do not match.
     """
     rows, columns, points = _output_shape(
         input, groups, kernel_size, stride, padding, dilation, remove_center
@@ -65,7 +63,7 @@ def dcnv3(
     for name, tensor, last in (("offset", offset, groups * points * 2), ("mask", mask, groups * points)):
         expected = (input.shape[0], rows, columns, last)
         if tuple(tensor.shape) != expected:
-            raise ShapeError(f"dcnv3 wants {name} of shape {expected}, got {tuple(tensor.shape)}")
+            raise ShapeError(f"dcnv3 takes {name} of shape {expected}, not {tuple(tensor.shape)}")
     options = (groups, kernel_size, stride, padding, dilation, float(offset_scale), remove_center, softmax)
     run = choose(OPERATOR, input, (offset, mask), *options)
     with no_autocast(input):
@@ -84,26 +82,26 @@ def dcnv3_fused(
     offset_scale: float = 1.0,
     remove_center: bool = False,
 ) -> Tensor:
-    """``dcnv3`` with ``softmax`` on the result of one linear layer, which is neither split nor copied.
+    """``dcnv3`` with ``softmax`` for offsets and logits from one linear layer, which are neither split nor copied.
 
     Args:
         input: ``(B, H, W, C)``, channels last.
         offset_and_logits: ``(B, Ho, Wo, R)``, ``R`` at least ``3 * G * P``: the ``G * P * 2`` offsets, the ``G * P``
-            logits of the masks, and any others, which are not read and have a zero gradient (matrix products are faster
+            mask logits, then optional padding, which is not read and has a zero gradient (matrix products are faster
             for multiples of 8). Any floating dtype.
         groups: ``G``; divides ``C``.
         kernel_size: side of the square kernel.
         stride: step between outputs, in input pixels.
         padding: zeros around the input, in pixels.
         dilation: distance of neighbouring kernel points.
-        offset_scale: factor of the whole displacement, kernel grid included (released code).
+        offset_scale: factor of the whole displacement, including the kernel grid as in the released code.
         remove_center: leave out the middle point of an odd kernel.
 
     Returns:
         ``(B, Ho, Wo, C)`` in the dtype of ``input``.
 
     Raises:
-        ShapeError: if channels, offsets and logits do not belong together.
+        ShapeError: if the shapes of input, offsets and logits do not match.
     """
     rows, columns, points = _output_shape(
         input, groups, kernel_size, stride, padding, dilation, remove_center
@@ -111,7 +109,7 @@ def dcnv3_fused(
     masks, found = groups * points, tuple(offset_and_logits.shape)
     expected = (input.shape[0], rows, columns, 3 * masks)
     if found[:-1] != expected[:-1] or found[-1] < expected[-1]:
-        raise ShapeError(f"dcnv3 wants offsets and logits of shape {expected} or wider, got {found}")
+        raise ShapeError(f"dcnv3 takes offsets and logits of shape {expected} or wider, not {found}")
     options = (groups, kernel_size, stride, padding, dilation, float(offset_scale), remove_center, True)
     run = choose(OPERATOR, input, (offset_and_logits,), *options)
     with no_autocast(input):
@@ -130,10 +128,12 @@ def _output_shape(
     """Rows, columns and kernel points of the output."""
     if input.dim() != 4 or input.shape[-1] % groups:
         raise ShapeError(
-            f"dcnv3 wants input (B, H, W, C) with C divisible by {groups} groups, got {tuple(input.shape)}"
+            f"dcnv3 takes input (B, H, W, C) with C divisible by {groups} groups, not {tuple(input.shape)}"
         )
     if remove_center and kernel_size % 2 == 0:
-        raise ShapeError(f"dcnv3: remove_center needs an odd kernel, {kernel_size} has no middle point")
+        raise ShapeError(
+            f"dcnv3: remove_center needs an odd kernel_size, and {kernel_size} has no middle point"
+        )
     extent = dilation * (kernel_size - 1) + 1
     rows, columns = ((side + 2 * padding - extent) // stride + 1 for side in input.shape[1:3])
     return rows, columns, kernel_size * kernel_size - int(remove_center)

@@ -1,4 +1,4 @@
-"""What the fast back ends of DCNv3 share: joined points, fixed-point sums, fake kernels and the gradient formula."""
+"""Shared by the fast back ends of DCNv3: joined points, fixed-point sums, fake kernels and the gradient formula."""
 
 import math
 from typing import Any
@@ -9,11 +9,11 @@ from torch import Tensor
 from sa2depth.ops.autograd import CustomOp, refuse_second_derivative
 
 KERNEL_SIZE = 3
-"""Side of the kernel that the GPU's kernels are written for."""
+"""Kernel size that the GPU kernels support."""
 
 
 def joined(points: tuple[Tensor, ...]) -> Tensor:
-    """Offset and mask of each pixel in one tensor."""
+    """Offset and mask in one tensor."""
     return points[0] if len(points) == 1 else torch.cat(points, dim=-1)
 
 
@@ -25,10 +25,10 @@ def like_output(input: Tensor, points: Tensor, *options: Any) -> Tensor:
 def fixed_point(
     grad: Tensor, points: Tensor, groups: int, remove_center: bool, softmax: bool
 ) -> tuple[Tensor, Tensor]:
-    """Units in 1, and the value of one unit, both float32 on the device: as fine as no overflow allows.
+    """Units in 1, and the value of one unit, both float32 on the device: the finest unit that cannot overflow.
 
-    No pixel of the input gets more than each point's largest share once. The unit is then 2**-44 of the largest
-    product of gradient and mask for a map of 120x160, far below float32's own rounding of it.
+    An input pixel gets at most the largest possible share once from each point. For a map of 120x160 the unit is then
+    2**-44 of the largest product of gradient and mask, far below float32's rounding of it.
     """
     largest = grad.abs().amax().double()
     if not softmax:
@@ -36,20 +36,20 @@ def fixed_point(
         largest = largest * points[..., 2 * used : 3 * used].abs().amax().double()
     shares = points.shape[1] * points.shape[2] * KERNEL_SIZE**2
     exponent = torch.frexp(largest * shares).exponent
-    # 2**62 with a bit to spare for rounding; beyond 2**126 float32 has no such unit
+    # 2**62 with one spare bit for rounding; float32 has no unit beyond 2**126
     one = torch.ones((), dtype=torch.float64, device=grad.device)
     unit = torch.ldexp(one, (61 - exponent).clamp(-126, 126)).float()
-    # a gradient that is not finite has no fixed point: it shows in all of the result
+    # fixed point cannot hold a gradient that is not finite: the whole result becomes NaN instead
     return unit, torch.where(largest.isfinite(), 1 / unit, math.nan)
 
 
 def register(forward: CustomOp, backward: CustomOp, backend: str) -> None:
-    """Make a differentiable operator of a pair that computes DCNv3.
+    """Register the backward operator of DCNv3 as the gradient of the forward operator.
 
     Args:
-        forward: ``(input, points, *options) -> output``; ``points`` are offset and mask of each pixel, joined.
+        forward: ``(input, points, *options) -> output``; ``points`` are the joined offset and mask.
         backward: ``(grad, input, points, *options) -> gradients of the two``.
-        backend: for the message about second derivatives.
+        backend: name for the message about second derivatives.
     """
 
     def like_inputs(grad: Tensor, input: Tensor, points: Tensor, *options: Any) -> tuple[Tensor, Tensor]:

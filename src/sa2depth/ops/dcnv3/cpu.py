@@ -14,14 +14,14 @@ _MOST_POINTS = 64
 
 
 def why_not(input: Tensor, points: tuple[Tensor, ...], groups: int, kernel_size: int, *others: float) -> str:
-    """Why the library cannot take these arguments; empty if it can. ``points``: offset and mask, or both in one."""
+    """The reason why the library cannot take these arguments; ``points`` are offset and mask, or both joined."""
     if kernel_size * kernel_size > _MOST_POINTS:
         return f"the kernel has {kernel_size} x {kernel_size} points, more than {_MOST_POINTS}"
     return cpp.why_not("dcnv3", input, *points)
 
 
 def run(input: Tensor, points: tuple[Tensor, ...], groups: int, kernel_size: int, *options: Any) -> Tensor:
-    """``ops.dcnv3`` for arguments that ``why_not`` has nothing against."""
+    """``ops.dcnv3`` for arguments that ``why_not`` accepts."""
     return dcnv3(input.float(), joined(points).float(), groups, kernel_size, *options).to(input.dtype)
 
 
@@ -38,10 +38,10 @@ def dcnv3(
     remove_center: bool,
     softmax: bool,
 ) -> Tensor:
-    """As ``ops.dcnv3``; float32 tensors.
+    """``ops.dcnv3`` for float32 tensors.
 
-    ``points`` is ``(B, Ho, Wo, R)``: the offsets of all groups, their masks (or logits, with ``softmax``), and what
-    nobody reads, whose gradient is zero.
+    ``points`` is ``(B, Ho, Wo, R)``: the offsets of all groups, their masks (or logits, with ``softmax``), and padding,
+    whose gradient is zero.
     """
     options = (groups, kernel_size, stride, padding, dilation, offset_scale, remove_center, softmax)
     output = like_output(input, points)
@@ -65,7 +65,7 @@ def dcnv3_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of input and points; ``grad`` is that of the output."""
     options = (groups, kernel_size, stride, padding, dilation, offset_scale, remove_center, softmax)
-    # sums of scattered samples
+    # zeros, because samples are added to it
     grad_input = input.new_zeros(input.shape)
     grad_points = points.new_empty(points.shape)
     tensors = (input.contiguous(), points.contiguous(), grad.contiguous(), grad_input, grad_points)

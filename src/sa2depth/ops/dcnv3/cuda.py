@@ -1,9 +1,9 @@
 """DCNv3 with a 3x3 kernel on CUDA: a ``torch.library`` operator around ``csrc/dcnv3``.
 
-The gradient of the input is summed with floating-point atomics, in no fixed order. While
-``torch.use_deterministic_algorithms`` is on it is summed in 64-bit fixed point instead, which gives the same bits in
-every run; that takes twice the memory for the sums, one more pass over the output's gradient (and the mask), and
-atomics of twice the size. All else is the same in every run anyway.
+The gradient of the input is summed with floating-point atomics, in no fixed order. Under
+``torch.use_deterministic_algorithms`` it is summed in 64-bit fixed point instead, which gives the same bits in every
+run but takes twice the memory for the sums, one more pass over the output's gradient (and the mask), and atomics of
+twice the size. All other results are the same in every run anyway.
 """
 
 import ctypes
@@ -22,45 +22,47 @@ from sa2depth.ops.runtime.nvrtc import TYPES, Argument, Source, int32, launch, w
 
 _GROUP_CHANNELS = (8, 16, 32, 64)
 
-# As in csrc/dcnv3/gather.cuh and backward_input.cu.
+# The same constants as in csrc/dcnv3/gather.cuh and backward_input.cu.
 _THREADS = 256
 _VECTOR_BYTES = 16
 _STRIP_WIDTH = 8
 _STRIP_CHANNELS = 16
-_STRIP_OVERHEAD = 4  # rows that the start and the end of a strip cost
+_STRIP_OVERHEAD = 4  # cost of a strip's start and end, in rows
 _WARP = 32
-_WARPS = 12  # of a multiprocessor
+_WARPS = 12  # on a multiprocessor
 _EMULATED_WARPS = 4
 
-_LARGEST_SIDE = 2**15 - 2  # of an image: its coordinates are packed
+_LARGEST_SIDE = 2**15 - 2  # of an image, because its coordinates are packed
 
 
 def why_not(input: Tensor, points: tuple[Tensor, ...], groups: int, kernel_size: int, *others: float) -> str:
-    """Why the kernels cannot take these arguments; empty if they can. ``points``: offset and mask, or both in one."""
+    """The reason why the kernels cannot take these arguments; ``points`` are offset and mask, or both joined."""
     reason = nvrtc.why_not(("input", input), *(("tensor of offsets or masks", tensor) for tensor in points))
     if reason:
         return reason
     if kernel_size != KERNEL_SIZE:
-        return f"the kernels are 3x3, not {kernel_size}x{kernel_size}"
+        return f"it takes kernels of 3x3, not {kernel_size}x{kernel_size}"
     batch, height, width, channels = input.shape
     if channels // groups not in _GROUP_CHANNELS:
-        return f"a group has {channels // groups} channels, the kernels take {', '.join(map(str, _GROUP_CHANNELS))}"
+        return (
+            f"it takes groups of {', '.join(map(str, _GROUP_CHANNELS))}, not of {channels // groups} channels"
+        )
     rows, columns = points[0].shape[1:3]
     row = max(sum(tensor.shape[3] for tensor in points), channels)
-    # Tensors may be larger: counted in 32 bits are the numbers of 32 rows, and blocks, of which each has at least one
-    # half of a group of one pixel.
+    # 32-bit indices count the values of 32 rows, and blocks, each of which has at least half a group of one pixel;
+    # tensors may be larger.
     counted = (32 * max(columns, width) * row, 2 * batch * rows * columns * groups)
     if (
         max(counted) >= nvrtc.INDEX_LIMIT
         or max(batch, rows) > nvrtc.LARGEST_GRID
         or max(height, width) > _LARGEST_SIDE
     ):
-        return f"the input has shape {tuple(input.shape)}"
+        return f"the input of shape {tuple(input.shape)} is too large"
     return why_not_on("dcnv3", input.device.index)
 
 
 def run(input: Tensor, points: tuple[Tensor, ...], groups: int, kernel_size: int, *options: Any) -> Tensor:
-    """``ops.dcnv3`` for arguments that ``why_not`` has nothing against."""
+    """``ops.dcnv3`` for arguments that ``why_not`` accepts."""
     return dcnv3(input, joined(points), groups, *options)
 
 
@@ -76,10 +78,10 @@ def dcnv3(
     remove_center: bool,
     softmax: bool,
 ) -> Tensor:
-    """As ``ops.dcnv3`` with a 3x3 kernel.
+    """``ops.dcnv3`` with a 3x3 kernel.
 
-    ``points`` is ``(B, Ho, Wo, R)``: the offsets of all groups, their masks (or logits, with ``softmax``), and what
-    nobody reads, whose gradient is zero.
+    ``points`` is ``(B, Ho, Wo, R)``: the offsets of all groups, their masks (or logits, with ``softmax``), and padding,
+    whose gradient is zero.
     """
     input, points = ready(input), ready(points)
     output = like_output(input, points)
@@ -109,7 +111,7 @@ def dcnv3_backward(
         return input.new_zeros(input.shape), grad_points
     sizes = _sizes(input, points, stride, padding, dilation, offset_scale)
     exact = torch.are_deterministic_algorithms_enabled()
-    # of the input's gradient; the first kernel clears them, the second adds to them
+    # sums of the input's gradient: the first kernel clears them, the second adds to them
     sums = input.new_empty(input.shape, dtype=torch.int64 if exact else torch.float32)
     clearing = ctypes.c_int64(sums.numel() * sums.element_size() // _VECTOR_BYTES)
     arguments = (grad, input, points, grad_points, sums, clearing, *sizes)
@@ -182,7 +184,7 @@ def _scatter(
 
 @functools.lru_cache(maxsize=256)
 def _strip_rows(rows: int, side_by_side: int, warps: int) -> int:
-    """Rows of a strip: as long as possible, but so that the device has work for all its warps until the end."""
+    """Rows of a strip: as many as possible while all warps of the device stay busy until the end."""
 
     def duration(strips: int) -> int:
         return math.ceil(side_by_side * strips / warps) * (math.ceil(rows / strips) + _STRIP_OVERHEAD)
@@ -215,7 +217,7 @@ def _source(
 def _sizes(
     input: Tensor, points: Tensor, stride: int, padding: int, dilation: int, offset_scale: float
 ) -> tuple[Argument, ...]:
-    """What the kernels call height, width, rows, columns, stride, first, dilation and scale."""
+    """The kernels' arguments height, width, rows, columns, stride, first, dilation and scale."""
     numbers = (*input.shape[1:3], *points.shape[1:3], stride, dilation - padding, dilation)
     return (*int32(*numbers), ctypes.c_float(offset_scale))
 

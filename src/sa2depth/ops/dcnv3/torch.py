@@ -1,6 +1,6 @@
-"""DCNv3 in plain torch: any device, the oracle of the kernels.
+"""DCNv3 in plain torch, for any device; the oracle of the kernels.
 
-Source: InternImage (Wang et al., CVPR 2023), the geometry of its CUDA kernel.
+Source: InternImage (Wang et al., CVPR 2023), with the geometry of its CUDA kernel.
 """
 
 import torch
@@ -33,13 +33,13 @@ def run(
     x, y = _sampling_points(
         at_least_float32(offset), kernel, groups, kernel_size, stride, padding, dilation, offset_scale
     )
-    # grid_sample's convention with align_corners=False: -1 and 1 are the outer edges of the border pixels
+    # with align_corners=False, -1 and 1 are the outer edges of the border pixels
     grid = torch.stack(((2 * x + 1) / input.shape[2] - 1, (2 * y + 1) / input.shape[1] - 1), dim=-1)
     weight = rearrange(at_least_float32(mask), "b h w (g p) -> p (b g) 1 h w", g=groups)
     if softmax:
         weight = weight.softmax(dim=0)
     source = rearrange(at_least_float32(input), "b h w (g c) -> (b g) c h w", g=groups).contiguous()
-    # One point at a time: the samples of all points together would be P times the input.
+    # One point at a time, because the samples of all points would take P times the memory of the input.
     total = weight[0] * _sample(source, grid[0])
     for point in range(1, len(kernel)):
         total = torch.addcmul(total, weight[point], _sample(source, grid[point]))
@@ -51,7 +51,7 @@ def _sample(source: Tensor, grid: Tensor) -> Tensor:
 
 
 def _kernel_points(kernel_size: int, dilation: int, remove_center: bool) -> list[tuple[int, int]]:
-    """Undisplaced points ``(x, y)`` in pixels from the kernel's first one, width first."""
+    """Undisplaced points ``(x, y)`` in pixels from the kernel's first one, column by column."""
     points = [(i * dilation, j * dilation) for i in range(kernel_size) for j in range(kernel_size)]
     if remove_center:
         del points[len(points) // 2]
@@ -72,7 +72,7 @@ def _sampling_points(
     reach = (dilation * (kernel_size - 1)) // 2
     kernel = offset.new_tensor(points)
     rows, columns = offset.shape[1:3]
-    # The kernel's grid is scaled about its middle together with the offsets.
+    # The kernel grid is scaled about its middle together with the offsets.
     start = reach - padding - reach * offset_scale
     displaced = rearrange(offset, "b h w (g p d) -> d p (b g) h w", g=groups, d=2)
     displaced = (displaced + rearrange(kernel, "p d -> d p 1 1 1")) * offset_scale + start

@@ -1,8 +1,8 @@
 """DCNv3 with a 3x3 kernel in Triton: a ``torch.library`` operator around ``triton_kernels.py``.
 
-The gradient of the input is summed with floating-point atomics, in no fixed order. While
-``torch.use_deterministic_algorithms`` is on they are atomics of 64-bit fixed point instead, which give the same bits in
-every run and take twice the memory. All else is the same in every run anyway.
+The gradient of the input is summed with floating-point atomics, in no fixed order. Under
+``torch.use_deterministic_algorithms`` the atomics are in 64-bit fixed point instead, which gives the same bits in every
+run and takes twice the memory. All other results are the same in every run anyway.
 """
 
 import math
@@ -22,8 +22,8 @@ _WARPS = 4
 _THREADS = 32 * _WARPS
 _VECTOR_BYTES = 16
 
-# Of the kernel that adds to the input's gradient: a program's pixels, and its window of the input, which leaves room
-# for offsets of three pixels along the width and two along the height.
+# For the kernel that adds to the input's gradient: a program's pixels, and its window of the input, whose margins allow
+# offsets of three pixels along the width and two along the height.
 _SCATTER_WIDTH, _SCATTER_HEIGHT = 8, 2
 _WINDOW_WIDTH, _WINDOW_HEIGHT = 16, 8
 _SCATTER_WARPS = 2
@@ -33,25 +33,27 @@ _LARGEST_GRID = 65535  # along y and z
 
 
 def why_not(input: Tensor, points: tuple[Tensor, ...], groups: int, kernel_size: int, *others: float) -> str:
-    """Why the kernels cannot take these arguments; empty if they can. ``points``: offset and mask, or both in one."""
+    """The reason why the kernels cannot take these arguments; ``points`` are offset and mask, or both joined."""
     if kernel_size != KERNEL_SIZE:
-        return f"the kernels are 3x3, not {kernel_size}x{kernel_size}"
+        return f"it takes kernels of 3x3, not {kernel_size}x{kernel_size}"
     batch, height, width, channels = input.shape
     if channels // groups not in _GROUP_CHANNELS:
-        return f"a group has {channels // groups} channels, the kernels take {', '.join(map(str, _GROUP_CHANNELS))}"
+        return (
+            f"it takes groups of {', '.join(map(str, _GROUP_CHANNELS))}, not of {channels // groups} channels"
+        )
     rows, columns = points[0].shape[1:3]
     row = max(sum(tensor.shape[3] for tensor in points), channels)
     if (
         max(height * width * channels, rows * columns * row) >= _INDEX_LIMIT
         or max(batch, rows) > _LARGEST_GRID
     ):
-        return f"the input has shape {tuple(input.shape)}"
+        return f"the input of shape {tuple(input.shape)} is too large"
     names = ("tensor of offsets or masks", "tensor of masks")
     return machine.why_not("dcnv3", input=input, **dict(zip(names, points, strict=False)))
 
 
 def run(input: Tensor, points: tuple[Tensor, ...], groups: int, kernel_size: int, *options: Any) -> Tensor:
-    """``ops.dcnv3`` for arguments that ``why_not`` has nothing against."""
+    """``ops.dcnv3`` for arguments that ``why_not`` accepts."""
     return dcnv3(input, joined(points), groups, *options)
 
 
@@ -67,10 +69,10 @@ def dcnv3(
     remove_center: bool,
     softmax: bool,
 ) -> Tensor:
-    """As ``ops.dcnv3`` with a 3x3 kernel.
+    """``ops.dcnv3`` with a 3x3 kernel.
 
-    ``points`` is ``(B, Ho, Wo, R)``: the offsets of all groups, their masks (or logits, with ``softmax``), and what
-    nobody reads, whose gradient is zero.
+    ``points`` is ``(B, Ho, Wo, R)``: the offsets of all groups, their masks (or logits, with ``softmax``), and padding,
+    whose gradient is zero.
     """
     from sa2depth.ops.dcnv3.triton_kernels import forward
 
@@ -117,7 +119,7 @@ def dcnv3_backward(
 def _gather(
     kernel: Any, tensors: tuple[Tensor, ...], sizes: tuple[int | float, ...], options: dict[str, int]
 ) -> None:
-    """Launch a kernel of which a thread owns 16 bytes of channels, or a whole group, of a pair."""
+    """Launch a kernel whose threads each own 16 bytes of channels of a pair, or a whole group."""
     source, points = tensors[0], tensors[-1]
     batch, rows, columns = points.shape[:3]
     groups = options["GROUPS"]
@@ -151,7 +153,7 @@ def _scatter(
     batch, rows, columns = grad.shape[:3]
     stride = sizes[4]
     sides = ((_WINDOW_WIDTH, _SCATTER_WIDTH), (_WINDOW_HEIGHT, _SCATTER_HEIGHT))
-    # the window lies around the middle of the program's pixels
+    # the window is centred on the program's pixels
     margins = (max(int(window - 1 - (side - 1) * stride) // 2, 0) for window, side in sides)
     across, down = math.ceil(columns / _SCATTER_WIDTH), math.ceil(rows / _SCATTER_HEIGHT)
     with machine.launching_on(grad.device):
@@ -173,14 +175,14 @@ def _scatter(
 def _sizes(
     input: Tensor, points: Tensor, stride: int, padding: int, dilation: int, offset_scale: float
 ) -> tuple[int | float, ...]:
-    """What the kernels call height, width, rows, columns, stride, first, dilation and scale."""
+    """The kernels' arguments height, width, rows, columns, stride, first, dilation and scale."""
     return (*input.shape[1:3], *points.shape[1:3], stride, dilation - padding, dilation, offset_scale)
 
 
 def _options(
     input: Tensor, points: Tensor, groups: int, remove_center: bool, softmax: bool
 ) -> dict[str, int]:
-    """What the kernels are compiled for."""
+    """The constants that the kernels are compiled with."""
     return {
         "GROUPS": groups,
         "GROUP_CHANNELS": input.shape[3] // groups,

@@ -1,23 +1,23 @@
 """DCNv3 in Triton: the output, the gradient of offsets and masks, and that of the input.
 
-``points`` are ``(B, Ho, Wo, ROW)``: the offsets of all groups, their masks (or logits), and what nobody reads. A pair
-is an output pixel and a group; it has ``POINTS`` sampling points. All arithmetic and all sums are float32.
+``points`` are ``(B, Ho, Wo, ROW)``: the offsets of all groups, their masks (or logits), and padding. A pair is an
+output pixel and a group; it has ``POINTS`` sampling points. All arithmetic and all sums are float32.
 
 ``forward`` and ``backward_points``: a program owns the pairs of a rectangle of pixels and of ``BLOCK_GROUPS``
 neighbouring groups, as a tile (pairs, channels of a group). It walks over the points and reads the four corners of
-each, 16 bytes a thread. What concerns a point and no channel is computed by all lanes of its pair.
+each, 16 bytes a thread. All lanes of a pair compute what depends on a point but not on the channel.
 
-``backward_input``: all channels of a group are added with the same weights, so this is a product of matrices. A program
-owns a rectangle of pixels of one group, and a window of the input around it. It makes the matrix of weights (window,
-pixels) and multiplies it by the output's gradient (pixels, channels). Bilinear weights are products of two hats,
-``max(0, 1 - distance)``, so the matrix is a sum over points of products of a column and a row: nothing is scattered.
-The window then goes to memory with one atomic for each of its elements, where four times the number of points for each
-element of the gradient would have to go otherwise. Points whose corners do not all lie in the window go to memory that
-way. Sums are float32 in no fixed order; with ``EXACT`` they are int64 in fixed point, which has no order. What is not
-finite in a gradient or mask makes all of its window not finite.
+``backward_input``: all channels of a group are added with the same weights, so this is a matrix product. A program owns
+a rectangle of pixels of one group and a window of the input around it. It builds the matrix of weights (window, pixels)
+and multiplies it by the output's gradient (pixels, channels). Bilinear weights are products of two hat functions,
+``max(0, 1 - distance)``, so the matrix is a sum over points of outer products: nothing is scattered. The window is then
+added to memory with one atomic for each of its elements, instead of four for each point and element of the gradient.
+Points with a corner outside the window use these four atomics. Sums are float32 in no fixed order; with ``EXACT`` they
+are int64 in fixed point, for which the order does not matter. A gradient or mask that is not finite spreads over its
+whole window.
 
-An H100 takes 85 us forward for 8x120x160x64 in bfloat16, 41 % of what its memory allows (35 us for 106 MB; the CUDA
-kernel: 70 us), and 0.50 ms with backward (0.34).
+An H100 takes 85 us forward for 8x120x160x64 in bfloat16, 41 % of its memory's speed (35 us for 106 MB; the CUDA kernel:
+70 us), and 0.50 ms with backward (CUDA: 0.34).
 """
 
 import triton
@@ -39,7 +39,7 @@ def _pairs(BLOCK_WIDTH: tl.constexpr, BLOCK_GROUPS: tl.constexpr, PAIRS: tl.cons
 
 @triton.jit
 def _load_offset(place, wanted, EVEN: tl.constexpr):
-    """An offset; both numbers at once where pairs are aligned."""
+    """An offset; both values are loaded at once if pairs are aligned."""
     number: tl.constexpr = place.dtype.element_ty
     if not EVEN:
         x = tl.load(place, mask=wanted, other=0.0).to(tl.float32)
@@ -81,7 +81,7 @@ def _coordinates(
     offsets, wanted, start_x, start_y, dilation, scale,
     point: tl.constexpr, REMOVE_CENTER: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Where a point lies, with the kernel's middle at the start."""
+    """Coordinates of a point, for a kernel with its middle at the start."""
     WHOLE: tl.constexpr = point + (1 if REMOVE_CENTER and point >= 4 else 0)
     x, y = _load_offset(offsets + 2 * point, wanted, EVEN)
     x = (x + (dilation * (WHOLE // 3 - 1)).to(tl.float32)) * scale + start_x
@@ -91,10 +91,10 @@ def _coordinates(
 
 @triton.jit
 def _corners(x, y, wanted, height, width):
-    """Of points: upper left pixel, distances from there to the right and below, and which of the four corners exist.
+    """The upper left pixel of points, their distances from it along both sides, and masks of the four corners.
 
-    A point whose corners are all outside the input has none, nor has one that is not a number. On whole coordinates,
-    where slopes jump, the pixel is the one to the right and below, also at -1.
+    Corners outside the input do not exist, and a point that is NaN has none. At whole coordinates, where slopes jump,
+    the upper left pixel is the one at the point, also at -1.
     """
     inside = wanted & (x >= -1.0) & (x < width.to(tl.float32)) & (y >= -1.0) & (y < height.to(tl.float32))
     x = tl.where(inside, x, 0.0)
@@ -113,7 +113,7 @@ def _corners(x, y, wanted, height, width):
 
 @triton.jit
 def _corner_weights(right, below, exist, mask):
-    """What the corners count, mask included: zero where there is none."""
+    """Weights of the corners, including the mask; zero if a corner does not exist."""
     lower = mask * below
     upper = mask - lower
     weights = (upper - upper * right, upper * right, lower - lower * right, lower * right)
@@ -129,7 +129,7 @@ def forward(
     GROUPS: tl.constexpr, GROUP_CHANNELS: tl.constexpr, ROW: tl.constexpr, REMOVE_CENTER: tl.constexpr,
     SOFTMAX: tl.constexpr, PAIRS: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_GROUPS: tl.constexpr,
 ):  # fmt: skip
-    """The output. Grid: as ``_pairs`` says."""
+    """The output. Grid: see ``_pairs``."""
     POINTS: tl.constexpr = 9 - REMOVE_CENTER
     CHANNELS: tl.constexpr = GROUPS * GROUP_CHANNELS
     group, row, column = _pairs(BLOCK_WIDTH, BLOCK_GROUPS, PAIRS, GROUPS)
@@ -156,7 +156,7 @@ def forward(
         place = cell * CHANNELS + group * GROUP_CHANNELS
         for corner in tl.static_range(4):
             at = input + (place + (corner // 2 * width + corner % 2) * CHANNELS)[:, None] + channel[None, :]
-            # what does not count is not read: it may be infinite
+            # values with weight zero are not read, because they may be infinite
             value = tl.load(at, mask=(weights[corner] != 0.0)[:, None], other=0.0)
             total += weights[corner][:, None] * value.to(tl.float32)
     at = output + (pixel * CHANNELS + group * GROUP_CHANNELS)[:, None] + channel[None, :]
@@ -169,7 +169,7 @@ def backward_points(
     GROUPS: tl.constexpr, GROUP_CHANNELS: tl.constexpr, ROW: tl.constexpr, REMOVE_CENTER: tl.constexpr,
     SOFTMAX: tl.constexpr, PAIRS: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_GROUPS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of offsets and masks, all of ``grad_points``. Grid: as ``_pairs`` says."""
+    """Gradients of offsets and masks, all of ``grad_points``. Grid: see ``_pairs``."""
     POINTS: tl.constexpr = 9 - REMOVE_CENTER
     CHANNELS: tl.constexpr = GROUPS * GROUP_CHANNELS
     USED: tl.constexpr = GROUPS * POINTS * 3
@@ -190,7 +190,7 @@ def backward_points(
     start_y = (row * stride + first).to(tl.float32)
     at = grad + (pixel * CHANNELS + group * GROUP_CHANNELS)[:, None] + channel[None, :]
     gradient = tl.load(at, mask=exists[:, None], other=0.0).to(tl.float32)
-    # results: a row for each pair, points side by side
+    # results: a row for each pair, a column for each point
     own = tl.arange(0, 16)[None, :]
     along_x = tl.zeros((PAIRS, 16), tl.float32)
     along_y = tl.zeros((PAIRS, 16), tl.float32)
@@ -242,7 +242,7 @@ def backward_points(
 
 @triton.jit
 def _near(x, y, WINDOW_WIDTH: tl.constexpr, WINDOW_HEIGHT: tl.constexpr):
-    """Whether all corners lie in the window; false for what is not a number."""
+    """True if all corners lie in the window; false for NaN."""
     return (x >= 0.0) & (x < WINDOW_WIDTH - 1) & (y >= 0.0) & (y < WINDOW_HEIGHT - 1)
 
 
@@ -253,7 +253,7 @@ def _either(first, second):
 
 @triton.jit
 def _add(at, value, wanted, unit, EXACT: tl.constexpr):
-    """Adds to sums; zeros are left out."""
+    """Add values to sums; EXACT skips zeros."""
     if EXACT:
         tl.atomic_add(at, (value * unit).to(tl.int64), mask=wanted & (value != 0.0), sem="relaxed")
     else:
@@ -268,10 +268,10 @@ def backward_input(
     SOFTMAX: tl.constexpr, EXACT: tl.constexpr, BLOCK_WIDTH: tl.constexpr, PIXELS: tl.constexpr,
     WINDOW_WIDTH: tl.constexpr, WINDOW_HEIGHT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``sums`` are zeros, float32 or, with ``EXACT``, int64: then ``units`` points to the number of units in 1.
+    """``sums`` are zeros, float32 or, with ``EXACT``, int64; ``units`` then points to the number of units in 1.
 
-    Grid: groups, then columns of pixels; rows; images. The margins are from the window's first row and column to the
-    place of the first pixel.
+    Grid: groups, then columns of pixels; rows; images. The margins are the distances from the window's first row and
+    column to the first pixel.
     """
     POINTS: tl.constexpr = 9 - REMOVE_CENTER
     CHANNELS: tl.constexpr = GROUPS * GROUP_CHANNELS
@@ -328,7 +328,7 @@ def backward_input(
     cell_row = top + cell // WINDOW_WIDTH
     cell_column = left + cell % WINDOW_WIDTH
     inside = (cell_row >= 0) & (cell_row < height) & (cell_column >= 0) & (cell_column < width)
-    # most of the window's border is zero, and stays out of memory
+    # most of the window's border is zero and is not added
     filled = inside & (tl.sum(tl.abs(products), axis=1) != 0.0)
     at = sums + ((cell_row * width + cell_column) * CHANNELS)[:, None] + channel[None, :]
     _add(at, products, filled[:, None] & own_channels, unit, EXACT)

@@ -1,4 +1,4 @@
-"""Depthwise convolution with stride 1: each channel has a square kernel of its own."""
+"""Depthwise convolution with stride 1: each channel has its own square kernel."""
 
 from torch import Tensor, device, dtype
 
@@ -11,19 +11,19 @@ from sa2depth.ops.registry import Example, Operator, as_leaves, drawing, registe
 def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``F.conv2d(x, weight, bias, padding=k // 2, groups=C)``, faster on GPUs for kernels of 3x3 to 11x11.
 
-    Autocast treats it as it treats ``F.conv2d``: inside, ``x`` is rounded to autocast's dtype, which is the dtype of
-    the result. The kernels of ``cuda`` and ``triton`` keep the weights in float32 all the same, and add up in float32.
+    Under autocast ``x`` and the result have autocast's dtype, as for ``F.conv2d``, but the kernels of ``cuda`` and
+    ``triton`` still keep the weights and sums in float32.
 
     Args:
-        x: ``(B, C, H, W)``. These kernels read ``torch.channels_last`` as it lies and copy other layouts once.
+        x: ``(B, C, H, W)``. These kernels read ``torch.channels_last`` in place and copy other layouts once.
         weight: ``(C, 1, k, k)``, ``k`` odd.
-        bias: ``(C)`` or none.
+        bias: ``(C)`` or None.
 
     Returns:
         ``(B, C, H, W)`` in the dtype of ``x``; from these kernels in ``torch.channels_last`` layout.
 
     Raises:
-        ShapeError: if the shapes do not belong together.
+        ShapeError: if the shapes do not match.
     """
     _check(x, weight, bias)
     return choose(OPERATOR, x, weight, bias)(x, weight, bias)
@@ -40,7 +40,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     )
     if not fits:
         raise ShapeError(
-            "depthwise_conv wants x (B, C, H, W), weight (C, 1, k, k) with k odd and bias (C), got "
+            "depthwise_conv takes x (B, C, H, W), weight (C, 1, k, k) with k odd and bias (C), not "
             f"{tuple(x.shape)}, {tuple(weight.shape)}, {'no bias' if bias is None else tuple(bias.shape)}"
         )
 

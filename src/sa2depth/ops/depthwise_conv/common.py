@@ -1,4 +1,4 @@
-"""What the fast back ends of depthwise convolution share: memory order, fake kernels and the gradient formula."""
+"""Shared by the fast back ends of depthwise convolution: memory order, fake kernels and the gradient formula."""
 
 import functools
 import math
@@ -14,26 +14,28 @@ from sa2depth.ops.runtime.gpu import ready
 
 KERNEL_SIZES = (3, 5, 7, 9, 11)
 
-# What a thread does besides its rows, in rows: two rows of margin, and the wait for the first.
+# Overhead of a thread, counted in rows: two rows of margin, and the wait for the first.
 _ROWS_OF_START = 6
 
 
 def run_channels_last(
     operator: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None
 ) -> Tensor:
-    """``ops.depthwise_conv`` by an operator on ``(B, H, W, C)``."""
+    """Run ``ops.depthwise_conv`` with an operator on ``(B, H, W, C)``."""
     kind = x.device.type
     if torch.is_autocast_enabled(kind):
         x = x.to(torch.get_autocast_dtype(kind))
     with no_autocast(x):
-        pixels = x.permute(0, 2, 3, 1).contiguous()  # here, so that backward has the copy too, if it is one
+        pixels = x.permute(
+            0, 2, 3, 1
+        ).contiguous()  # outside of the operator, so that backward reuses any copy
         output = operator(pixels, weight.float(), None if bias is None else bias.float())
     return output.permute(0, 3, 1, 2)
 
 
 @functools.lru_cache(maxsize=1024)
 def rows_of_least_time(height: int, columns: int, places: int) -> int:
-    """Few rows, and margins are read again and again; many, and multiprocessors have nothing to do in the end."""
+    """The best number of rows: with fewer, margins are read more often; with more, multiprocessors end up idle."""
 
     def time(rows: int) -> int:
         return math.ceil(columns * math.ceil(height / rows) / places) * (rows + _ROWS_OF_START)
@@ -50,17 +52,17 @@ def gradients(
     wants_weight: bool,
     wants_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of ``x``, weight and bias, empty where not wanted; ``grad`` is that of the output.
+    """Gradients of ``x``, weight and bias, empty if not wanted; ``grad`` is that of the output.
 
     ``kernels`` are a convolution, a function of ``(grad, x, kernel_size)`` that sums the gradients of weight and bias
-    by parts of the image, and one that writes the sums of those to the two.
+    over parts of the image, and a function that adds these sums up into the two gradients.
     """
     convolve, weight_parts, sum_chunks = kernels
     grad = ready(grad)
     grad_x = convolve(grad, weight, None, flipped=True) if wants_input else x.new_empty(0)
     if not wants_weight and not wants_bias:
         return grad_x, weight.new_empty(0), weight.new_empty(0)
-    # The kernels sum both.
+    # The kernels always compute both.
     grad_weight = weight.new_empty(weight.shape)
     grad_bias = weight.new_empty(weight.shape[0] if wants_bias else 0)
     if grad.numel():
@@ -72,13 +74,13 @@ def gradients(
 
 
 def register(forward: CustomOp, backward: CustomOp, backend: str) -> None:
-    """Make a differentiable operator of a pair that computes depthwise convolution.
+    """Register the backward operator of depthwise convolution as the gradient of the forward operator.
 
     Args:
         forward: ``(x, weight, bias or None) -> output``.
-        backward: ``(grad, x, weight, wants_input, wants_weight, wants_bias) ->`` gradients of the three, empty where
+        backward: ``(grad, x, weight, wants_input, wants_weight, wants_bias) ->`` gradients of the three, empty if
             not wanted.
-        backend: for the message about second derivatives.
+        backend: name for the message about second derivatives.
     """
 
     def like_output(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

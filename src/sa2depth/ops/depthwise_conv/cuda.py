@@ -1,8 +1,8 @@
 """Depthwise convolution on CUDA: a ``torch.library`` operator around ``csrc/depthwise_conv``.
 
-Nothing is summed with atomics: two runs give the same bits on one kind of GPU. Backward takes three launches: the
-input's gradient (the forward kernel, with flipped kernels), sums of the weight's gradient by blocks that each walk a
-part of the image, and the sum of those.
+No sum uses atomics, so two runs give the same bits on one kind of GPU. Backward takes three launches: the input's
+gradient (the forward kernel, with flipped kernels), sums of the weight's gradient by blocks that each walk a part of
+the image, and the total of these sums.
 """
 
 import functools
@@ -23,55 +23,53 @@ from sa2depth.ops.runtime import nvrtc
 from sa2depth.ops.runtime.gpu import multiprocessors, ready, shared_bytes_limit
 from sa2depth.ops.runtime.nvrtc import INDEX_LIMIT, LARGEST_GRID, TYPES, Source, int32, launch, why_not_on
 
-_CHANNELS = 8  # their number is a multiple
+_CHANNELS = 8  # the number of channels is a multiple of it
 
-# As in csrc/depthwise_conv/tile.cuh, forward.cu and backward_weight.cu.
+# The same constants as in csrc/depthwise_conv/tile.cuh, forward.cu and backward_weight.cu.
 _STRIP = 20
 _FORWARD_SLABS = (32, 16, 8)
 _FORWARD_OUTPUTS = 512  # rows times channels of a tile: threads own two rows
 _WEIGHT_SLABS = (16, 8)
 _WEIGHT_ROWS = 16
-_WEIGHT_BLOCKS = 2  # of a multiprocessor
+_WEIGHT_BLOCKS = 2  # on a multiprocessor
 
-# As in csrc/depthwise_conv/direct.cuh.
+# The same constants as in csrc/depthwise_conv/direct.cuh.
 _DIRECT_THREADS = 256
 _DIRECT_VECTORS = 64
 _DIRECT_COLUMNS = 2
-_DIRECT_BLOCKS = 2  # of a multiprocessor
+_DIRECT_BLOCKS = 2  # on a multiprocessor
 
-_SUM_OUTPUTS, _SUM_THREADS = 32, 256  # of a block of sum_chunks.cu
+_SUM_OUTPUTS, _SUM_THREADS = 32, 256  # for a block of sum_chunks.cu
 
 
 def why_not(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
-    """Why the kernels cannot take these arguments; empty if they can."""
+    """The reason why the kernels cannot take these arguments; empty if they can."""
     if reason := nvrtc.why_not(("input", x), ("weight", weight), ("bias", bias)):
         return reason
     batch, channels, height, width = x.shape
     kernel_size = weight.shape[-1]
     if kernel_size not in KERNEL_SIZES:
-        return (
-            f"the kernels are {', '.join(f'{k}x{k}' for k in KERNEL_SIZES)}, not {kernel_size}x{kernel_size}"
-        )
+        return f"it takes kernels of {', '.join(f'{k}x{k}' for k in KERNEL_SIZES)}, not {kernel_size}x{kernel_size}"
     if channels % _CHANNELS:
-        return f"the input has {channels} channels, which is no multiple of {_CHANNELS}"
-    # Tensors may be larger: counted in 32 bits are the numbers of one image with the margins of its tiles, its weights,
-    # and tiles of at least 4x2 outputs.
+        return f"the input has {channels} channels, which is not a multiple of {_CHANNELS}"
+    # 32-bit indices count the values of one image with the margins of its tiles, the weights, and tiles of at least
+    # 4x2 outputs; tensors may be larger.
     image = (height + 64) * (width + 64) * channels
     if max(image, channels * (kernel_size**2 + 1), batch * height * width) >= INDEX_LIMIT or (
         max(batch, height) > LARGEST_GRID
     ):
-        return f"the input has shape {tuple(x.shape)}"
+        return f"the input of shape {tuple(x.shape)} is too large"
     return why_not_on("depthwise_conv", x.device.index)
 
 
 def run(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``ops.depthwise_conv`` for arguments that ``why_not`` has nothing against."""
+    """``ops.depthwise_conv`` for arguments that ``why_not`` accepts."""
     return run_channels_last(depthwise_conv, x, weight, bias)
 
 
 @torch.library.custom_op("sa2depth::depthwise_conv_cuda", mutates_args=())
 def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """As ``ops.depthwise_conv`` with ``x`` and the result ``(B, H, W, C)``, weight and bias float32."""
+    """``ops.depthwise_conv`` with ``x`` and the result as ``(B, H, W, C)``, weight and bias float32."""
     return _convolve(ready(x), weight, None if bias is None else ready(bias), flipped=False)
 
 
@@ -79,7 +77,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def depthwise_conv_backward(
     grad: Tensor, x: Tensor, weight: Tensor, wants_input: bool, wants_weight: bool, wants_bias: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of ``x``, weight and bias; empty where not wanted. ``grad`` is that of the output."""
+    """Gradients of ``x``, weight and bias, empty if not wanted; ``grad`` is that of the output."""
     kernels = (_convolve, _weight_parts, _sum_chunks)
     return gradients(kernels, grad, x, weight, wants_input, wants_weight, wants_bias)
 
@@ -108,7 +106,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, flipped: bool) -> 
     weights = slab * kernel_size**2
     pitch = _pitch(wide, slab)
     fitting = (shared_bytes_limit(x.device) // 4 - weights) // pitch - kernel_size + 1
-    step = 64 // slab  # rows of whole warps
+    step = 64 // slab  # rows that fill whole warps
     rows = _even_rows(height, min(_FORWARD_OUTPUTS // slab, fitting // step * step), step)
     launch(
         _source("forward", x, KERNEL_SIZE=kernel_size, SLAB=slab),
@@ -123,7 +121,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, flipped: bool) -> 
 
 
 def _weight_parts(grad: Tensor, x: Tensor, kernel_size: int) -> Tensor:
-    """``(chunks, k * k + 1, C)`` float32: sums of the weight's gradient, and the bias's, by parts of the image."""
+    """``(chunks, k * k + 1, C)`` float32: gradients of weight and bias, each summed over a part of the image."""
     batch, height, width, channels = x.shape
     if kernel_size == 3:
         vectors, columns = _direct_tiles(x)
@@ -176,7 +174,7 @@ def _sum_chunks(parts: Tensor, grad_weight: Tensor, grad_bias: Tensor) -> None:
 
 
 def _new_parts(x: Tensor, kernel_size: int, tiles: int, per_multiprocessor: float) -> Tensor:
-    """Memory for the sums: a chunk for each block of a slab, so many that all blocks run at once."""
+    """Memory for the sums: a chunk for each block of a slab, with as many blocks as run at once."""
     most = max(1, int(multiprocessors(x.device) * per_multiprocessor))
     rounds = math.ceil(tiles / most)
     return x.new_empty((math.ceil(tiles / rounds), kernel_size**2 + 1, x.shape[3]), dtype=torch.float32)
@@ -190,12 +188,12 @@ def _direct_tiles(x: Tensor) -> tuple[int, int]:
 
 
 def _direct_rows(x: Tensor, columns: int) -> int:
-    """Rows that a thread of a 3x3 kernel walks where ``columns`` blocks lie side by side, in all images."""
+    """Rows that a thread of a 3x3 kernel walks if all images together are ``columns`` blocks wide."""
     return rows_of_least_time(x.shape[1], columns, _DIRECT_BLOCKS * multiprocessors(x.device))
 
 
 def _even_rows(height: int, most: int, step: int) -> int:
-    """Rows of a tile: a multiple of ``step`` up to ``most`` that leaves few rows of the last tile empty."""
+    """Rows of a tile: a multiple of ``step``, at most ``most``, that leaves few rows of the last tile empty."""
     return math.ceil(height / math.ceil(height / most) / step) * step
 
 

@@ -1,8 +1,8 @@
 """Depthwise convolution in Triton: a ``torch.library`` operator around ``triton_kernels.py``.
 
-As on CUDA, nothing is summed with atomics and backward takes three launches: the input's gradient (the forward kernel,
-with flipped kernels), sums of the weight's gradient by programs that each walk a part of the image, and the sum of
-those. Besides, forward and backward each bring the weights into the order in which the kernels read them.
+As on CUDA, no sum uses atomics, and backward takes three launches: the input's gradient (the forward kernel, with
+flipped kernels), sums of the weight's gradient by programs that each walk a part of the image, and the total of these
+sums. Forward and backward also rearrange the weights into the order in which the kernels read them.
 """
 
 import math
@@ -22,59 +22,57 @@ from sa2depth.ops.runtime import triton as machine
 from sa2depth.ops.runtime.gpu import multiprocessors, ready
 from sa2depth.ops.runtime.triton import power_of_two
 
-_INDEX_LIMIT = 2**31  # of what is counted in 32 bits
-_MOST_ROWS = 65535  # as on CUDA; how to cut them up is tried in all ways
+_INDEX_LIMIT = 2**31  # for 32-bit indices
+_MOST_ROWS = 65535  # as on CUDA; limits the search of rows_of_least_time
 
-_SLABS = (64, 32, 16)  # channels of a program: the first that leaves none over, or the last
+_SLABS = (64, 32, 16)  # channels of a program: the first that divides all channels, or the last
 _WARP = 32
 
-# Of the forward kernel. How long a strip can be depends on how many channels a thread has of each of its pixels.
+# For the forward kernel. The more channels of a pixel a thread has, the shorter its strip must be.
 _TILE = 512  # rows times channels
 _STRIPS, _STRIPS_3X3 = (20, 10), (10, 5)
 _VECTOR, _VECTOR_3X3 = 2, 4
 
-# Of the weight's gradient.
+# For the weight's gradient.
 _WEIGHT_STRIP = 8
 _WEIGHT_TILE = 256  # threads (groups times units) times channels
 _WEIGHT_VECTOR = 2
-_WEIGHT_KERNEL_ROWS = 3  # of a thread, at most
-_WEIGHT_PROGRAMS = 3  # of a multiprocessor
+_WEIGHT_KERNEL_ROWS = 3  # at most, for a thread
+_WEIGHT_PROGRAMS = 3  # on a multiprocessor
 
 _SUM_NUMBERS, _SUM_DEEP = 32, 64  # numbers and chunks that a program reads at a time
 
 
 def why_not(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
-    """Why the kernels cannot take these arguments; empty if they can."""
+    """The reason why the kernels cannot take these arguments; empty if they can."""
     kernel_size = weight.shape[-1]
     if kernel_size not in KERNEL_SIZES:
-        return (
-            f"the kernels are {', '.join(f'{k}x{k}' for k in KERNEL_SIZES)}, not {kernel_size}x{kernel_size}"
-        )
-    # Tensors may be larger: counted in 32 bits are the numbers of one image with the margins of its tiles, its weights,
-    # and tiles.
+        return f"it takes kernels of {', '.join(f'{k}x{k}' for k in KERNEL_SIZES)}, not {kernel_size}x{kernel_size}"
+    # 32-bit indices count the values of one image with the margins of its tiles, the weights, and tiles; tensors may be
+    # larger.
     batch, channels, height, width = x.shape
     image = (height + 64) * (width + 64) * channels
     numbers = max(image, channels * (kernel_size**2 + 1), batch * height * width)
     if numbers >= _INDEX_LIMIT or height > _MOST_ROWS:
-        return f"the input has shape {tuple(x.shape)}"
+        return f"the input of shape {tuple(x.shape)} is too large"
     tensors = {"input": x, "weight": weight} | ({} if bias is None else {"bias": bias})
     reason = machine.why_not("depthwise_conv", **tensors)
     kind = x.device.type
     if not reason and torch.is_autocast_enabled(kind):
-        # the input will be rounded to a dtype that may be too new for the device
+        # the device may lack the dtype to which autocast rounds the input
         rounded = torch.empty(0, dtype=torch.get_autocast_dtype(kind), device=x.device)
         reason = machine.why_not("depthwise_conv", input=rounded)
     return reason
 
 
 def run(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``ops.depthwise_conv`` for arguments that ``why_not`` has nothing against."""
+    """``ops.depthwise_conv`` for arguments that ``why_not`` accepts."""
     return run_channels_last(depthwise_conv, x, weight, bias)
 
 
 @torch.library.custom_op("sa2depth::depthwise_conv_triton", mutates_args=())
 def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """As ``ops.depthwise_conv`` with ``x`` and the result ``(B, H, W, C)``, weight and bias float32."""
+    """``ops.depthwise_conv`` with ``x`` and the result as ``(B, H, W, C)``, weight and bias float32."""
     return _convolve(ready(x), weight, None if bias is None else ready(bias), flipped=False)
 
 
@@ -82,7 +80,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def depthwise_conv_backward(
     grad: Tensor, x: Tensor, weight: Tensor, wants_input: bool, wants_weight: bool, wants_bias: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of ``x``, weight and bias; empty where not wanted. ``grad`` is that of the output."""
+    """Gradients of ``x``, weight and bias, empty if not wanted; ``grad`` is that of the output."""
     kernels = (_convolve, _weight_parts, _sum_chunks)
     return gradients(kernels, grad, x, weight, wants_input, wants_weight, wants_bias)
 
@@ -120,7 +118,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, flipped: bool) -> 
 
 
 def _weight_parts(grad: Tensor, x: Tensor, kernel_size: int) -> Tensor:
-    """``(chunks, k * k + 1, C)`` float32: sums of the weight's gradient, and the bias's, by parts of the image."""
+    """``(chunks, k * k + 1, C)`` float32: gradients of weight and bias, each summed over a part of the image."""
     from sa2depth.ops.depthwise_conv import triton_kernels as kernels
 
     batch, height, width, channels = x.shape
@@ -132,7 +130,7 @@ def _weight_parts(grad: Tensor, x: Tensor, kernel_size: int) -> Tensor:
     strips = batch * math.ceil(width / _WEIGHT_STRIP)
     rows = rows_of_least_time(height, math.ceil(strips / units) * slabs, places)
     tiles = math.ceil(strips * math.ceil(height / rows) / units)
-    rounds = math.ceil(tiles / max(1, places // slabs))  # so many that all programs run at once
+    rounds = math.ceil(tiles / max(1, places // slabs))  # with as many programs as run at once
     chunks = math.ceil(tiles / rounds)
     parts = x.new_empty((chunks, kernel_size**2 + 1, channels), dtype=torch.float32)
     with machine.launching_on(x.device):
@@ -179,17 +177,17 @@ def _slab(channels: int) -> int:
 
 
 def _strip_of_least_time(width: int, kernel_size: int, strips: tuple[int, ...], programs: float) -> int:
-    """Long strips take fewer instructions, but too few programs leave multiprocessors idle.
+    """The best strip: long ones take fewer instructions, but too few programs leave multiprocessors idle.
 
     Args:
-        width: of the image.
+        width: width of the image.
         kernel_size: rows of the kernel.
-        strips: to choose from.
-        programs: of a multiprocessor that lie side by side on one strip.
+        strips: lengths to choose from.
+        programs: programs for each multiprocessor on one strip of columns.
     """
 
     def time(strip: int) -> int:
-        pixels = strip + kernel_size - 1  # each takes about three instructions, besides those that multiply
+        pixels = strip + kernel_size - 1  # each takes about three instructions besides multiplications
         return math.ceil(programs * math.ceil(width / strip)) * (
             strip * kernel_size + 3 * pixels + kernel_size
         )

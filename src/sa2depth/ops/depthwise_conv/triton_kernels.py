@@ -1,19 +1,18 @@
-"""Depthwise convolution in Triton, with stride 1 and zeros around the image: every channel has a kernel of its own.
+"""Depthwise convolution in Triton, with stride 1 and zero padding: every channel has its own kernel.
 
     output[b, y, x, c] = bias[c] + sum over i, j of weight[i, j, c] * input[b, y + i - k/2, x + j - k/2, c]
 
 Tensors: input, output and their gradients (B, H, W, C) of one dtype; weight (k * k, C), bias (C) and their gradients
 float32. All products and sums are float32.
 
-Numbers of neighbouring columns are separate Triton tensors, in tuples: a thread has a whole strip of columns in its
-registers, so that what it reads once meets all columns of the kernel. The tensors themselves are (ROWS, SLAB): a few
-channels, read at once, of one pixel belong to a thread, and other rows of the image to other threads.
+Values of neighbouring columns are separate Triton tensors, in tuples: a thread has a whole strip of columns in its
+registers, so a value that is read once meets all columns of the kernel. The tensors themselves are (ROWS, SLAB): a
+thread owns a few channels of one pixel, which it reads at once, and other threads own other rows of the image.
 
-Which columns exist is found again for each row, in one comparison for each column: there are too few predicates to
-keep them.
+Each row compares again which columns exist, once for each column: there are too few predicates to keep the results.
 
-An H100 takes 0.29 ms forward for 11x11 and 32x64x120x160 in bfloat16, 55 % of its multiply-adds' limit (0.16 ms), as
-the CUDA kernel does, and 0.98 ms with backward (0.91).
+An H100 takes 0.29 ms forward for 11x11 and 32x64x120x160 in bfloat16, the same as the CUDA kernel and 55 % of the limit
+by multiply-adds (0.16 ms), and 0.98 ms with backward (CUDA: 0.91).
 """
 
 import triton
@@ -31,9 +30,9 @@ def _read_row(
     CHANNELS: tl.constexpr,
     SLAB: tl.constexpr,
 ):
-    """COLUMNS neighbouring pixels in float32, as a tuple; zeros for those before ``begin`` and from ``end`` on.
+    """COLUMNS neighbouring pixels in float32, as a tuple; zeros before ``begin`` and from ``end`` on.
 
-    ``begin`` matters to the first MARGIN pixels only and ``end`` to the others only: one comparison each.
+    Each pixel needs one comparison: the first MARGIN pixels with ``begin``, the others with ``end``.
     """
     pixels = ()
     for s in tl.static_range(COLUMNS):
@@ -59,7 +58,7 @@ def convolve(
     ROWS: tl.constexpr,
     SLAB: tl.constexpr,
 ):
-    """Forward; also the input's gradient, which is the same with flipped kernels. ``bias`` may be None.
+    """The forward pass, and with flipped kernels the input's gradient. ``bias`` may be None.
 
     A program owns ROWS output rows of STRIP columns of SLAB channels. It walks the rows of the kernel: a thread reads
     STRIP + k - 1 pixels and the k weights of a row, and multiplies STRIP * k times.
@@ -85,7 +84,7 @@ def convolve(
     for _ in tl.static_range(STRIP):
         sums += (tl.zeros((ROWS, SLAB), tl.float32),)
 
-    # Rows of the kernel that no row of the program meets inside the image are left out.
+    # Skip rows of the kernel that lie outside the image for all rows of the program.
     begin = tl.maximum(MARGIN - top - ROWS + 1, 0)
     end = tl.minimum(height + MARGIN - top, KERNEL_SIZE)
     for i in range(begin, end):
@@ -140,10 +139,10 @@ def weight_gradient(
     """Gradients of weight and bias, as sums over parts of the image: ``parts`` is (chunks, k * k + 1, C) float32.
 
     A tile is ``rows`` rows of STRIP columns of an image. A program owns SLAB channels and takes UNITS tiles at a time,
-    one for each unit of its threads, then those that lie ``chunks`` times as far on. The rows of the kernel are dealt
-    to GROUPS groups of threads (there may be spare ones), which keep the sums of all their taps in registers. A group
-    walks down its tile: it reads one row of the input and one of the output's gradient, and still has the rows of the
-    gradient above that one, which meet the row of the input through its other rows of the kernel.
+    one for each unit of its threads, then skips ``chunks * UNITS`` tiles ahead. The rows of the kernel are distributed
+    over GROUPS groups of threads (some may be idle), which keep the sums of all their taps in registers. A group walks
+    down its tile: in each step it reads one row of the input and one of the output's gradient, and keeps the previous
+    rows of the gradient, which the group's other kernel rows pair with the same row of the input.
 
     Grid: slabs * chunks.
     """
@@ -174,10 +173,10 @@ def weight_gradient(
         top = tile // strips % blocks * rows
         bottom = tl.where(tile < tiles, tl.minimum(top + rows, height), 0)
         image = (tile // strips // blocks).to(tl.int64) * height * width * CHANNELS
-        shift = group * KERNEL_ROWS - MARGIN  # of the input's row against the newest row of the gradient
+        shift = group * KERNEL_ROWS - MARGIN  # from the newest row of the gradient to the input's row
         grad_at = grad + image + (left * CHANNELS + channel)
         input_at = input + image + ((shift * width + left - MARGIN) * CHANNELS + channel)
-        grads = ()  # of rows, the newest first
+        grads = ()  # rows of the gradient, the newest first
         for _ in tl.static_range((KERNEL_ROWS - 1) * STRIP):
             grads += (zero,)
         for step in range(rows + KERNEL_ROWS - 1):
@@ -226,7 +225,7 @@ def weight_gradient(
 
 @triton.jit
 def _over_units(sums, GROUPS: tl.constexpr, UNITS: tl.constexpr, SLAB: tl.constexpr):
-    """The units' sums, added up: (GROUPS, SLAB)."""
+    """The total of the units' sums: (GROUPS, SLAB)."""
     if UNITS == 1:
         return sums
     return tl.sum(tl.reshape(sums, (GROUPS, UNITS, SLAB)), axis=1)
@@ -243,9 +242,9 @@ def sum_chunks(
     NUMBERS: tl.constexpr,
     DEEP: tl.constexpr,
 ):
-    """Adds up the chunks in a fixed order: ``weight_grad`` (C, k * k), ``bias_grad`` (C) or None.
+    """Add up the chunks in a fixed order: ``weight_grad`` (C, k * k), ``bias_grad`` (C) or None.
 
-    A program owns NUMBERS neighbouring numbers of a chunk and reads DEEP chunks at a time.
+    A program owns NUMBERS neighbouring values of a chunk and reads DEEP chunks at a time.
 
     Grid: (k * k + 1) * C / NUMBERS, rounded up.
     """

@@ -10,11 +10,11 @@ from sa2depth.ops.registry import Example, Operator, as_leaves, drawing, registe
 
 
 def gated_conv(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-    """``x * tanh(conv(x))``, the convolution padded with zeros.
+    """``x * tanh(conv(x))`` with zero padding.
 
-    On a GPU the result is channels last in memory, and an ``x`` that is so too is fastest: others are copied. There
-    ``x`` may be float32, bfloat16 or float16 whatever kernel and bias are; inside autocast it is converted to
-    autocast's type. Sums are float32.
+    On a GPU the result is channels last in memory, and a channels-last ``x`` is fastest, because others are copied.
+    There ``x`` may be float32, bfloat16 or float16, independently of kernel and bias; under autocast it is converted to
+    autocast's dtype. Sums are float32.
 
     Args:
         x: ``(B, C, H, W)``, ``C`` a multiple of 4.
@@ -25,13 +25,13 @@ def gated_conv(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
         ``(B, C, H, W)``.
 
     Raises:
-        ShapeError: if the shapes do not belong together.
+        ShapeError: if the shapes do not match.
     """
     channels = x.shape[1]
     if channels % GROUP or kernel.shape != (channels, GROUP, 3, 3) or bias.shape != (channels,):
         raise ShapeError(
-            f"gated_conv wants x (B, C, H, W), kernel (C, {GROUP}, 3, 3) and bias (C) with C a multiple of "
-            f"{GROUP}, got {tuple(x.shape)}, {tuple(kernel.shape)}, {tuple(bias.shape)}"
+            f"gated_conv takes x (B, C, H, W), kernel (C, {GROUP}, 3, 3) and bias (C) with C a multiple of "
+            f"{GROUP}, not {tuple(x.shape)}, {tuple(kernel.shape)}, {tuple(bias.shape)}"
         )
     return choose(OPERATOR, x, kernel, bias)(x, kernel, bias)
 

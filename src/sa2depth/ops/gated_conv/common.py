@@ -1,4 +1,4 @@
-"""What the back ends of the gated convolution share: memory order, fake kernels and the gradient formula."""
+"""Shared by the back ends of the gated convolution: memory order, fake kernels and the gradient formula."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,10 +14,10 @@ GROUP = 4
 
 
 def run_channels_last(operator: Callable[..., Tensor], x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-    """``ops.gated_conv`` by an operator on ``(B, H, W, C)``.
+    """Run ``ops.gated_conv`` with an operator on ``(B, H, W, C)``.
 
-    The result is channels last in memory; an ``x`` that is so too is not copied. Inside autocast ``x`` is converted
-    to autocast's type, as the convolution would do with it; kernel and bias stay float32 there and elsewhere.
+    The result is channels last in memory; a channels-last ``x`` is not copied. Under autocast ``x`` is converted to
+    autocast's dtype, as for any convolution; kernel and bias are always float32.
     """
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
@@ -26,12 +26,12 @@ def run_channels_last(operator: Callable[..., Tensor], x: Tensor, kernel: Tensor
 
 
 def register(forward: CustomOp, backward: CustomOp, backend: str) -> None:
-    """Make a differentiable operator of a pair that computes the gated convolution.
+    """Register the backward operator of the gated convolution as the gradient of the forward operator.
 
     Args:
         forward: ``(x, kernel, bias) -> output``.
         backward: ``(grad, x, kernel, bias) -> gradients of the three``.
-        backend: for the message about second derivatives.
+        backend: name for the message about second derivatives.
     """
 
     def like_output(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:

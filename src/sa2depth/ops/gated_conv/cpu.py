@@ -9,7 +9,7 @@ from sa2depth.ops.runtime.cpp.library import GatedConvShape, call
 
 
 def why_not(x: Tensor, kernel: Tensor, bias: Tensor) -> str:
-    """Why the library cannot take these arguments; empty if it can."""
+    """The reason why the library cannot take these arguments; empty if it can."""
     if any(t.dtype != torch.float32 for t in (x, kernel, bias)):
         return f"the input is {x.dtype}"
     return cpp.why_not("gated_conv", x, kernel, bias)
@@ -17,7 +17,7 @@ def why_not(x: Tensor, kernel: Tensor, bias: Tensor) -> str:
 
 @torch.library.custom_op("sa2depth::gated_conv_cpu", mutates_args=(), device_types="cpu")
 def run(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-    """``ops.gated_conv`` for arguments that ``why_not`` has nothing against."""
+    """``ops.gated_conv`` for arguments that ``why_not`` accepts."""
     output = x.new_empty(x.shape)
     call(
         "gated_conv", GatedConvShape(*x.shape), x.contiguous(), kernel.contiguous(), bias.contiguous(), output

@@ -1,7 +1,7 @@
 """The gated convolution on CUDA: a ``torch.library`` operator around ``csrc/gated_conv``.
 
-Nothing but the inputs is kept for the backward pass; it computes the convolution again. No sum depends on the order in
-which threads run, so two runs on one device give the same bits.
+Only the inputs are kept for the backward pass, which recomputes the convolution. No sum depends on the order in which
+threads run, so two runs on one device give the same bits.
 """
 
 import functools
@@ -16,37 +16,37 @@ from sa2depth.ops.runtime import nvrtc
 from sa2depth.ops.runtime.gpu import multiprocessors, ready
 from sa2depth.ops.runtime.nvrtc import INDEX_LIMIT, TYPES, Argument, Source, int32, launch, why_not_on
 
-# As in csrc/gated_conv/*.
+# The same constants as in csrc/gated_conv/*.
 _BLOCK_GROUPS = 16
 _STRIP = 2
 _THREADS = 128
 _SETS = {"forward": 8, "backward_gate": 8, "backward_conv": 4}  # strips that a block walks at the same time
 
-_BLOCKS_HELD = 2  # by a multiprocessor
-# Rows of a strip that take as long as what a block, and what a strip, does once.
+_BLOCKS_HELD = 2  # on a multiprocessor
+# Fixed costs of a block and of a strip, in rows.
 _ROWS_OF_BLOCK, _ROWS_OF_STRIP = 8, 2
 _MOST_PARTS, _MOST_SEGMENTS = 128, 8
 
 
 def why_not(x: Tensor, kernel: Tensor, bias: Tensor) -> str:
-    """Why the kernels cannot take these arguments; empty if they can."""
+    """The reason why the kernels cannot take these arguments; empty if they can."""
     if reason := nvrtc.why_not(("input", x), ("kernel", kernel), ("bias", bias)):
         return reason
     batch, channels, height, width = x.shape
-    # Tensors may be larger: counted in 32 bits are strips, and channels with their weights.
+    # 32-bit indices count strips, and channels with their weights; tensors may be larger.
     if max(batch * (height + _MOST_SEGMENTS) * (width + 1), channels * 9 * GROUP) >= INDEX_LIMIT:
-        return f"the input has shape {tuple(x.shape)}"
+        return f"the input of shape {tuple(x.shape)} is too large"
     return why_not_on("gated_conv", x.device.index)
 
 
 def run(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-    """``ops.gated_conv`` for arguments that ``why_not`` has nothing against; the result is channels last in memory."""
+    """``ops.gated_conv`` for arguments that ``why_not`` accepts; the result is channels last in memory."""
     return run_channels_last(gated_conv, x, kernel, bias)
 
 
 @torch.library.custom_op("sa2depth::gated_conv_cuda", mutates_args=())
 def gated_conv(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-    """As ``ops.gated_conv`` with ``x`` and the result ``(B, H, W, C)``; kernel and bias float32."""
+    """``ops.gated_conv`` with ``x`` and the result as ``(B, H, W, C)``; kernel and bias are float32."""
     x, kernel, bias = (ready(t) for t in (x, kernel, bias))
     output = x.new_empty(x.shape)
     if output.numel():
@@ -88,7 +88,7 @@ def _launch(name: str, x: Tensor, arguments: tuple[Argument, ...]) -> None:
 
 
 def _cut(name: str, x: Tensor) -> tuple[int, int]:
-    """Into how many segments each column of an image is cut, and how many blocks share a slab of channels."""
+    """The number of segments of each image column, and the number of blocks that share a slab of channels."""
     return _fastest_cut(_SETS[name], *x.shape, _BLOCKS_HELD * multiprocessors(x.device))
 
 
@@ -96,7 +96,7 @@ def _cut(name: str, x: Tensor) -> tuple[int, int]:
 def _fastest_cut(
     sets: int, batch: int, height: int, width: int, channels: int, blocks_held: int
 ) -> tuple[int, int]:
-    """The pair that ``_cut`` returns, by the rows that a multiprocessor walks one after the other."""
+    """The pair for ``_cut`` with the fewest rows that a multiprocessor walks one after the other."""
 
     def rows_in_turn(cut: tuple[int, int]) -> int:
         segments, parts = cut
@@ -105,15 +105,15 @@ def _fastest_cut(
         return rounds * (turns * (math.ceil(height / segments) + _ROWS_OF_STRIP) + _ROWS_OF_BLOCK)
 
     most_segments = min(height, _MOST_SEGMENTS)
-    # the first of equals: few parts, which are to be written and added up, and few segments
+    # among equals the first: few parts, because they must be written and added up, and few segments
     cuts = ((s, p) for p in range(1, _MOST_PARTS + 1) for s in range(1, most_segments + 1))
     segments, parts = min(cuts, key=rows_in_turn)
-    # without segments that are empty
+    # drops empty segments
     return math.ceil(height / math.ceil(height / segments)), parts
 
 
 def _slabs(channels: int) -> int:
-    """Groups of the map, in blocks of them."""
+    """Number of blocks of groups."""
     return math.ceil(channels / GROUP / _BLOCK_GROUPS)
 
 

@@ -1,4 +1,4 @@
-"""The gated convolution in plain torch: any device, the oracle of the kernels."""
+"""The gated convolution in plain torch, for any device; the oracle of the kernels."""
 
 import torch.nn.functional as F
 from torch import Tensor

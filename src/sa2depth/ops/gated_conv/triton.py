@@ -1,7 +1,7 @@
 """The gated convolution in Triton: a ``torch.library`` operator around ``triton_kernels.py``.
 
-Nothing but the inputs is kept for the backward pass; it computes the convolution again. No sum depends on the order in
-which programs run, so two runs on one device give the same bits.
+Only the inputs are kept for the backward pass, which recomputes the convolution. No sum depends on the order in which
+programs run, so two runs on one device give the same bits.
 """
 
 import functools
@@ -16,11 +16,11 @@ from sa2depth.ops.registry import Backend
 from sa2depth.ops.runtime import triton as machine
 from sa2depth.ops.runtime.gpu import multiprocessors, ready
 
-# Of a program, which is one warp: a thread for each group of each pixel. Rows are loaded STAGES - 1 ahead.
+# A program is one warp with a thread for each group of each pixel. Rows are loaded STAGES - 1 ahead.
 _TILE = {"PIXELS": 4, "GROUPS": 8, "STAGES": 4}
 
-_PROGRAMS_HELD = 8  # by a multiprocessor: as many as have room for their weights in its registers
-# Rows of a strip that take as long as what a program, and what a strip, does once.
+_PROGRAMS_HELD = 8  # on a multiprocessor: the weights of so many fit into its registers
+# Fixed costs of a program and of a strip, in rows.
 _ROWS_OF_PROGRAM, _ROWS_OF_STRIP = 8, 4
 _MOST_SEGMENTS = 8
 
@@ -28,23 +28,23 @@ _INDEX_LIMIT = 2**31
 
 
 def why_not(x: Tensor, kernel: Tensor, bias: Tensor) -> str:
-    """Why the kernels cannot take these arguments; empty if they can."""
+    """The reason why the kernels cannot take these arguments; empty if they can."""
     batch, channels, _, width = x.shape
-    # Tensors may be larger: counted in 32 bits are programs, strips and weights.
+    # 32-bit indices count programs, strips and weights; tensors may be larger.
     programs = (batch * width // _TILE["PIXELS"] + 1) * (channels // (GROUP * _TILE["GROUPS"]) + 1)
     if max(programs, batch * width * _MOST_SEGMENTS, channels * 9 * GROUP) >= _INDEX_LIMIT:
-        return f"the input has shape {tuple(x.shape)}"
+        return f"the input of shape {tuple(x.shape)} is too large"
     return machine.why_not("gated_conv", input=x, kernel=kernel, bias=bias)
 
 
 def run(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-    """``ops.gated_conv`` for arguments that ``why_not`` has nothing against; the result is channels last in memory."""
+    """``ops.gated_conv`` for arguments that ``why_not`` accepts; the result is channels last in memory."""
     return run_channels_last(gated_conv, x, kernel, bias)
 
 
 @torch.library.custom_op("sa2depth::gated_conv_triton", mutates_args=())
 def gated_conv(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-    """As ``ops.gated_conv`` with ``x`` and the result ``(B, H, W, C)``; kernel and bias float32."""
+    """``ops.gated_conv`` with ``x`` and the result as ``(B, H, W, C)``; kernel and bias are float32."""
     x = ready(x)
     output = x.new_empty(x.shape)
     if output.numel():
@@ -67,7 +67,7 @@ def gated_conv_backward(
 
 
 def _convolve(kind: str, x: Tensor, *others: Tensor | None) -> None:
-    """Launch the kernel ``convolve``; ``others`` are its tensors after ``x``, none where this kind needs none."""
+    """Launch the kernel ``convolve``; ``others`` are its tensors after ``x``, None if this kind does not need one."""
     from sa2depth.ops.gated_conv import triton_kernels as kernels
 
     batch, height, width, channels = x.shape
@@ -89,7 +89,7 @@ def _weight_gradients(x: Tensor, grad_c: Tensor) -> tuple[Tensor, Tensor]:
     most_parts = math.ceil(_programs_held(x.device) / blocks)
     rows = _rows_of_segment(tiles, height, most_parts)
     strips = tiles * math.ceil(height / rows)
-    parts = math.ceil(strips / math.ceil(strips / most_parts))  # the fewest that take as long
+    parts = math.ceil(strips / math.ceil(strips / most_parts))  # the fewest that are as fast
     kernel_parts = x.new_empty((parts, 9 * GROUP, channels), dtype=torch.float32)
     bias_parts = x.new_empty((parts, channels), dtype=torch.float32)
     sizes = (height, width, batch * width, channels // GROUP, rows, strips)
@@ -102,23 +102,23 @@ def _weight_gradients(x: Tensor, grad_c: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _by_input_channel(kernel: Tensor) -> Tensor:
-    """Weights as the kernels read them: for each input channel of a group and each tap, all output channels."""
+    """Weights in the kernels' order: for each input channel of a group and each tap, all output channels."""
     return rearrange(kernel, "c i y x -> (i y x) c").contiguous()
 
 
 def _by_output_channel(kernel: Tensor) -> Tensor:
-    """The same for the way back: for each output channel of a group and each tap, all input channels."""
+    """The same for the backward pass: for each output channel of a group and each tap, all input channels."""
     return rearrange(kernel, "(g o) i y x -> (o y x) (g i)", o=GROUP).contiguous()
 
 
 @functools.lru_cache(maxsize=256)
 def _rows_of_segment(strips: int, height: int, held: int) -> int:
-    """Rows of the segments that columns are cut into, so that ``held`` programs are done with all of them soonest.
+    """Rows of a segment of a column, chosen so that ``held`` programs finish all of them soonest.
 
     Args:
-        strips: how many there are of columns that are not cut.
-        height: of the map.
-        held: programs that run at the same time.
+        strips: number of strips if columns are not cut.
+        height: height of the map.
+        held: number of programs that run at the same time.
     """
 
     def rows_in_turn(rows: int) -> int:

@@ -1,18 +1,18 @@
 """Gated convolution in Triton: ``x * tanh(c)``, ``c`` the 3x3 convolution with groups of 4 channels, and its gradients.
 
 Maps are ``(B, H, W, C)``. A tile is ``[pixels, groups, 4]``, and a thread owns the four channels of a group, so that it
-converts a value once for four results. The pixels of a tile lie side by side: the columns of all images are numbered
-one after the other. A program walks down the rows of one segment of its columns and meets each row once. It adds what a
-row gives to the three rows of results that it belongs to, so only the sums of two unfinished rows are alive. The
-weights stay in registers. That leaves room for few warps, so the rows are loaded some iterations ahead.
+converts a value once for four results. The pixels of a tile are neighbours: the columns of all images are numbered one
+after the other. A program walks down the rows of one segment of its columns and reads each row once. It adds the row's
+contributions to three rows of results, so it holds the sums of only two unfinished rows. The weights stay in registers,
+which limits the number of warps, so rows are loaded some iterations ahead.
 
-``convolve`` does this in the forward pass, backward through the gate and backward to the input. ``weight_gradients``
-walks in the same way, with the sums for all weights in registers.
+``convolve`` does this in the forward pass, in the backward pass through the gate, and in the one to the input.
+``weight_gradients`` walks in the same way, with the sums for all weights in registers.
 
-Arithmetic and sums are float32. Nothing is atomic: one program writes each result, and each part of a sum.
+Arithmetic and sums are float32. There are no atomics: one program writes each result, and each part of a sum.
 
-An H100 takes 0.147 ms forward for 8x256x120x160 in bfloat16, 36 % of what its memory allows (52 us for 157 MB; the CUDA
-kernel: 95 us), and 0.73 ms with backward (0.44): few warps fit beside 144 weights a thread.
+An H100 takes 0.147 ms forward for 8x256x120x160 in bfloat16, 36 % of its memory's speed (52 us for 157 MB; the CUDA
+kernel: 95 us), and 0.73 ms with backward (CUDA: 0.44), because few warps fit beside 144 weights a thread.
 """
 
 import triton
@@ -43,15 +43,15 @@ def convolve(
     GROUPS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """A segment of ``rows`` rows of one tile. Grid: tiles, those of the same columns side by side; segments.
+    """A segment of ``rows`` rows of one tile. Grid: tiles, with those of the same columns adjacent; segments.
 
-    ``weights (36, C)``: that of input channel ``i`` of the group and tap ``t`` is in row ``9 i + t``. Forward writes
+    ``weights (36, C)``: row ``9 i + t`` holds those of input channel ``i`` of the group and tap ``t``. Forward writes
     ``output = x * tanh(c)``. Backward through the gate writes ``output``, the gradient of ``c``, and ``grad_x``, the
-    part of that of ``x`` which does not go through the convolution. Backward to the input takes the gradient of ``c``
-    as its ``x``, convolves it with the taps in reverse order and adds the result to ``grad_x``.
+    part of the gradient of ``x`` that bypasses the convolution. Backward to the input reads the gradient of ``c`` as
+    its ``x``, convolves it with the taps in reverse order and adds the result to ``grad_x``.
     """
     blocks = tl.cdiv(groups, GROUPS)
-    # as large as the tile, so that the weights get the tile's layout
+    # of the tile's size, so that the weights get the tile's layout
     channel = _channel_indices(tl.program_id(0) % blocks, PIXELS, GROUPS)
     in_map = channel < groups * 4
     weight = ()
@@ -72,7 +72,7 @@ def convolve(
     row_values = width.to(tl.int64) * (groups * 4)
     first = tl.program_id(1) * rows
     end = tl.minimum(first + rows, height)
-    above = start  # the sums of the row above the one at hand
+    above = start  # the sums of the row above the current one
     here = start
     center = start  # x in the row above
     for row in tl.range(tl.maximum(first - 1, 0), end + 1, num_stages=STAGES):
@@ -118,8 +118,8 @@ def weight_gradients(
 ):
     """One part of the sums for a block of groups. Grid: blocks of groups, parts.
 
-    A program takes every n-th strip, which is a segment of ``rows`` rows of one tile. ``weight_parts (parts, 36, C)``:
-    output channel ``o`` of the group and tap ``t`` are in row ``9 o + t``, the input channel is the column.
+    A program takes every n-th strip, a segment of ``rows`` rows of one tile. ``weight_parts (parts, 36, C)``: row
+    ``9 o + t`` holds output channel ``o`` of the group and tap ``t``; the column is the input channel.
     ``bias_parts (parts, C)``.
     """
     channel = _channel_indices(tl.program_id(0), PIXELS, GROUPS)
@@ -136,8 +136,8 @@ def weight_gradients(
         )
         first = strip % segments * rows
         end = tl.minimum(first + rows, height)
-        # grad_c; nothing in rows that are not of this strip. Two tensors: Triton takes variables that start as one
-        # and are handed on to each other for unchanged.
+        # Rows of grad_c, zero outside of this strip. These are two tensors, because Triton would treat variables that
+        # start as the same tensor and are assigned to each other as unchanged.
         above = tl.zeros((PIXELS, GROUPS, 4), tl.float32)
         here = tl.zeros((PIXELS, GROUPS, 4), tl.float32)
         for row in tl.range(first - 1, end + 1, num_stages=STAGES):
@@ -169,7 +169,7 @@ def _channel_indices(block, PIXELS: tl.constexpr, GROUPS: tl.constexpr):
 
 @triton.jit
 def _place(tile, channel, height, width, columns, groups, PIXELS: tl.constexpr):
-    """A tile's values in the first row of its images, and where its pixels and those beside them exist."""
+    """Offsets of a tile's values in the first row of its images; masks of its pixels and their neighbours."""
     pixel = tile * PIXELS + tl.arange(0, PIXELS)[:, None, None]
     exists = (pixel < columns) & (channel < groups * 4)
     column = pixel % width
@@ -179,7 +179,7 @@ def _place(tile, channel, height, width, columns, groups, PIXELS: tl.constexpr):
 
 @triton.jit
 def _load_three(x, at, groups, has_left, exists, has_right, in_map):
-    """The pixels of a row, with those to the left and to the right of each."""
+    """The pixels of a row, and the pixels to the left and right of each."""
     left = tl.load(x + (at - groups * 4), mask=has_left & in_map, other=0.0)
     middle = tl.load(x + at, mask=exists & in_map, other=0.0)
     right = tl.load(x + (at + groups * 4), mask=has_right & in_map, other=0.0)
@@ -188,7 +188,7 @@ def _load_three(x, at, groups, has_left, exists, has_right, in_map):
 
 @triton.jit
 def _split(tile):
-    """The four channels of each group, each ``[pixels, groups, 1]``: to multiply with all four of another tile."""
+    """The four channels of each group, each ``[pixels, groups, 1]``, to multiply with all four of another tile."""
     even, odd = tl.split(tl.reshape(tile, (tile.shape[0], tile.shape[1], 2, 2)))
     first, third = tl.split(even)
     second, fourth = tl.split(odd)
@@ -197,7 +197,7 @@ def _split(tile):
 
 @triton.jit
 def _add_row(total, weight, FIRST_TAP: tl.constexpr, left, middle, right):
-    """What one row of x gives to a row of results, by the three taps from this one on."""
+    """Add the contribution of one row of x to a row of results, by the three taps from FIRST_TAP on."""
     for i in tl.static_range(4):
         total += left[i] * weight[9 * i + FIRST_TAP]
         total += middle[i] * weight[9 * i + FIRST_TAP + 1]
@@ -207,7 +207,7 @@ def _add_row(total, weight, FIRST_TAP: tl.constexpr, left, middle, right):
 
 @triton.jit
 def _add_products(total, below, here, above, left, middle, right):
-    """The sums for all weights, with what one row of x gives: the gradient below it meets the upper taps."""
+    """Add the contribution of one row of x to the sums of all weights; the gradient below it meets the upper taps."""
     result = ()
     for o in tl.static_range(4):
         result += (total[9 * o] + below[o] * left,)
@@ -224,13 +224,13 @@ def _add_products(total, below, here, above, left, middle, right):
 
 @triton.jit
 def _gate(c, EXACT: tl.constexpr):
-    """``tanh(c)``, as exact as float32 or enough for shorter types, and its slope."""
+    """``tanh(c)`` and its slope, exact to float32 with EXACT, else to 16-bit types."""
     e = tl.exp(-2 * tl.abs(c))
     inverse = 1 / (1 + e)
     gate = (1 - e) * inverse
     gate = tl.where(c < 0, -gate, gate)
     if EXACT:
-        # Near zero 1 - e has lost its last digits.
+        # Near zero 1 - e loses its last digits.
         square = c * c
         series = -1 / 3 + square * (2 / 15 + square * (-17 / 315 + square * (62 / 2835)))
         gate = tl.where(square < 0.09, c + c * (square * series), gate)

@@ -1,4 +1,4 @@
-"""Layer normalisation over the last dimension, and a GELU after it where there is one."""
+"""Layer normalisation over the last dimension, optionally followed by a GELU."""
 
 from torch import Tensor, device, dtype
 from torch.compiler import is_compiling
@@ -10,25 +10,24 @@ from sa2depth.ops.registry import Example, Operator, as_leaves, drawing, registe
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, *, gelu: bool = False) -> Tensor:
-    """``F.layer_norm(x, (C,), weight, bias, eps)``, faster on GPUs; with ``gelu``, ``F.gelu`` of that in one pass.
+    """``F.layer_norm(x, (C,), weight, bias, eps)``, faster on GPUs; ``gelu`` applies ``F.gelu`` in the same pass.
 
-    The kernels (CUDA, Triton) compute in float32 and write the dtype of ``x``. Inside autocast they write autocast's
-    dtype, where torch would write float32: the layer that comes next rounds to that dtype anyway. While
-    ``torch.compile`` traces, this is the torch path whatever the back end, because the compiler fuses it with its
-    neighbours.
+    The kernels (CUDA, Triton) compute in float32 and write the dtype of ``x``. Under autocast they write autocast's
+    dtype, while torch would write float32: the next layer rounds to that dtype anyway. Under ``torch.compile`` the
+    torch path runs with any back end, because the compiler fuses it with its neighbours.
 
     Args:
-        x: ``(..., C)``. The kernels read rows of ``C`` that lie evenly spaced, and copy other layouts once.
+        x: ``(..., C)``. The kernels read evenly spaced rows of ``C`` in place, and copy other layouts once.
         weight: ``(C)``.
         bias: ``(C)``.
-        eps: what is added to the variance.
-        gelu: whether to apply the exact GELU (with erf) to the result.
+        eps: added to the variance.
+        gelu: apply the exact GELU (with erf) to the result.
 
     Returns:
         ``(..., C)``; contiguous from the kernels.
 
     Raises:
-        ShapeError: if the shapes do not belong together.
+        ShapeError: if the shapes do not match.
     """
     _check(x, weight, bias)
     if is_compiling():
@@ -39,7 +38,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, *, ge
 def _check(x: Tensor, weight: Tensor, bias: Tensor) -> None:
     if x.dim() < 1 or weight.shape != x.shape[-1:] or bias.shape != x.shape[-1:]:
         raise ShapeError(
-            "layer_norm wants x (..., C), weight (C) and bias (C), got "
+            "layer_norm takes x (..., C), weight (C) and bias (C), not "
             f"{tuple(x.shape)}, {tuple(weight.shape)}, {tuple(bias.shape)}"
         )
 

@@ -1,4 +1,4 @@
-"""What the fast back ends of layer normalisation share: rows in memory, fake kernels and the gradient formula."""
+"""Shared by the fast back ends of layer normalisation: rows in memory, fake kernels and the gradient formula."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from sa2depth.ops.autograd import CustomOp, refuse_second_derivative, wants_grad
 from sa2depth.ops.runtime.gpu import VECTOR_BYTES, ready
 
 MOST_ROWS = 2**31 - 2**24
-"""Rows are counted in 32 bits, with those that the blocks of a grid are ahead."""
+"""Rows are counted in 32 bits; the margin is for blocks that step beyond the last row."""
 
 
 def run_directly(
@@ -23,9 +23,9 @@ def run_directly(
     gelu: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The result of ``function``, through PyTorch's dispatcher as ``operator`` only where that has something to do.
+    """Call ``function`` directly, or through PyTorch's dispatcher as ``operator`` if that is needed.
 
-    The dispatcher takes longer than the kernel of a small input.
+    For a small input the dispatcher takes longer than the kernel.
     """
     keep = wants_gradient(x, weight, bias)
     direct = not keep and not torch.compiler.is_compiling() and type(x) is Tensor and not _watched()
@@ -33,7 +33,7 @@ def run_directly(
 
 
 def _watched() -> bool:
-    """Whether something sees operators only as the dispatcher gets them: a trace, a mode, a transform of functions."""
+    """True if something must see operators in the dispatcher: a trace, a dispatch mode or a function transform."""
     return (
         torch._C._get_tracing_state() is not None
         or torch._C._len_torch_dispatch_stack() > 0
@@ -42,19 +42,19 @@ def _watched() -> bool:
 
 
 def rows_in_memory(x: Tensor) -> tuple[Tensor, int]:
-    """Memory that starts with the first row, and the numbers from there to the next row; a copy if it must be."""
+    """Memory from the first row on, and the stride of its rows; copied if rows are not aligned or evenly spaced."""
     stride = x.shape[-1] if x.is_contiguous() else _row_stride(x)
     vector = VECTOR_BYTES // x.element_size()
     if stride < x.shape[-1] or stride % vector or x.data_ptr() % VECTOR_BYTES:
         return ready(x), x.shape[-1]
     if stride > x.shape[-1]:
-        # the launcher takes what is contiguous: everything from the first number to the last
+        # a contiguous view from the first value to the last, as the launcher needs
         x = x.as_strided(((x.numel() // x.shape[-1] - 1) * stride + x.shape[-1],), (1,))
     return x, stride
 
 
 def _row_stride(x: Tensor) -> int:
-    """Numbers from each row to the next; 0 if rows are not contiguous or not evenly spaced."""
+    """Stride of the rows; 0 if they are not contiguous or not evenly spaced."""
     if x.stride(-1) != 1:
         return 0
     stride = following = None
@@ -62,7 +62,7 @@ def _row_stride(x: Tensor) -> int:
         if size == 1:
             continue
         if stride is None:
-            stride = step  # 0 where one row stands for many: they are copied
+            stride = step  # 0 for an expanded row, which is then copied
         elif step != following:
             return 0
         following = step * size
@@ -92,13 +92,13 @@ def like_gradients(
 
 
 def register(forward: CustomOp, backward: CustomOp, backend: str) -> None:
-    """Make a differentiable operator of a pair that computes layer normalisation.
+    """Register the backward operator of layer normalisation as the gradient of the forward operator.
 
     Args:
         forward: ``(x, weight, bias, eps, gelu, dtype, keep) -> output, statistics``. Without ``keep`` nothing is kept
             for the backward pass and there is no gradient.
         backward: ``(grad, x, weight, bias, statistics, gelu, wants_parameters) -> gradients of the three``.
-        backend: for messages.
+        backend: name for messages.
     """
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -1,7 +1,7 @@
 """Layer normalisation on CUDA: a ``torch.library`` operator around ``csrc/layer_norm``.
 
-Nothing is summed with atomics: two runs give the same bits on one kind of GPU. Backward takes two launches: the input's
-gradient with sums of the parameters' gradients by blocks, and the sum of those.
+No sum uses atomics, so two runs give the same bits on one kind of GPU. Backward takes two launches: one for the input's
+gradient and each block's sums of the parameters' gradients, one for the total of these sums.
 """
 
 import ctypes
@@ -24,38 +24,38 @@ from sa2depth.ops.runtime import nvrtc
 from sa2depth.ops.runtime.gpu import multiprocessors, ready
 from sa2depth.ops.runtime.nvrtc import TYPES, Source, launch, why_not_on
 
-_CHANNELS = 8  # their number is a multiple
+_CHANNELS = 8  # the number of channels is a multiple of it
 
-# Threads of a team and the numbers of each, as in csrc/layer_norm/layer_norm.cuh: the room of each is their product.
+# Threads of a team and values of a thread, as in csrc/layer_norm/layer_norm.cuh; a team holds as many as their product.
 _TEAMS = (
     *((4, 8), (8, 8), (4, 24), (16, 8), (8, 24), (32, 8)),
     *((16, 24), (32, 16), (32, 24), (32, 32), (64, 32), (256, 32)),
 )
 _BLOCK_THREADS = 128  # or those of a team
-# Blocks of a multiprocessor, by numbers of a thread, without and with GELU: as in csrc/layer_norm/backward.cu.
+# Blocks on a multiprocessor, by values of a thread, without and with GELU, as in csrc/layer_norm/backward.cu.
 _RESIDENT = ({8: 5, 16: 4, 24: 3, 32: 2}, {8: 4, 16: 4, 24: 2, 32: 2})
-_FORWARD_VALUES = 32  # of a thread, in all the rows that it takes at once
+_FORWARD_VALUES = 32  # of a thread, in all rows that it takes at once
 _MOST_CHANNELS = max(lanes * values for lanes, values in _TEAMS)
-_SUM_OUTPUTS, _SUM_THREADS = 32, 1024  # of a block of layer_norm_sum_parts
+_SUM_OUTPUTS, _SUM_THREADS = 32, 1024  # for a block of layer_norm_sum_parts
 
 
 def why_not(x: Tensor, weight: Tensor, bias: Tensor, *others: float) -> str:
-    """Why the kernels cannot take these arguments; empty if they can."""
+    """The reason why the kernels cannot take these arguments; empty if they can."""
     if reason := nvrtc.why_not(("input", x), ("weight", weight), ("bias", bias)):
         return reason
     channels = x.shape[-1]
     if not channels or channels % _CHANNELS or channels > _MOST_CHANNELS:
         return f"there are {channels} channels, not a multiple of {_CHANNELS} up to {_MOST_CHANNELS}"
     if x.numel() // channels > MOST_ROWS:
-        return f"the input has shape {tuple(x.shape)}"
+        return f"the input of shape {tuple(x.shape)} is too large"
     return why_not_on("layer_norm", x.device.index)
 
 
 def run(x: Tensor, weight: Tensor, bias: Tensor, eps: float, gelu: bool) -> Tensor:
-    """``ops.layer_norm`` for arguments that ``why_not`` has nothing against."""
+    """``ops.layer_norm`` for arguments that ``why_not`` accepts."""
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    if dtype.itemsize > x.dtype.itemsize:  # which the kernels do not write
+    if dtype.itemsize > x.dtype.itemsize:  # the kernels write no type wider than the input's
         x = x.to(dtype)
     return run_directly(_normalise, layer_norm, x, weight, bias, eps, gelu, dtype)
 
@@ -63,7 +63,7 @@ def run(x: Tensor, weight: Tensor, bias: Tensor, eps: float, gelu: bool) -> Tens
 def _normalise(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, gelu: bool, dtype: torch.dtype, keep: bool
 ) -> tuple[Tensor, Tensor]:
-    """The result in ``dtype``, and mean and 1 / deviation of each row (``(..., 2)`` float32) for the backward pass.
+    """The result in ``dtype``; for the backward pass mean and 1 / deviation of each row, ``(..., 2)`` float32.
 
     Weight and bias are float32. Without ``keep`` nothing is kept for the backward pass and there is no gradient.
     """
@@ -103,7 +103,7 @@ def layer_norm_backward(
     gelu: bool,
     wants_parameters: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of ``x``, weight and bias, the last two empty where not wanted; ``grad`` is that of the output."""
+    """Gradients of ``x``, weight and bias, the last two empty if not wanted; ``grad`` is that of the output."""
     grad_x, grad_weight, grad_bias = like_gradients(grad, x, weight, bias, statistics, gelu, wants_parameters)
     if not x.numel():
         return grad_x, grad_weight.zero_(), grad_bias.zero_()
@@ -141,12 +141,12 @@ def layer_norm_backward(
 
 @functools.cache
 def _team(channels: int) -> tuple[int, int]:
-    """Threads of the smallest team that has room for a row, and the numbers of each."""
+    """The smallest team that can hold a row: its threads, and values of a thread."""
     return min((team for team in _TEAMS if math.prod(team) >= channels), key=math.prod)
 
 
 def _blocks(rows: int, lanes: int, values: int, gelu: bool, device: torch.device) -> int:
-    """Blocks that walk the rows backwards: as many as run at once, or fewer if all take the same number of steps."""
+    """Blocks of the backward pass: as many as run at once, or fewer if that takes no more steps."""
     step = max(_BLOCK_THREADS, lanes) // lanes * (2 if values == 8 else 1)
     sets = math.ceil(rows / step)
     resident = 1 if lanes > _BLOCK_THREADS else _RESIDENT[gelu][values]

@@ -1,7 +1,7 @@
 """Layer normalisation in Triton: a ``torch.library`` operator around ``triton_kernels.py``.
 
-Nothing is summed with atomics: two runs give the same bits on one kind of GPU. Backward takes two launches: the input's
-gradient with sums of the parameters' gradients by programs, and the sum of those.
+No sum uses atomics, so two runs give the same bits on one kind of GPU. Backward takes two launches: one for the input's
+gradient and each program's sums of the parameters' gradients, one for the total of these sums.
 """
 
 import functools
@@ -26,18 +26,18 @@ from sa2depth.ops.runtime.triton import launching_on
 _MOST_CHANNELS = 8192
 _MOST_CHUNKS = 10
 _FORWARD_VALUES = 40  # of a lane
-_BACKWARD_VALUES = 12, 24  # of a lane: enough, and at most, with a row to each warp
-_BACKWARD_WARPS = 32, 16  # of a multiprocessor, by the registers that few or many numbers of a lane take
+_BACKWARD_VALUES = 12, 24  # of a lane: enough, and at most, with at least one row for each warp
+_BACKWARD_WARPS = 32, 16  # on a multiprocessor, with few or many values of a lane
 _SUM_PARTS, _SUM_COLUMNS, _SUM_WARPS = 256, 16, 8
 
 
 def why_not(x: Tensor, weight: Tensor, bias: Tensor, *others: float) -> str:
-    """Why the kernels cannot take these arguments; empty if they can."""
+    """The reason why the kernels cannot take these arguments; empty if they can."""
     channels = x.shape[-1]
     if not 0 < channels <= _MOST_CHANNELS:
         return f"there are {channels} channels, not 1 to {_MOST_CHANNELS}"
     if x.numel() // channels > MOST_ROWS:
-        return f"the input has shape {tuple(x.shape)}"
+        return f"the input of shape {tuple(x.shape)} is too large"
     tensors = {"input": x, "weight": weight, "bias": bias}
     if (dtype := _output_dtype(x)) != x.dtype:
         tensors["output"] = x.new_empty(0, dtype=dtype)
@@ -45,7 +45,7 @@ def why_not(x: Tensor, weight: Tensor, bias: Tensor, *others: float) -> str:
 
 
 def run(x: Tensor, weight: Tensor, bias: Tensor, eps: float, gelu: bool) -> Tensor:
-    """``ops.layer_norm`` for arguments that ``why_not`` has nothing against."""
+    """``ops.layer_norm`` for arguments that ``why_not`` accepts."""
     return run_directly(_normalise, layer_norm, x, weight, bias, eps, gelu, _output_dtype(x))
 
 
@@ -57,7 +57,7 @@ def _output_dtype(x: Tensor) -> torch.dtype:
 def _normalise(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, gelu: bool, dtype: torch.dtype, keep: bool
 ) -> tuple[Tensor, Tensor]:
-    """The result in ``dtype``, and mean and 1 / deviation of each row (``(..., 2)`` float32) for the backward pass.
+    """The result in ``dtype``; for the backward pass mean and 1 / deviation of each row, ``(..., 2)`` float32.
 
     Weight and bias are float32. Without ``keep`` nothing is kept for the backward pass and there is no gradient.
     """
@@ -93,7 +93,7 @@ def layer_norm_backward(
     gelu: bool,
     wants_parameters: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of ``x``, weight and bias, the last two empty where not wanted; ``grad`` is that of the output."""
+    """Gradients of ``x``, weight and bias, the last two empty if not wanted; ``grad`` is that of the output."""
     from sa2depth.ops.layer_norm import triton_kernels as kernels
 
     grad_x, grad_weight, grad_bias = like_gradients(grad, x, weight, bias, statistics, gelu, wants_parameters)
@@ -124,7 +124,7 @@ def layer_norm_backward(
 
 
 def _granule(stride: int) -> int:
-    """A power of two that divides a stride: compiled in, it tells how wide loads can be."""
+    """A power of two that divides a stride; compiled in, it tells Triton how wide loads can be."""
     return math.gcd(stride, VECTOR_BYTES)
 
 
@@ -140,7 +140,7 @@ def _forward_tile(channels: int, itemsize: int) -> tuple[int, int, int, int]:
 
 @functools.cache
 def _backward_tile(channels: int, itemsize: int) -> tuple[int, int, int, int]:
-    """As ``_forward_tile``, with fewer numbers of a lane: it keeps two sums for each."""
+    """``_forward_tile`` for the backward pass: fewer values for each lane, which keeps two sums for each of them."""
     enough, most = _BACKWARD_VALUES
     chunks, block = _chunks(channels, itemsize)
     rows, warps = _power_below(128 * most / (chunks * block)), 4
@@ -151,7 +151,7 @@ def _backward_tile(channels: int, itemsize: int) -> tuple[int, int, int, int]:
 
 
 def _chunks(channels: int, itemsize: int) -> tuple[int, int]:
-    """How to cover a row with chunks of a power of two, with the least to spare; a warp's loads span one chunk."""
+    """Chunks of a power of two that cover a row with the least waste; a warp's loads span one chunk."""
     blocks = {n: max(16, 2 ** math.ceil(math.log2(channels / n))) for n in range(1, 9)}
     chunks = min(blocks, key=lambda n: (n * blocks[n], n))
     block = blocks[chunks]
@@ -161,12 +161,12 @@ def _chunks(channels: int, itemsize: int) -> tuple[int, int]:
 
 
 def _power_below(number: float) -> int:
-    """The largest power of two that is not above a number, or 1."""
+    """The largest power of two that is at most ``number``, but at least 1."""
     return 2 ** max(0, math.floor(math.log2(number)))
 
 
 def _programs(rows: int, tile_rows: int, resident: int, device: torch.device) -> int:
-    """Programs that walk the rows backwards: as many as run at once, or fewer if all take the same number of steps."""
+    """Programs of the backward pass: as many as run at once, or fewer if that takes no more steps."""
     steps = math.ceil(rows / tile_rows)
     return math.ceil(steps / math.ceil(steps / (resident * multiprocessors(device))))
 

@@ -1,6 +1,6 @@
-"""Layer normalisation over the last dimension, with a GELU after it where asked, and its gradients.
+"""Layer normalisation over the last dimension, optionally followed by a GELU, and its gradients.
 
-Of each row x of C numbers,
+For each row x of C values,
 
     y[c] = weight[c] * (x[c] - mean) * scale + bias[c],  scale = 1 / sqrt(variance + eps),  out = y or GELU(y),
 
@@ -9,15 +9,15 @@ and with g the gradient of y and n = (x - mean) * scale,
     dx = scale * (g * weight - mean of g * weight - n * mean of g * weight * n),
     dweight = sum of g * n,  dbias = sum of g, both over all rows.
 
-A program holds tiles of (ROWS, BLOCK) in registers, CHUNKS of them side by side, so that widths as 80 or 1280 fit
-without many idle lanes. ``forward`` takes ROWS rows; its mean comes first, then the mean of squared differences from
-it, so nothing cancels. In ``backward`` programs stay and walk the rows in steps of all programs; each adds up the
-parameters' gradients of its own rows, and ``sum_parts`` adds up those of the programs in a fixed order.
+A program holds tiles of (ROWS, BLOCK) in registers, CHUNKS of them for each row, so that widths such as 80 or 1280 fit
+without many idle lanes. ``forward`` takes ROWS rows and computes their mean first, then the mean of squared differences
+from it, so nothing cancels. Programs of ``backward`` walk over the rows in strides; each adds up the parameters'
+gradients of its own rows, and ``sum_parts`` adds up those of the programs in a fixed order.
 
-Everything is computed and summed in float32, whatever the types of input and output. All bound by memory.
+Everything is computed and summed in float32, for all types of input and output. All kernels are bound by memory.
 
-An H200 takes 16 us forward for 8x120x160x64 in bfloat16, 39 MB at 2.5 TB/s, half of its memory's, and 52 us with
-backward, as the CUDA kernels do.
+An H200 takes 16 us forward for 8x120x160x64 in bfloat16, 39 MB at 2.5 TB/s, half of its memory's speed, and 52 us with
+backward, the same as the CUDA kernels.
 """
 
 import triton
@@ -36,7 +36,7 @@ def _load_rows(
     CHUNKS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Tiles of the rows from ``top`` on, which lie ``stride * GRANULE`` numbers apart; zeros beyond their ends."""
+    """Tiles of the rows from ``top`` on, which are ``stride * GRANULE`` values apart; zeros beyond their ends."""
     row = (top + tl.arange(0, ROWS))[:, None]
     start = pointer + row.to(tl.int64) * stride * GRANULE
     tiles = ()
@@ -57,7 +57,7 @@ def _store_rows(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One tile of the rows from ``top`` on, without a gap between rows."""
+    """Store one tile of the rows from ``top`` on, without gaps between rows."""
     row = (top + tl.arange(0, ROWS))[:, None]
     channel = (chunk * BLOCK + tl.arange(0, BLOCK))[None, :]
     place = pointer + row.to(tl.int64) * C + channel
@@ -66,7 +66,7 @@ def _store_rows(
 
 @triton.jit
 def _load_parameter(pointer, C: tl.constexpr, ROWS: tl.constexpr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr):
-    """The same numbers in every row of tiles: loaded in the tiles' layout, which takes no exchange between lanes."""
+    """A parameter repeated in every row of the tiles, loaded in their layout, so that lanes exchange nothing."""
     tiles = ()
     for chunk in tl.static_range(CHUNKS):
         channel = tl.zeros((ROWS, 1), tl.int32) + (chunk * BLOCK + tl.arange(0, BLOCK))[None, :]
@@ -76,17 +76,17 @@ def _load_parameter(pointer, C: tl.constexpr, ROWS: tl.constexpr, CHUNKS: tl.con
 
 @triton.jit
 def _normal_share(y):
-    """The standard normal distribution's share below y."""
+    """Cumulative distribution function of the standard normal distribution at y."""
     return 0.5 * (1 + tl.erf(y * 0.7071067811865476))
 
 
 @triton.jit(do_not_specialize=["rows", "stride"])
 def forward(
-    x,  # rows `stride * GRANULE` numbers apart
+    x,  # rows `stride * GRANULE` values apart
     weight,  # (C) float32
     bias,  # (C) float32
     output,  # (rows, C)
-    statistics,  # (rows, 2) float32: mean and scale; not written where KEEP is false
+    statistics,  # (rows, 2) float32: mean and scale; not written if KEEP is false
     rows,
     stride,
     eps,
@@ -98,7 +98,7 @@ def forward(
     CHUNKS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Normalise ROWS rows. Grid: programs that cover all rows."""
+    """Normalise ROWS rows. Grid: as many programs as cover all rows."""
     top = tl.program_id(0) * ROWS
     tiles = _load_rows(x, top, rows, stride, GRANULE, C, ROWS, CHUNKS, BLOCK)
     weights = _load_parameter(weight, C, ROWS, CHUNKS, BLOCK)
@@ -132,13 +132,13 @@ def forward(
 
 @triton.jit(do_not_specialize=["rows", "grad_stride", "stride"])
 def backward(
-    grad,  # rows `grad_stride * GRAD_GRANULE` numbers apart
-    x,  # rows `stride * GRANULE` numbers apart
+    grad,  # rows `grad_stride * GRAD_GRANULE` values apart
+    x,  # rows `stride * GRANULE` values apart
     weight,  # (C) float32
     bias,  # (C) float32
     statistics,  # (rows, 2) float32
     grad_x,  # (rows, C)
-    parts,  # (programs, 2, C) float32; not written where PARAMETERS is false
+    parts,  # (programs, 2, C) float32; not written if PARAMETERS is false
     rows,
     grad_stride,
     stride,
@@ -151,7 +151,7 @@ def backward(
     CHUNKS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Gradients of the input, and of the parameters by programs. Grid: as many programs as run at once, or fewer."""
+    """Gradients of the input, and each program's sums for the parameters. Grid: at most as many as run at once."""
     weights = _load_parameter(weight, C, ROWS, CHUNKS, BLOCK)
     if GELU:
         biases = _load_parameter(bias, C, ROWS, CHUNKS, BLOCK)
@@ -165,7 +165,7 @@ def backward(
     while top < rows:
         tiles = _load_rows(x, top, rows, stride, GRANULE, C, ROWS, CHUNKS, BLOCK)
         grads = _load_rows(grad, top, rows, grad_stride, GRAD_GRANULE, C, ROWS, CHUNKS, BLOCK)
-        row = top + tl.arange(0, ROWS)  # in one dimension: every lane then loads those of its own rows
+        row = top + tl.arange(0, ROWS)  # one-dimensional, so that every lane loads those of its own rows
         place = statistics + 2 * row.to(tl.int64)
         mean = tl.load(place, row < rows, 0.0)[:, None]
         scale = tl.load(place + 1, row < rows, 0.0)[:, None]
@@ -217,7 +217,7 @@ def sum_parts(
     PARTS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Sums over the first dimension. Grid: 2 C / COLUMNS programs, rounded up."""
+    """Sum over the first dimension. Grid: 2 C / COLUMNS programs, rounded up."""
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     part = tl.arange(0, PARTS)[:, None]
     sums = tl.zeros((PARTS, COLUMNS), tl.float32)

@@ -14,15 +14,16 @@ from sa2depth.ops.registry import Example, Operator, as_leaves, drawing, registe
 RANKS = ((0.0, 0.1), (0.1, 0.3), (0.3, 0.5), (0.5, 0.7))
 """The paper's ranges of rank, as shares of the keys."""
 
-_TENTHS = (1, 3, 5, 7)  # their ends
-_UNIT = 10**6  # other shares are counted in millionths: 0.29 * 100 is a little less than 29
+_TENTHS = (1, 3, 5, 7)  # ends of these ranges
+_UNIT = 10**6  # other shares are rounded to millionths, because 0.29 * 100 is a little less than 29
 
 
 def rank_ranges(keys: int, ranks: Sequence[Sequence[float]] = RANKS) -> list[tuple[int, int]]:
     """Half-open ranges of ranks (0 = highest score) of the groups, for ``keys`` >= 1 keys.
 
-    By default those of the paper, from 10 keys on the released ones, ``floor(keys * {1, 3, 5, 7} / 10)``: disjoint,
-    and the last keys in none. Others are rounded in the same way; each has at least one key.
+    The default ranges are the paper's. From 10 keys on they end at ``floor(keys * {1, 3, 5, 7} / 10)`` as in the
+    released code: they are disjoint, and the last keys belong to none. Other ranges are rounded in the same way; each
+    has at least one key.
     """
     if tuple(map(tuple, ranks)) != RANKS:
         rounded = [[keys * round(share * _UNIT) // _UNIT for share in ends] for ends in ranks]
@@ -46,11 +47,11 @@ def rank_attention(
     ranks: Sequence[Sequence[float]] = RANKS,
     block_queries: int | None = None,
 ) -> Tensor:
-    """Attention outputs over all keys and over ranges of rank of each query's scores.
+    """Attention outputs over all keys and over rank ranges of each query's scores.
 
-    Scores and softmax are float32 (float64 for float64 queries) whatever the autocast state: a rank decided
-    in bf16 puts keys into the wrong group. Ties are broken by key index, so each group has its exact size.
-    Queries are processed in blocks, recomputed in the backward pass when there is more than one.
+    Scores and softmax are float32 (float64 for float64 queries), even under autocast, because a rank decided in bf16
+    puts keys into the wrong group. Ties are broken by key index, so each group has its exact size. The torch path
+    processes queries in blocks; if there is more than one, the backward pass recomputes them.
 
     Args:
         query: ``(B, h, Q, d)``.
@@ -58,18 +59,18 @@ def rank_attention(
         value: ``(B, h, N, d)``.
         scale: factor of the scores, usually ``d ** -0.5``.
         ranks: start and end of each group's range as shares of the keys, 0 at the highest score. The kernels take four
-            groups, each of which begins where the one before ends; others run in torch.
-        block_queries: queries a block of the torch path; chosen from the memory they take by default.
+            groups, each starting where the one before ends; others run in torch.
+        block_queries: queries in a block of the torch path; by default chosen by the memory they take.
 
     Returns:
         ``(1 + G, B, h, Q, d)`` in the dtype of ``value``: all keys, then the ``G`` groups of ``ranks``.
 
     Raises:
-        ShapeError: if there is no key, or the shapes do not belong together.
+        ShapeError: if there is no key, or the shapes do not match.
     """
     if key.shape != value.shape or query.shape[:2] != key.shape[:2] or query.shape[-1] != key.shape[-1]:
         raise ShapeError(
-            "rank_attention wants query (B, h, Q, d) and key, value (B, h, N, d), got "
+            "rank_attention takes query (B, h, Q, d) and key, value (B, h, N, d), not "
             f"{tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)}"
         )
     if key.shape[2] == 0:
@@ -82,7 +83,7 @@ def rank_attention(
 
 def _example(device: device, dtype: dtype) -> Example:
     draw = drawing(2, device, dtype)
-    # Scores far enough from each other that no rank depends on rounding.
+    # Scores are far enough apart that no rank depends on rounding.
     query = (
         draw(2, 2, 1, 64).expand(-1, -1, 37, -1) * linspace(0.5, 1.5, 37, device=device, dtype=dtype)[:, None]
     )

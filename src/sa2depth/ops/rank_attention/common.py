@@ -1,4 +1,4 @@
-"""What the fast back ends of rank-grouped attention share: ranges, token-major memory, the gradient formula on GPUs."""
+"""Shared by the fast back ends of rank-grouped attention: ranges, token-major memory, the gradient formula on GPUs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,29 +8,29 @@ from torch import Tensor
 from sa2depth.ops.autograd import CustomOp, refuse_second_derivative
 
 Ranges = Sequence[tuple[int, int]]
-"""First rank, and the one after the last, of each group."""
+"""The first rank of each group, and the rank after its last."""
 
 OUTPUTS = 5
-"""All keys, and the four groups."""
+"""One for all keys, and one for each of the four groups."""
 
 FEWEST_KEYS = 4
-"""Below, groups share keys."""
+"""With fewer keys, groups share keys."""
 
 
 def ends(ranges: Ranges) -> list[int]:
-    """Ends of the groups' ranges, which begin where the one before ends."""
+    """Ends of the groups' ranges, each of which starts where the one before ends."""
     return [end for _, end in ranges]
 
 
 def why_not_ranges(ranges: Ranges) -> str:
-    """Why kernels, which take the ends of four groups, cannot take these ranges; empty if they can."""
+    """The reason why kernels cannot take these ranges; empty if they can."""
     if [start for start, _ in ranges] == [0, *ends(ranges)[:3]]:
         return ""
-    return f"the kernels take four groups, each from where the one before ends, not the ranks {ranges}"
+    return f"it takes four groups, each starting where the one before ends, not the ranks {ranges}"
 
 
 def of_one_type(*tensors: Tensor) -> list[Tensor]:
-    """The tensors, in float32 if their types differ."""
+    """The tensors, converted to float32 if their dtypes differ."""
     return [t.float() for t in tensors] if len({t.dtype for t in tensors}) > 1 else list(tensors)
 
 
@@ -40,19 +40,19 @@ def token_major(tensor: Tensor) -> Tensor:
 
 
 def new_tokens(like: Tensor, *leading: int) -> Tensor:
-    """``(*leading, B, h, Q, d)``, token-major in memory, for ``like`` with the last four."""
+    """Uninitialised ``(*leading, B, h, Q, d)``, token-major in memory; ``like`` has the last four dimensions."""
     batch, heads, tokens, dim = like.shape
     return token_major(like.new_empty((*leading, batch, tokens, heads, dim)))
 
 
 def parts(queries: int, wanted: int, fewest: int, step: int) -> tuple[int, int]:
-    """Into how many parts the queries are divided for the gradient of the keys, and queries in one.
+    """The number of parts of the queries for the gradient of the keys, and the queries in a part.
 
     Args:
-        queries: how many there are.
-        wanted: parts that would keep the machine busy.
-        fewest: queries that a part should have.
-        step: of which the queries of a part are a multiple.
+        queries: number of queries.
+        wanted: number of parts that would keep the machine busy.
+        fewest: the fewest queries that a part should have.
+        step: the queries of a part are a multiple of it.
     """
     count = max(1, min(wanted, queries // fewest))
     length = -(-queries // (count * step)) * step
@@ -62,17 +62,17 @@ def parts(queries: int, wanted: int, fewest: int, step: int) -> tuple[int, int]:
 def register(
     forward: CustomOp, backward: CustomOp, backend: str, like_outputs: Callable[..., tuple[Tensor, ...]]
 ) -> None:
-    """Make a differentiable operator of a pair that computes rank-grouped attention on a GPU.
+    """Register the backward operator of rank-grouped attention on a GPU as the gradient of the forward operator.
 
     Args:
         forward: ``(query, key, value, scale, bounds, keep) -> output, *kept``: queries ``(B, h, Q, d)``, keys and
-            values ``(B, h, N, d)`` of one type, factor of the scores and rising ends of the groups' ranks to
-            ``(5, B, h, Q, d)``, a view of ``(5, B, Q, h, d)``. Without ``keep`` nothing is kept (no query) and there is
-            no gradient; none flows through what is kept.
+            values ``(B, h, N, d)`` of one dtype, factor of the scores and ascending ends of the groups' ranks to
+            ``(5, B, h, Q, d)``, a view of ``(5, B, Q, h, d)``. Without ``keep`` the kept tensors are empty and there is
+            no gradient; kept tensors never carry one.
         backward: ``(grad, query, key, value, output, *kept, scale)`` to the gradient of the queries, a view of
-            ``(B, Q, h, d)``, and of keys and values in one, ``(2, B, h, N, d)``, a view of ``(2, B, N, h, d)``.
-        backend: for the message about second derivatives.
-        like_outputs: ``(query, key, keep) ->`` outputs as of ``forward``, uninitialised.
+            ``(B, Q, h, d)``, and that of keys and values, ``(2, B, h, N, d)``, a view of ``(2, B, N, h, d)``.
+        backend: name for the message about second derivatives.
+        like_outputs: ``(query, key, keep) ->`` the outputs of ``forward``, uninitialised.
     """
 
     def like_forward(query: Tensor, key: Tensor, *others: Any) -> tuple[Tensor, ...]:

@@ -16,7 +16,7 @@ from sa2depth.ops.runtime.cpp.library import AttentionShape, AttentionStrides, c
 def why_not(
     query: Tensor, key: Tensor, value: Tensor, scale: float, ranges: Ranges, *others: int | None
 ) -> str:
-    """Why the library cannot take these arguments; empty if it can."""
+    """The reason why the library cannot take these arguments; empty if it can."""
     if not FEWEST_KEYS <= key.shape[2] < 2**31 or not query.shape[-1]:
         return f"there are {key.shape[2]} keys of width {key.shape[3]}"
     return why_not_ranges(ranges) or cpp.why_not("rank_attention", query, key, value)
@@ -25,16 +25,16 @@ def why_not(
 def run(
     query: Tensor, key: Tensor, value: Tensor, scale: float, ranges: Ranges, block_queries: int | None
 ) -> Tensor:
-    """``ops.rank_attention`` for arguments that ``why_not`` has nothing against."""
+    """``ops.rank_attention`` for arguments that ``why_not`` accepts."""
     output = rank_attention(query.float(), key.float(), value.float(), float(scale), ends(ranges))
     return output.to(value.dtype)
 
 
 @torch.library.custom_op("sa2depth::rank_attention_cpu", mutates_args=(), device_types="cpu")
 def rank_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, bounds: list[int]) -> Tensor:
-    """As ``ops.rank_attention``; float32 tensors, at least 4 keys.
+    """``ops.rank_attention`` for float32 tensors and at least 4 keys.
 
-    In memory, queries lie side by side: what reads the output as a map of channels need not copy it.
+    Queries are adjacent in memory, so that the output can be read as a map of channels without a copy.
     """
     output = _like_output(query)
     shape, strides = _shape(query, key, scale, bounds), _strides(output)
@@ -54,7 +54,7 @@ def rank_attention_backward(
     scale: float,
     bounds: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value; ``grad`` is that of ``output``. Scores are computed again."""
+    """Gradients of query, key and value; ``grad`` is that of ``output``. Scores are recomputed."""
     grad_query, grad_key, grad_value = _like_query(query), *(t.new_zeros(t.shape) for t in (key, value))
     if query.numel():
         call(

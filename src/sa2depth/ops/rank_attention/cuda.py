@@ -1,8 +1,8 @@
 """Rank-grouped attention on CUDA: a ``torch.library`` operator around ``csrc/rank_attention``.
 
-Scores stay on the chip, in the forward pass and when they are computed again in the backward pass; between the two,
-the outputs and 48 bytes a query are kept. Queries, keys and values are read where they lie, as views ``(B, h, Q, d)``
-of token-major tensors; what is written is token-major.
+Scores stay on the chip, both in the forward pass and when the backward pass recomputes them; between the two, the
+outputs and 48 bytes for each query are kept. Queries, keys and values are read in place, as views ``(B, h, Q, d)`` of
+token-major tensors; all results are token-major.
 """
 
 import ctypes
@@ -31,24 +31,24 @@ from sa2depth.ops.runtime.gpu import multiprocessors, settled, shared_bytes_limi
 from sa2depth.ops.runtime.notices import say_once
 from sa2depth.ops.runtime.nvrtc import LARGEST_GRID, TYPES, Source, int32, launch, why_unavailable
 
-# As in csrc/rank_attention.
+# The same constants as in csrc/rank_attention.
 _KEY_TILE = 64
 _ROW_WORDS = 12
-_FACT_WORDS = 28  # what the backward pass finds for a query
+_FACT_WORDS = 28  # values that the backward pass computes for a query
 _FORWARD_QUERIES, _FORWARD_THREADS = 32, 256
 _QUERIES_QUERIES, _QUERIES_THREADS = 32, 256
 _KEYS_QUERIES, _KEYS_THREADS = 16, 128
 
-_MOST_KEYS = 512  # above, a warp cannot hold their scores
+_MOST_KEYS = 512  # a warp cannot hold the scores of more
 _LARGEST_DIM = 128
-_FILLS = 2  # how often that gradient's grid fills the machine
-_FEWEST_QUERIES = 64  # in a part of it
+_FILLS = 2  # the grid for the gradient of the keys fills the machine so many times
+_FEWEST_QUERIES = 64  # in a part of that grid
 
 
 def why_not(
     query: Tensor, key: Tensor, value: Tensor, scale: float, ranges: Ranges, *others: int | None
 ) -> str:
-    """Why the kernels cannot take these arguments; empty if they can."""
+    """The reason why the kernels cannot take these arguments; empty if they can."""
     batch, heads, queries, dim = query.shape
     keys = key.shape[2]
     for tensor in (query, key, value):
@@ -57,13 +57,13 @@ def why_not(
         if tensor.dtype not in TYPES:
             return f"an input is {tensor.dtype}"
     if dim % 16 or not 0 < dim <= _LARGEST_DIM:
-        return f"the kernels have heads of 16, 32 ... {_LARGEST_DIM} channels, not {dim}"
+        return f"it takes heads of 16, 32 ... {_LARGEST_DIM} channels, not {dim}"
     if not FEWEST_KEYS <= keys <= _MOST_KEYS:
-        return f"the kernels take {FEWEST_KEYS} to {_MOST_KEYS} keys, not {keys}"
+        return f"it takes {FEWEST_KEYS} to {_MOST_KEYS} keys, not {keys}"
     if reason := why_not_ranges(ranges):
         return reason
     if query.numel() == 0 or batch * heads > LARGEST_GRID or queries > 2**31 - 64:
-        return f"the queries have shape {tuple(query.shape)}"
+        return f"the queries of shape {tuple(query.shape)} are empty or too large"
     size = max(4 if len({t.dtype for t in (query, key, value)}) > 1 else 0, query.element_size())
     has_gradient = wants_gradient(query, key, value)
     dim = settled(dim, range(16, _LARGEST_DIM + 1, 16))
@@ -86,7 +86,7 @@ def _why_unavailable(index: int, dim: int, slots: int, size: int, has_gradient: 
 def run(
     query: Tensor, key: Tensor, value: Tensor, scale: float, ranges: Ranges, block_queries: int | None
 ) -> Tensor:
-    """``ops.rank_attention`` for arguments that ``why_not`` has nothing against.
+    """``ops.rank_attention`` for arguments that ``why_not`` accepts.
 
     The result is a view of a token-major tensor ``(5, B, Q, h, d)``.
     """
@@ -99,10 +99,10 @@ def run(
 def rank_attention(
     query: Tensor, key: Tensor, value: Tensor, scale: float, bounds: list[int], keep: bool
 ) -> tuple[Tensor, Tensor]:
-    """Attention over all keys and inside four groups, as ``common.register`` describes it.
+    """Attention over all keys and inside four groups, see ``common.register``.
 
-    Inputs are taken without a copy if the channels of a head lie side by side, from multiples of 16 bytes on. Kept are
-    ``(B, h, Q, 12)`` float32: thresholds, ties and logarithms of sums of each query.
+    Inputs are read without a copy if the channels of a head are adjacent and each row starts at a multiple of 16 bytes.
+    The thresholds, ties and logarithms of sums of each query are kept, ``(B, h, Q, 12)`` float32.
     """
     query, key, value = (_aligned(t) for t in (query, key, value))
     batch, heads, queries, _ = query.shape
@@ -125,7 +125,7 @@ def rank_attention(
 def rank_attention_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, rows: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the first three arguments of ``rank_attention``, as ``common.register`` describes them."""
+    """Gradients of the first three arguments of ``rank_attention``, see ``common.register``."""
     grad, query, key, value = (_aligned(t) for t in (grad, query, key, value))
     batch, heads, queries, dim = query.shape
     keys = key.shape[2]
@@ -143,7 +143,7 @@ def rank_attention_backward(
         threads=_QUERIES_THREADS,
     )
     key_blocks = math.ceil(keys / _KEY_TILE)
-    held = (3 if dim <= 64 else 2) * multiprocessors(query.device)  # blocks, as in backward_keys.cu
+    held = (3 if dim <= 64 else 2) * multiprocessors(query.device)  # blocks at once, as in backward_keys.cu
     count, part_queries = parts(
         queries, _FILLS * held // (key_blocks * batch * heads), _FEWEST_QUERIES, _KEYS_QUERIES
     )
@@ -169,7 +169,7 @@ def _launch(
     grid: tuple[int, int, int],
     threads: int,
 ) -> None:
-    """Launches with addresses of strided inputs, of the other tensors, the strides of the former, then numbers."""
+    """Launch with the addresses of strided inputs, the other tensors, the strides of the inputs, then numbers."""
     query, key = strided[:2]
     slots = _slots(key.shape[2])
     shared_bytes = _shared_bytes(query.shape[-1], slots, query.element_size())[name]
@@ -183,7 +183,7 @@ def _launch(
         Source(f"rank_attention/{name}.cu", macros),
         f"rank_attention_{name}",
         (
-            # as numbers: as tensors they would have to be contiguous
+            # addresses, because tensors would have to be contiguous
             *(ctypes.c_int64(tensor.data_ptr()) for tensor in strided),
             *others,
             *(ctypes.c_int64(stride) for tensor in strided for stride in tensor.stride()[:-1]),
@@ -211,14 +211,14 @@ def _aligned(tensor: Tensor) -> Tensor:
 
 
 def _bits(number: float) -> int:
-    """A float32 as the integer with the same bits: kernels take integers."""
+    """The integer with the bits of a float32, because kernels take integers."""
     return int(struct.unpack("i", struct.pack("f", number))[0])
 
 
 def _slots(keys: int) -> int:
     """Scores of a query that each lane of a warp keeps."""
-    # by comparisons: a compiled graph for any number of keys is then bound to this range of it, not to one number
-    slots = 2  # two neighbouring keys at a time
+    # Comparisons bind a compiled graph with a dynamic number of keys to a range of that number, not to one value.
+    slots = 2  # a lane takes two neighbouring keys at a time
     while keys > 32 * slots:
         slots += 2
     return slots
@@ -226,12 +226,12 @@ def _slots(keys: int) -> int:
 
 @functools.cache
 def _shared_bytes(dim: int, slots: int, size: int) -> dict[str, int]:
-    """Size of ``Shared`` in each kernel, which checks it; ``size`` bytes an element."""
+    """Size of ``Shared`` in each kernel, which asserts it, for elements of ``size`` bytes."""
     row, scores = size * dim + 16, 4 * (32 * slots + 8)
     query = (1 + OUTPUTS) * row + 4 * _FACT_WORDS
     buffers = 1 if size == 4 else 2
     forward = _FORWARD_QUERIES * (scores + row) + 2 * _KEY_TILE * row
-    # warps that share 16 queries; in the forward pass two of them the channels if their sums are short
+    # Four warps share 16 queries; in the forward pass only two of them share the channels if their sums are short.
     slices = 4
     channel_tiles = math.ceil(dim / 8 / (2 if size == 2 and dim <= 64 else slices))
     forward = max(forward, _FORWARD_THREADS // 64 * 16 * 32 * (OUTPUTS * channel_tiles + 1))

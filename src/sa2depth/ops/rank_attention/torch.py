@@ -1,6 +1,6 @@
-"""Rank-grouped attention in plain torch: any device, the oracle of the kernels.
+"""Rank-grouped attention in plain torch, for any device; the oracle of the kernels.
 
-The released code (``TKFA`` in ``sade_layers.py``) ranks four times; here one stable sort serves all groups.
+The released code (``TKFA`` in ``sade_layers.py``) sorts four times; here one stable sort serves all groups.
 """
 
 import torch
@@ -11,7 +11,7 @@ from sa2depth.ops.precision import at_least_float32, no_autocast
 from sa2depth.ops.rank_attention.common import Ranges
 from sa2depth.ops.registry import Backend
 
-# Scores held at once: cache-sized on a CPU, large enough on a GPU to keep it busy.
+# Scores held at once: on a CPU they fit into the cache, on a GPU they keep it busy.
 _SCORES_PER_BLOCK = {"cpu": 1 << 21, "cuda": 1 << 26}
 
 

@@ -1,8 +1,9 @@
 """Rank-grouped attention in Triton: a ``torch.library`` operator around ``triton_kernels*.py``.
 
-Unlike the CUDA kernels these write weights to memory, and in the backward pass the gradients of scores: for the time of
-a pass ``(B, h, Q, N)`` of the inputs' type, once or twice. Between the passes, the outputs, 44 bytes a query and a byte
-a score are kept. Inputs may be views ``(B, h, Q, d)`` of token-major tensors; what is written is token-major.
+Unlike the CUDA kernels, these write weights to memory, and in the backward pass also the gradients of scores: one or
+two tensors ``(B, h, Q, N)`` of the inputs' dtype during a pass. Between the passes, the outputs, 44 bytes a query and
+one byte a score are kept. Inputs may be views ``(B, h, Q, d)`` of token-major tensors; all results are
+token-major.
 """
 
 import math
@@ -27,45 +28,45 @@ from sa2depth.ops.registry import Backend
 from sa2depth.ops.runtime import triton as machine
 from sa2depth.ops.runtime.gpu import multiprocessors
 
-_PLANES = 11  # numbers that are known of a query
-_FACTS = 10  # and of those that the backward pass finds
+_PLANES = 11  # values that are kept for a query
+_FACTS = 10  # values that the backward pass computes for a query
 _LOG2_E = 1.4426950408889634
 
-_MOST_KEYS = 1024  # above, scores do not fit into registers
+_MOST_KEYS = 1024  # the scores of more do not fit into registers
 _LARGEST_DIM = 128
 _LARGEST_GRID = 65535
-_CHUNK = 16  # channels of a step of the scores
+_CHUNK = 16  # channels in a step of computing scores
 
 _GROUPS_QUERIES = 16
 _OUTPUTS_QUERIES = 64
 _SLOPES_QUERIES, _SLOPES_KEYS = 32, 64
 _QUERY_QUERIES, _QUERY_KEYS = 64, 32
 _KEY_QUERIES, _KEY_KEYS = 16, 64
-_FILLS = 8  # programs of a multiprocessor, for the gradients of keys and values
-_FEWEST_QUERIES = 64  # of one of them
+_FILLS = 8  # programs on a multiprocessor for the gradients of keys and values
+_FEWEST_QUERIES = 64  # for such a program
 
 
 def why_not(
     query: Tensor, key: Tensor, value: Tensor, scale: float, ranges: Ranges, *others: int | None
 ) -> str:
-    """Why the kernels cannot take these arguments; empty if they can."""
+    """The reason why the kernels cannot take these arguments; empty if they can."""
     batch, heads, queries, dim = query.shape
     keys = key.shape[2]
     if not 0 < dim <= _LARGEST_DIM:
-        return f"the kernels have heads of up to {_LARGEST_DIM} channels, not {dim}"
+        return f"it takes heads of up to {_LARGEST_DIM} channels, not {dim}"
     if not FEWEST_KEYS <= keys <= _MOST_KEYS:
-        return f"the kernels take {FEWEST_KEYS} to {_MOST_KEYS} keys, not {keys}"
+        return f"it takes {FEWEST_KEYS} to {_MOST_KEYS} keys, not {keys}"
     if reason := why_not_ranges(ranges):
         return reason
     if batch * heads > _LARGEST_GRID or queries > 2**26:
-        return f"the queries have shape {tuple(query.shape)}"
+        return f"the queries of shape {tuple(query.shape)} are too large"
     return machine.why_not("rank_attention", query=query, key=key, value=value)
 
 
 def run(
     query: Tensor, key: Tensor, value: Tensor, scale: float, ranges: Ranges, block_queries: int | None
 ) -> Tensor:
-    """``ops.rank_attention`` for arguments that ``why_not`` has nothing against.
+    """``ops.rank_attention`` for arguments that ``why_not`` accepts.
 
     The result is a view of a token-major tensor ``(5, B, Q, h, d)``.
     """
@@ -78,9 +79,9 @@ def run(
 def rank_attention(
     query: Tensor, key: Tensor, value: Tensor, scale: float, bounds: list[int], keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention over all keys and inside four groups, as ``common.register`` describes it.
+    """Attention over all keys and inside four groups, see ``common.register``.
 
-    Kept are what is known of the queries, ``(11, B, h, Q)`` float32, and the group of each key,
+    Two tensors are kept: 11 values for each query, ``(11, B, h, Q)`` float32, and the group of each key,
     ``(B, h, Q, N + padding)`` int8.
     """
     query, key, value = (_with_rows(t) for t in (query, key, value))
@@ -124,7 +125,7 @@ def rank_attention_backward(
     groups: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the first three arguments of ``rank_attention``, as ``common.register`` describes them."""
+    """Gradients of the first three arguments of ``rank_attention``, see ``common.register``."""
     grad, query, key, value = (_with_rows(t) for t in (grad, query, key, value))
     batch, heads, queries, dim = query.shape
     keys = key.shape[2]
@@ -188,29 +189,29 @@ def _with_rows(tensor: Tensor) -> Tensor:
 
 
 def _width(number: int) -> int:
-    """Of a tile that holds so many: a power of two, and what a product of matrices takes."""
+    """Width of a tile that holds ``number`` elements: a power of two, at least 16 as matrix products need."""
     return max(16, machine.power_of_two(number))
 
 
 def _halves(keys: int) -> tuple[int, int]:
-    """Two powers of two that hold the keys: the largest one that is less, and what the rest takes."""
+    """Two powers of two that hold the keys: the largest one below their number, and one for the rest."""
     first = _width(keys) // 2 if keys > 16 else 16
     return first, _width(max(1, keys - first))
 
 
 def _units(tensor: Tensor) -> tuple[bool, bool]:
-    """Whether the device has units that multiply matrices, and registers then hold wide tiles of sums (16 bits)."""
+    """True if the device has tensor cores; true if, in addition, the 16-bit dtype allows wide tiles of sums."""
     units = machine.float32_precision(tensor.device) != "ieee"
     return units, units and tensor.element_size() == 2
 
 
 def _channels(dim: int, wide: bool) -> int:
-    """Of a tile of sums: 64, or 32 where that leaves fewer of them empty."""
+    """Channels of a tile of sums: 64, or 32 if fewer of them are then empty."""
     return min(_width(dim), 64 if wide and not 0 < dim % 64 <= 32 else 32)
 
 
 def _precision(tensor: Tensor) -> str:
-    """Of products; those of 16-bit numbers are exact as they are."""
+    """Precision of matrix products; products of 16-bit numbers are exact without further settings."""
     return machine.float32_precision(tensor.device) if tensor.dtype == torch.float32 else "ieee"
 
 

@@ -1,21 +1,22 @@
 """Rank-grouped attention in Triton, forward: groups of the scores, and the five outputs.
 
 A query's keys are divided into five groups by their rank: the four of the operator and the rest. Scores are in units of
-log2(e), so that weights are powers of two. What is known of a query lies in planes ``(B h, Q)``: for each group the
-logarithm of its sum of weights, then for each its largest score, then the logarithm of the sum over all keys.
+log2(e), so that weights are powers of two. Values of a query are stored in planes ``(B h, Q)``: first the logarithm of
+each group's sum of weights, then each group's largest score, then the logarithm of the sum over all keys.
 
 - ``groups_kernel``: a program holds the scores of some queries with all keys, finds the four thresholds by bisection,
-  breaks ties by the index of the key, and writes each key's group, its weight as a multiple of that of the group's
-  largest score, and the planes. A threshold is found as soon as it has the right number of scores above; where equal
-  scores allow none, it is the score at the end of the group.
-- ``outputs_kernel``: a program has some queries and some channels, walks the keys, and adds up one product of weights
-  and values a group. Output 0 is the sum of the groups, each times its share in all weights.
+  breaks ties by the index of the key, and writes each key's group, its weight relative to that of the group's largest
+  score, and the planes. The search ends when the right number of scores is above the threshold; if equal scores make
+  that impossible, the threshold is the score at the end of the group.
+- ``outputs_kernel``: a program owns some queries and some channels, walks over the keys, and adds up one product of
+  weights and values for each group. Output 0 is the sum of the groups, each weighted by its share of all weights.
 
-Scores, weights and all sums are float32. Products of matrices have factors of the inputs' type: weights are rounded to
-it, products of float32 have float32's own accuracy. Two runs give the same bits.
+Scores, weights and all sums are float32. Matrix products have factors of the inputs' dtype, to which weights are
+rounded; products of float32 have float32's full accuracy. Two runs give the same bits.
 
-An H200 takes 1.50 ms forward for 8x19200 queries of 300 keys and 64 channels in bfloat16, about a fifth of the issue
-slots' limit (the CUDA kernel: 0.49 ms), and 3.1 ms with backward (1.16): the bisection and what passes through memory.
+An H200 takes 1.50 ms forward for 8x19200 queries of 300 keys and 64 channels in bfloat16, about a fifth of the speed
+that issue slots allow (the CUDA kernel: 0.49 ms), and 3.1 ms with backward (CUDA: 1.16). The bisection and the traffic
+through memory make the difference.
 """
 
 import triton
@@ -23,12 +24,12 @@ import triton.language as tl
 
 SIZES = ["heads", "queries", "keys"]
 NO_GROUP = tl.constexpr(5)
-"""Of what lies beyond the last query or key: it has no weight."""
+"""Group of elements beyond the last query or key, which have no weight."""
 
 
 @triton.jit
 def first_row_at(tensor, image_stride, head_stride, row_stride, heads, first_row):
-    """Address of a row of one head of one image; the head is that of the program's last index."""
+    """Address of a row of one head of one image, both chosen by the program's second index."""
     place = tl.program_id(1).to(tl.int64)
     return (
         tensor
@@ -47,7 +48,7 @@ def token_start(tensor, heads, tokens, first, DIM: tl.constexpr):
 
 @triton.jit
 def load_rows(start, row_stride, count, dim, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
-    """A tile of rows; zeros beyond the ``count`` that there are, and beyond the last channel."""
+    """A tile of rows, with zeros beyond the first ``count`` rows and beyond the last channel."""
     rows, channels = tl.arange(0, ROWS), tl.arange(0, CHANNELS)
     exists = (rows[:, None] < count) & (channels[None, :] < dim)
     return tl.load(start + rows[:, None] * row_stride + channels[None, :], mask=exists, other=0.0)
@@ -58,7 +59,7 @@ def _products(
     left, right, left_row, right_row, left_rows, right_rows, DIM: tl.constexpr, CHUNK: tl.constexpr,
     LEFT: tl.constexpr, RIGHT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Products of rows and rows, summed in chunks of channels; zeros beyond the last rows."""
+    """Products of rows with rows, summed in chunks of channels; zeros beyond the last rows."""
     sums = tl.zeros([LEFT, RIGHT], tl.float32)
     for channel in range(0, DIM, CHUNK):
         rows = load_rows(left + channel, left_row, left_rows, DIM - channel, LEFT, CHUNK)
@@ -69,20 +70,20 @@ def _products(
 
 @triton.jit
 def _count_both(scores, threshold, other):
-    """How many scores reach one threshold, and in the upper half of the number how many reach the other."""
+    """The number of scores that reach one threshold and, in the upper 16 bits, the number that reach the other."""
     reached = tl.where(scores >= threshold[:, None], 1, 0) + tl.where(scores >= other[:, None], 65536, 0)
     return tl.sum(reached, 1)
 
 
 @triton.jit
 def _inside(low, middle, high, count, end):
-    """Whether a search goes on: it has not found the right number, and there is a number left to try."""
+    """True if a search must continue: its count is not right yet, and there is a value left to try."""
     return (middle > low) & (middle < high) & (count != end)
 
 
 @triton.jit
 def _narrow(first, second, low, high, count, ends):
-    """One step of bisection for each end; and whether there is another."""
+    """One step of bisection for each end; the last result says if another is needed."""
     middle, reached = (), ()
     for g in tl.static_range(4):
         middle += (0.5 * low[g] + 0.5 * high[g],)
@@ -107,12 +108,12 @@ def _narrow(first, second, low, high, count, ends):
 
 @triton.jit
 def _last_tied(first, second, threshold, end, keys, FIRST: tl.constexpr, SECOND: tl.constexpr):
-    """The last key that belongs above the end, of those whose score is the threshold."""
+    """The last key before the end among those whose score equals the threshold."""
     first_key, second_key = tl.arange(0, FIRST)[None, :], FIRST + tl.arange(0, SECOND)[None, :]
     level = threshold[:, None]
     above = tl.sum((first > level).to(tl.int32), 1) + tl.sum((second > level).to(tl.int32), 1)
-    low, high = above * 0 - 1, above * 0 + keys - 1  # it is beyond low, up to high
-    for _ in range(10):  # of at most 1024 keys
+    low, high = above * 0 - 1, above * 0 + keys - 1  # low < result <= high
+    for _ in range(10):  # enough for 1024 keys
         middle = (low + high) // 2
         tied = tl.sum(((first == level) & (first_key <= middle[:, None])).to(tl.int32), 1)
         tied += tl.sum(((second == level) & (second_key <= middle[:, None])).to(tl.int32), 1)
@@ -124,21 +125,21 @@ def _last_tied(first, second, threshold, end, keys, FIRST: tl.constexpr, SECOND:
 
 @triton.jit
 def _beyond(scores, key, threshold, last):
-    """1 for keys below a threshold, or on it and behind the last one that it takes."""
+    """1 for keys below a threshold, and for keys on it after the last one that still belongs above."""
     taken = (scores > threshold[:, None]) | ((scores == threshold[:, None]) & (key <= last[:, None]))
     return tl.where(taken, 0, 1)
 
 
 @triton.jit
 def _largest(group: tl.constexpr, first, second, first_groups, second_groups):
-    """Largest score of a group, minus infinity without a key."""
+    """Largest score of a group; minus infinity if it has no key."""
     largest = tl.max(tl.where(first_groups == group, first, -float("inf")), 1)
     return tl.maximum(largest, tl.max(tl.where(second_groups == group, second, -float("inf")), 1))
 
 
 @triton.jit
 def choose(groups, numbers):
-    """Of five numbers a query, the one of each element's group."""
+    """For each element the value of its group, from five values for each query."""
     chosen = tl.where(groups == 0, numbers[0], numbers[4])
     for group in tl.static_range(1, 4):
         chosen = tl.where(groups == group, numbers[group], chosen)
@@ -147,7 +148,7 @@ def choose(groups, numbers):
 
 @triton.jit
 def _log_sum(group: tl.constexpr, largest, first, second, first_groups, second_groups):
-    """Logarithm of the sum of a group's weights, which are given as multiples of that of the largest."""
+    """Logarithm of the sum of a group's weights, which are given relative to the largest one."""
     weight = tl.sum(tl.where(first_groups == group, first, 0.0), 1)
     weight += tl.sum(tl.where(second_groups == group, second, 0.0), 1)
     return largest + tl.log2(weight)
@@ -192,7 +193,7 @@ def groups_kernel(
         tl.min(tl.where(second_key < keys, second, float("inf")), 1),
     )
     ends = (end0, end1, end2, end3)
-    # All scores reach `low`, none reaches `high`; where there is no query, there is nothing to search.
+    # All scores reach `low`, none reaches `high`; without a query both are equal, so there is nothing to search.
     above = highest + (highest - lowest) * (1 / 256) + tl.abs(highest) * 1e-6 + 1e-37
     row = tl.arange(0, QUERIES)
     above = tl.where(row < left, above, lowest)
@@ -223,7 +224,7 @@ def groups_kernel(
     place = tl.program_id(1).to(tl.int64) * queries + first_query
     groups += place * group_row + row[:, None] * group_row
     exists = row[:, None] < left
-    # the padding of a row too: all that is returned is written
+    # also write the padding of a row, so that everything that is returned has been written
     tl.store(groups + first_key, first_groups.to(tl.int8), mask=exists & (first_key < group_row))
     tl.store(groups + second_key, second_groups.to(tl.int8), mask=exists & (second_key < group_row))
 
@@ -249,7 +250,7 @@ def groups_kernel(
 
 @triton.jit
 def load_five(planes, plane, exists):
-    """Of each query the numbers in five planes, as columns."""
+    """The values of each query in five planes, as columns."""
     loaded = ()
     for group in tl.static_range(5):
         loaded += (tl.load(planes + group * plane, mask=exists, other=0.0)[:, None],)

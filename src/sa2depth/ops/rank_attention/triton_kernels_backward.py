@@ -1,19 +1,20 @@
 """Rank-grouped attention in Triton, backward. Names are those of the forward kernels.
 
-With p the weight of a key inside its group, f the share of the group in output 0, and e_o the product of the value and
-the gradient of output o, the gradient of a score (its slope) is
+Let p be the weight of a key inside its group g, f the share of the group in output 0, and e_o the product of the value
+and the gradient of output o. The gradient of a score, its slope, is then
 
     p (y - E),   y = e_{1+g} + f e_0,   E = D_{1+g} + f D_0,   D_o = the product of output o and its gradient
 
-where e_{1+g} and D_{1+g} are zero for the rest. The score is computed again, the group is not: all kernels agree on it.
+and e_{1+g} and D_{1+g} are zero for the fifth group. Scores are recomputed; groups are read, so that all kernels agree.
 
 - ``facts_kernel``: E and f of each query and group.
-- ``slopes_kernel``: a program has a tile of scores and writes p and slopes. They pass through memory: what the other
-  two kernels add up would not fit into registers beside the products that make a slope.
-- ``query_gradients_kernel``: a program has some queries and walks the keys.
-- ``key_gradients_kernel``: a program has some keys and walks a part of the queries; the caller adds the parts up.
+- ``slopes_kernel``: a program owns a tile of scores and writes p and slopes. They pass through memory, because the sums
+  of the other two kernels would not fit into registers beside the products that make a slope.
+- ``query_gradients_kernel``: a program owns some queries and walks over the keys.
+- ``key_gradients_kernel``: a program owns some keys and walks over a part of the queries; the caller adds up the parts.
 
-All sums are float32; p and slopes are rounded to the inputs' type. Nothing is atomic: two runs give the same bits.
+All sums are float32; p and slopes are rounded to the inputs' dtype. There are no atomics, so two runs give the same
+bits.
 """
 
 import triton
@@ -45,7 +46,7 @@ def facts_kernel(
     output, grad, rows, facts, grad_output, grad_image, grad_head, grad_row, heads, queries, keys,
     DIM: tl.constexpr, CHANNELS: tl.constexpr, QUERIES: tl.constexpr,
 ):  # fmt: skip
-    """Grid (blocks of queries, B h). ``facts`` are planes as ``rows``: means of the groups, then their shares."""
+    """Grid (blocks of queries, B h). ``facts`` are planes like ``rows``: E of the groups, then their shares f."""
     first_query = tl.program_id(0) * QUERIES
     row = tl.arange(0, QUERIES)
     exists = row < queries - first_query
@@ -75,7 +76,7 @@ def slopes_kernel(
     grad_output, grad_image, grad_head, grad_row, group_row, heads, queries, keys, scale,
     DIM: tl.constexpr, CHUNK: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Grid (blocks of queries times blocks of keys, B h). ``weights`` and ``slopes`` lie as ``groups``."""
+    """Grid (blocks of queries times blocks of keys, B h). ``weights`` and ``slopes`` have the layout of ``groups``."""
     key_blocks = tl.cdiv(keys, KEYS)
     first_query, first_key = tl.program_id(0) // key_blocks * QUERIES, tl.program_id(0) % key_blocks * KEYS
     row, column = tl.arange(0, QUERIES), first_key + tl.arange(0, KEYS)[None, :]

@@ -1,1 +1,1 @@
-"""What the operators' back ends run on: the CPU library, CUDA kernels through NVRTC, Triton."""
+"""The machinery below the operators' back ends: the CPU library, CUDA kernels through NVRTC, Triton."""

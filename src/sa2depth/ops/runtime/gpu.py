@@ -1,4 +1,4 @@
-"""What the operators' CUDA and Triton files ask of a GPU, and how they want their tensors."""
+"""Properties of a GPU and preparation of tensors for the operators' CUDA and Triton files."""
 
 import functools
 from collections.abc import Iterable
@@ -7,20 +7,20 @@ import torch
 from torch import Tensor
 
 VECTOR_BYTES = 16
-"""What a thread loads at once, at the most."""
+"""The most that a thread loads at once."""
 
-_EMULATED_MULTIPROCESSORS, _EMULATED_SHARED_BYTES = 3, 227 * 1024  # where there is no GPU to ask
+_EMULATED_MULTIPROCESSORS, _EMULATED_SHARED_BYTES = 3, 227 * 1024  # for the CPU
 
 
 def ready(tensor: Tensor) -> Tensor:
-    """Contiguous, and aligned to the kernels' widest loads."""
+    """The tensor, contiguous and aligned to the kernels' widest loads; copied only if it is not."""
     tensor = tensor.contiguous()
     return tensor if tensor.data_ptr() % VECTOR_BYTES == 0 else tensor.clone()
 
 
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
-    """Of a GPU; a few where there is none to ask."""
+    """Number of multiprocessors of a GPU; a small number for other devices."""
     if device.type != "cuda":
         return _EMULATED_MULTIPROCESSORS
     return torch.cuda.get_device_properties(device).multi_processor_count
@@ -28,7 +28,7 @@ def multiprocessors(device: torch.device) -> int:
 
 @functools.cache
 def shared_bytes_limit(device: torch.device) -> int:
-    """Bytes of shared memory that a block can ask for."""
+    """Bytes of shared memory that a block can have at most."""
     if device.type != "cuda":
         return _EMULATED_SHARED_BYTES
     # torch's type stubs lack it
@@ -36,7 +36,7 @@ def shared_bytes_limit(device: torch.device) -> int:
 
 
 def settled(number: int, choices: Iterable[int]) -> int:
-    """The number itself; ``torch.compile`` for any sizes (``dynamic=True``) then binds its graph to this one.
+    """The number itself; a graph that ``torch.compile`` traces with ``dynamic=True`` is then bound to its value.
 
     Args:
         number: one of the choices, perhaps symbolic.

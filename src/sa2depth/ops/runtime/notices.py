@@ -1,4 +1,4 @@
-"""What is said about a machine once in a process, however often an operator meets it."""
+"""Warnings about a machine that are logged once in a process."""
 
 import logging
 
@@ -8,7 +8,7 @@ _said: set[tuple[str, str]] = set()
 
 
 def say_once(operator: str, reason: str) -> None:
-    """One line, once in a process, about a fast path that this machine could have but does not."""
+    """Warn, once in a process, about a fast path that this machine could have but does not."""
     if (operator, reason) not in _said:
         _said.add((operator, reason))
         _log.warning("%s is slower here than it could be: %s", operator, reason)

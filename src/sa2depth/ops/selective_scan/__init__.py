@@ -1,4 +1,4 @@
-"""Selective scan of an image along rows and columns, both ways (SS2D of VMamba, Liu et al. 2024)."""
+"""Selective scan of an image along rows and columns, in both directions (SS2D of VMamba, Liu et al. 2024)."""
 
 from torch import Tensor, arange, device, dtype
 
@@ -15,26 +15,26 @@ def selective_scan_2d(
     """Sum of selective scans: row by row, column by column, and both from the last token to the first.
 
     Each scan follows ``h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t`` and ``y_t = C_t h_t + D x_t`` with
-    ``A = -exp(a_log)``; ``dt, B, C`` are projections of the token, ``dt`` through a softplus. Computed in
-    float32 (float64 for float64 input) whatever the autocast state. On the back ends cuda and triton, 16-bit ``x`` is
-    projected with weights of its own type and float32 sums, and what each direction adds to a token is rounded to 16
-    bits before the sum over directions, which is float32.
+    ``A = -exp(a_log)``; ``dt, B, C`` are projections of the token, ``dt`` through a softplus. All is computed in
+    float32 (float64 for float64 input), even under autocast. The back ends cuda and triton project a 16-bit ``x`` with
+    weights of its dtype and float32 sums, and round each direction's result to 16 bits before the sum over directions,
+    which is float32.
 
     Args:
-        x: ``(B, D, H, W)``; in channels-last memory it is read as it is on the back ends cuda and triton.
+        x: ``(B, D, H, W)``; the back ends cuda and triton read channels-last memory without a copy.
         x_proj_weight: ``(K, R + 2N, D)``, projections to the rank of dt, B and C for ``K`` directions: 4 are row,
-            column, reversed row, reversed column; 2 are row, reversed row; 1 is row. The kernels have four. ``N`` is
-            the state size.
+            column, reversed row, reversed column; 2 are row, reversed row; 1 is row. The kernels take four only. ``N``
+            is the state size.
         dt_weight: ``(K, D, R)``.
         dt_bias: ``(K, D)``.
         a_log: ``(K * D, N)``, direction major.
         d_skip: ``(K * D)``, direction major.
 
     Returns:
-        ``(B, D, H, W)``, of the type of ``x``. On the back ends cuda, triton and cpu, in channels-last memory.
+        ``(B, D, H, W)`` in the dtype of ``x``; from the back ends cuda, triton and cpu in channels-last memory.
 
     Raises:
-        ShapeError: if the parameters do not belong to ``D`` channels.
+        ShapeError: if the parameters do not fit ``D`` channels.
     """
     channels, ways = x.shape[1], len(x_proj_weight) if len(x_proj_weight) in torch.ORDERS else 4
     states, rank = a_log.shape[-1], dt_weight.shape[-1]
@@ -48,7 +48,7 @@ def selective_scan_2d(
     ]
     if shapes != expected:
         raise ShapeError(
-            f"selective_scan_2d on {channels} channels wants parameters {expected}, got {shapes}"
+            f"selective_scan_2d on {channels} channels takes parameters of shapes {expected}, not {shapes}"
         )
     inputs = (x, x_proj_weight, dt_weight, dt_bias, a_log, d_skip)
     run = choose(OPERATOR, *inputs)

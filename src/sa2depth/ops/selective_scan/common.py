@@ -1,4 +1,4 @@
-"""What the fast back ends of the selective scan share: sizes, fake kernels and the gradient formula."""
+"""Shared by the fast back ends of the selective scan: sizes, fake kernels and the gradient formula."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,16 +14,16 @@ CHUNK = 64
 """Tokens between saved states."""
 
 LARGEST_RANK = 64
-"""Of the projection to the time steps."""
+"""Largest rank of the projection to the time steps."""
 
 
 def chunks(length: int) -> int:
-    """How many chunks hold so many tokens."""
+    """Number of chunks for ``length`` tokens."""
     return -(-length // CHUNK)
 
 
 def why_not_ways(x_proj_weight: Tensor) -> str:
-    """Why kernels cannot scan in so many directions; empty if they can."""
+    """The reason why kernels cannot scan in this number of directions; empty if they can."""
     found = len(x_proj_weight)
     return "" if found == DIRECTIONS else f"the kernels scan in {DIRECTIONS} directions, not {found}"
 
@@ -31,16 +31,16 @@ def why_not_ways(x_proj_weight: Tensor) -> str:
 def register(
     forward: CustomOp, backward: CustomOp, backend: str, like_outputs: Callable[..., tuple[Tensor, ...]]
 ) -> None:
-    """Make a differentiable operator of a pair that computes the selective scan of tokens.
+    """Register the backward operator of the scan of tokens as the gradient of the forward operator.
 
     Args:
         forward: ``(x, projection, dt_weight, dt_bias, a_log, d_skip, height, keep) -> output, *kept``, with ``x`` and
-            output ``(B, L, D)`` of one type and the others float32: ``(4, D, R)``, ``(4, D)``, ``(4 * D, N)``,
-            ``(4 * D)``; ``projection`` is what the back end projects with or has projected. Without ``keep`` nothing is
-            kept for the backward pass and there is no gradient; none flows through what is kept.
+            output ``(B, L, D)`` of one dtype and the others float32: ``(4, D, R)``, ``(4, D)``, ``(4 * D, N)``,
+            ``(4 * D)``; ``projection`` is the back end's projection weight or result. Without ``keep`` nothing is kept
+            for the backward pass and there is no gradient; kept tensors never carry one.
         backward: ``(grad, x, projection, dt_weight, dt_bias, a_log, d_skip, *kept, height) -> six gradients``.
-        backend: for messages.
-        like_outputs: as ``forward``, but the outputs are uninitialised.
+        backend: name for messages.
+        like_outputs: takes the arguments of ``forward`` and returns its outputs uninitialised.
     """
 
     def like_inputs(grad: Tensor, *others: Any) -> tuple[Tensor, ...]:
@@ -49,7 +49,9 @@ def register(
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *tensors, ctx.height, ctx.kept = inputs
         ctx.save_for_backward(*tensors, *output[1:])
-        ctx.set_materialize_grads(False)  # what is kept is large, and so would be zeros for it
+        ctx.set_materialize_grads(
+            False
+        )  # the kept tensors are large, and zero gradients for them would be, too
 
     def gradients(ctx: Any, grad: Tensor | None, *_grad_kept: Tensor | None) -> tuple[Tensor | None, ...]:
         if not ctx.kept:

@@ -1,7 +1,7 @@
 """The four-direction selective scan on the CPU: a ``torch.library`` operator around ``csrc/cpu/selective_scan.h``.
 
-The projections of a token for all four directions are one matrix product in torch, everything after it is in C++. They
-belong to the operator, so that their gradients are float32 where the backward pass runs inside autocast, too.
+One matrix product in torch projects the tokens for all four directions; everything after it is in C++. The product
+belongs to the operator, so that its gradients are float32 even if the backward pass runs under autocast.
 """
 
 import torch
@@ -16,24 +16,24 @@ from sa2depth.ops.runtime import cpp
 from sa2depth.ops.runtime.cpp.library import ScanShape, call
 from sa2depth.ops.selective_scan.common import CHUNK, DIRECTIONS, chunks, register, why_not_ways
 
-_CHANNEL_PAD = 16  # as kChannelPad in csrc/cpu/selective_scan.h
+_CHANNEL_PAD = 16  # kChannelPad in csrc/cpu/selective_scan.h
 _LARGEST = 64  # rank and state size
 
 
 def why_not(
     x: Tensor, x_proj_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor, a_log: Tensor, d_skip: Tensor
 ) -> str:
-    """Why the library cannot take these arguments; empty if it can."""
+    """The reason why the library cannot take these arguments; empty if it can."""
     states, rank = a_log.shape[-1], dt_weight.shape[-1]
     if states > _LARGEST or rank > _LARGEST:
-        return f"it has state sizes and ranks up to {_LARGEST}, not {states} and {rank}"
+        return f"it takes state sizes and ranks up to {_LARGEST}, not {states} and {rank}"
     return why_not_ways(x_proj_weight) or cpp.why_not("selective_scan_2d", x)
 
 
 def run(
     x: Tensor, x_proj_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor, a_log: Tensor, d_skip: Tensor
 ) -> Tensor:
-    """``selective_scan_2d`` for arguments that ``why_not`` has nothing against; the result is channels last."""
+    """``selective_scan_2d`` for arguments that ``why_not`` accepts; the result is channels last."""
     height = x.shape[2]
     inputs = (x, x_proj_weight, dt_weight, dt_bias, a_log, d_skip)
     keep_states = wants_gradient(*inputs)
@@ -53,10 +53,11 @@ def selective_scan(
     height: int,
     keep_states: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of the four scans and the skips, as ``common.register`` describes it, in float32.
+    """Sum of the four scans and the skips in float32, see ``common.register``.
 
-    ``x_proj_weight`` is ``(4, R + 2N, D)``. Kept are ``(B, L, 4 * (R + 2N))``, for each direction the low-rank dt, B
-    and C, and ``(B, chunks, 4, N, D')``, the states before each chunk, ``D'`` being ``D`` rounded up to 16.
+    ``x_proj_weight`` is ``(4, R + 2N, D)``. Two tensors are kept: the low-rank dt, B and C of each direction,
+    ``(B, L, 4 * (R + 2N))``, and the states before each chunk, ``(B, chunks, 4, N, D')``, with ``D'`` as ``D`` rounded
+    up to a multiple of 16.
     """
     outputs = _like_outputs(x, x_proj_weight, dt_weight, dt_bias, a_log, d_skip, height, keep_states)
     if x.numel() == 0:
@@ -91,7 +92,7 @@ def selective_scan_backward(
     grad_x, grad_rows, *gradients = (t.new_zeros(t.shape) for t in inputs)
     shape = _shape(x, dt_weight, a_log, height)
     call("scan_backward", shape, *inputs, *_contiguous(states, grad), grad_x, grad_rows, *gradients)
-    with no_autocast(x):  # which the backward pass may run in
+    with no_autocast(x):  # backward may be called under autocast
         grad_weight = grad_rows.flatten(0, 1).T @ x.flatten(0, 1)
         grad_x += grad_rows @ _matrix(x_proj_weight)
     return grad_x, grad_weight.view(x_proj_weight.shape), *gradients  # type: ignore[return-value]

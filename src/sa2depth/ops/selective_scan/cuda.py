@@ -1,11 +1,11 @@
 """The four-direction selective scan on CUDA: a ``torch.library`` operator around ``csrc/selective_scan``.
 
-Tokens stay in the order of the image's rows; directions are orders in which the kernels visit them. The projections
-of a token for all four directions are one matrix product in torch, everything after it is in the kernels.
+Tokens stay in the order of the image's rows; a direction is an order in which the kernels visit them. One matrix
+product in torch projects the tokens for all four directions; everything after it is in the kernels.
 
-Tensors of the size of the tokens have the type of ``x``. In 16 bits what each direction adds is rounded before the sum
-over directions, and so are, in the backward pass, the sums over 64 channels that the gradients of the projections are
-made of. States, the projections and all arithmetic are float32.
+Tensors of the size of the tokens have the dtype of ``x``. In 16 bits, each direction's result is rounded before the sum
+over directions; in the backward pass so are the sums over 64 channels that make up the gradients of the projections.
+States, projections and all arithmetic are float32.
 """
 
 import ctypes
@@ -28,32 +28,32 @@ from sa2depth.ops.selective_scan.common import CHUNK, DIRECTIONS, LARGEST_RANK, 
 from sa2depth.ops.selective_scan.tokens import add_projection_gradients, project_tokens
 
 STATES = 16
-"""State size that the kernels are written for."""
+"""State size that the kernels support."""
 
 _VECTOR_BYTES = 16
 
-# As in csrc/selective_scan/scan.cuh.
+# The same constants as in csrc/selective_scan/scan.cuh.
 _BLOCK_CHANNELS = 64
 
-_THREADS = 128  # that walk
+_THREADS = 128  # that walk along the tokens
 _STEP_ROW = 34 * 16  # bytes of shared memory
 
-_BLOCKS_HELD = 2  # by a multiprocessor
-# A grid of this part of the machine's capacity is not divided: a first pass would cost more than it brings.
+_BLOCKS_HELD = 2  # on a multiprocessor
+# A grid that fills this share of the machine is not divided: a first pass would cost more than it gains.
 _FILLS_FORWARD, _FILLS_BACKWARD = 0.45, 0.75
 
 
 def why_not(
     x: Tensor, x_proj_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor, a_log: Tensor, d_skip: Tensor
 ) -> str:
-    """Why the kernels cannot take these arguments; empty if they can."""
+    """The reason why the kernels cannot take these arguments; empty if they can."""
     states, rank = a_log.shape[-1], dt_weight.shape[-1]
     if reason := nvrtc.why_not(("input", x)) or why_not_ways(x_proj_weight):
         return reason
     if states != STATES or rank > LARGEST_RANK:
-        return f"the kernels have state size {STATES} and ranks up to {LARGEST_RANK}, not {states} and {rank}"
+        return f"it takes state size {STATES} and ranks up to {LARGEST_RANK}, not {states} and {rank}"
     if x.numel() == 0 or x.shape[0] > LARGEST_GRID or x.shape[2] * x.shape[3] >= 2**31:
-        return f"the input has shape {tuple(x.shape)}"
+        return f"the input of shape {tuple(x.shape)} is empty or too large"
     return _why_unavailable(x.device.index, settled(rank, range(LARGEST_RANK + 1)))
 
 
@@ -71,7 +71,7 @@ def _why_unavailable(index: int, rank: int) -> str:
 def run(
     x: Tensor, x_proj_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor, a_log: Tensor, d_skip: Tensor
 ) -> Tensor:
-    """``selective_scan_2d`` for arguments that ``why_not`` has nothing against; the result is channels last."""
+    """``selective_scan_2d`` for arguments that ``why_not`` accepts; the result is channels last."""
     channels, height = x.shape[1:3]
     rank = dt_weight.shape[-1]
     inputs = (x, x_proj_weight, dt_weight, dt_bias, a_log, d_skip)
@@ -86,14 +86,14 @@ def run(
 
 
 def _tokens(x: Tensor) -> Tensor:
-    """``(B, D, H, W)`` to ``(B, L, D)``, contiguous; no copy if it is channels last already."""
+    """``(B, D, H, W)`` to contiguous ``(B, L, D)``; copied only if it is not channels last."""
     if x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last):
         return to_tokens(x)
     return rearrange(x, "b d h w -> b (h w) d").contiguous()
 
 
 def _pad(tokens: Tensor, weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Zero channels and ranks up to what the kernels take; they add nothing to the others."""
+    """Zero-pad channels and ranks to the multiples that the kernels take; this does not change the other channels."""
     x_proj_weight, dt_weight, dt_bias, a_log, d_skip = weights
     channels, rank = dt_weight.shape[1:]
     more_channels, more_rank = -channels % _BLOCK_CHANNELS, -rank % 4
@@ -130,7 +130,7 @@ def _turn(x: Tensor) -> Tensor:
 
 
 def _contiguous(tokens: Tensor) -> Tensor:
-    """``ready`` for ``(B, L, D)``, fast if it lay channels first."""
+    """``ready`` for ``(B, L, D)``, fast if its memory is channels first."""
     turned = tokens.transpose(1, 2)
     return _turn(turned) if turned.is_contiguous() and not tokens.is_contiguous() else ready(tokens)
 
@@ -146,11 +146,11 @@ def selective_scan(
     height: int,
     keep_states: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of the four scans and the skips, as ``common.register`` describes it.
+    """Sum of the four scans and the skips, see ``common.register``.
 
-    ``D`` is a multiple of 64, ``R`` of 4, ``N`` is 16, and ``x_proj_weight`` is ``(4, R + 2N, D)``. Kept are, in
-    float32, ``(B, L, 4 * (R + 2N))``, for each direction the low-rank dt, B and C, and ``(B, chunks, 4, D, N)``, the
-    states before each chunk.
+    ``D`` is a multiple of 64, ``R`` of 4, ``N`` is 16, and ``x_proj_weight`` is ``(4, R + 2N, D)``. Two float32 tensors
+    are kept: the low-rank dt, B and C of each direction, ``(B, L, 4 * (R + 2N))``, and the states before each chunk,
+    ``(B, chunks, 4, D, N)``.
     """
     x, dt_weight, dt_bias, a_log, d_skip = (ready(t) for t in (x, dt_weight, dt_bias, a_log, d_skip))
     batch, length, channels = x.shape
@@ -209,7 +209,7 @@ def selective_scan_backward(
     grad_weight, grad_a = dt_weight.new_empty((*rows, rank)), a_log.new_empty((*rows, STATES))
     grad_bias, grad_skip = dt_bias.new_empty(rows), d_skip.new_empty(rows)
     outputs = (grad_x, grad_x_parts, grad_projected_parts, grad_weight, grad_bias, grad_a, grad_skip)
-    # the second buffer saves barriers where there is room for it
+    # a second buffer, if it fits, saves barriers
     buffers = 2 if _backward_shared_bytes(rank, 2) <= shared_bytes_limit(x.device) else 1
     shared_bytes = _backward_shared_bytes(rank, buffers)
     launch(
@@ -223,7 +223,7 @@ def selective_scan_backward(
     )
 
     _sum_directions(grad_x, grad_x_parts, grad, d_skip)
-    with no_autocast(x):  # whoever calls backward inside it
+    with no_autocast(x):  # backward may be called under autocast
         grad_projected = grad_projected_parts.sum(dim=0)
         del grad_x_parts, grad_projected_parts, outputs
         grad_x_proj_weight = add_projection_gradients(grad_x, grad_projected, x, x_proj_weight)
@@ -241,7 +241,7 @@ def selective_scan_backward(
 def _segment_ends(
     kernel: str, inputs: tuple[Tensor, ...], grid: tuple[int, int, int], sizes: tuple[ctypes.c_int32, ...]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """First pass over the segments of each image; nothing to do if there is only one."""
+    """First pass over the segments of each image; returns None twice if there is only one."""
     segments = grid[1] // DIRECTIONS
     if segments == 1:
         return None, None
@@ -279,7 +279,7 @@ def _sum_directions(total: Tensor, parts: Tensor, x: Tensor, d_skip: Tensor) -> 
 
 
 def _segments(x: Tensor, fills: float) -> tuple[int, int]:
-    """How many segments each image is divided into, and tokens in one: as many blocks as the machine holds."""
+    """The number of segments of an image, so that the machine is full of blocks, and the tokens of a segment."""
     count = chunks(x.shape[1])
     blocks = x.shape[0] * DIRECTIONS * (x.shape[2] // _BLOCK_CHANNELS)
     capacity = _BLOCKS_HELD * multiprocessors(x.device)
@@ -295,13 +295,13 @@ def _source(name: str, x: Tensor, **macros: int) -> Source:
 
 
 def _forward_shared_bytes(rank: int) -> int:
-    """Size of ``Shared`` in ``forward.cu``, which checks it."""
+    """Size of ``Shared`` in ``forward.cu``, which asserts it."""
     tile, row = 32, (rank + 36) * 4
     return tile * (3 * row + 2 * _STEP_ROW + 4 * 4)
 
 
 def _backward_shared_bytes(rank: int, buffers: int) -> int:
-    """Size of ``Shared`` in ``backward.cu``, which checks it."""
+    """Size of ``Shared`` in ``backward.cu``, which asserts it."""
     tokens = CHUNK * ((rank + 36) * 4 + _STEP_ROW + 36 * 8 + 4)
     starts = 7 * _BLOCK_CHANNELS * STATES * 4
     weight, sums = _BLOCK_CHANNELS * (rank + 4) * 4, buffers * 4 * 8 * 2 * STATES * 4

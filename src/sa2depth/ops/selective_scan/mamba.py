@@ -1,7 +1,7 @@
-"""The four-direction selective scan through ``mamba_ssm``, for comparison with what the released code runs.
+"""The four-direction selective scan through ``mamba_ssm``, which the released code uses, for comparisons.
 
-It needs the package's compiled CUDA scan, which recent versions leave out unless they are built with
-``MAMBA_KEEP_CUDA_BUILD=TRUE``. Never chosen by ``auto``: the kernels in ``csrc/selective_scan`` are faster.
+It needs the package's compiled CUDA scan, which recent versions contain only if they are built with
+``MAMBA_KEEP_CUDA_BUILD=TRUE``. ``auto`` never chooses it, because the kernels in ``csrc/selective_scan`` are faster.
 """
 
 import importlib.util
@@ -16,7 +16,7 @@ from sa2depth.ops.selective_scan.common import why_not_ways
 
 
 def why_not(x: Tensor, x_proj_weight: Tensor, *others: Tensor) -> str:
-    """Why ``mamba_ssm`` cannot take these arguments; empty if it can."""
+    """The reason why ``mamba_ssm`` cannot take these arguments; empty if it can."""
     if not x.is_cuda:
         return f"the input is on {x.device}"
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -35,7 +35,7 @@ def why_not(x: Tensor, x_proj_weight: Tensor, *others: Tensor) -> str:
 def run(
     x: Tensor, x_proj_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor, a_log: Tensor, d_skip: Tensor
 ) -> Tensor:
-    """``selective_scan_2d`` for arguments that ``why_not`` has nothing against."""
+    """``selective_scan_2d`` for arguments that ``why_not`` accepts."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     height, rank, states = x.shape[2], dt_weight.shape[-1], a_log.shape[-1]

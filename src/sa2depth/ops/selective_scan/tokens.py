@@ -1,12 +1,16 @@
-"""What the back ends of the selective scan on GPUs share: the matrix products of tokens, in torch."""
+"""Matrix products of tokens in torch, shared by the selective scan's back ends for GPUs."""
 
 import torch
 from einops import rearrange
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
-_PARTS_OF_SUMS = 32  # over tokens: each is one matrix product, and few long ones would not fill the machine
-_WIDE_PRODUCTS = TorchVersion(torch.__version__) >= "2.8"  # of 16-bit matrices with a float32 result
+_PARTS_OF_SUMS = (
+    32  # of sums over tokens; each part is a matrix product, and few long ones would not fill a GPU
+)
+_WIDE_PRODUCTS = (
+    TorchVersion(torch.__version__) >= "2.8"
+)  # torch multiplies 16-bit matrices to a float32 result
 
 
 def project_tokens(x: Tensor, x_proj_weight: Tensor) -> Tensor:
@@ -18,9 +22,9 @@ def project_tokens(x: Tensor, x_proj_weight: Tensor) -> Tensor:
 def add_projection_gradients(
     grad_x: Tensor, grad_projected: Tensor, x: Tensor, x_proj_weight: Tensor
 ) -> Tensor:
-    """Add the gradient that comes through the projections to ``grad_x``; returns that of their weights.
+    """Add the gradient through the projections to ``grad_x``, and return the gradient of their weights.
 
-    ``grad_projected`` has the type of ``x``.
+    ``grad_projected`` has the dtype of ``x``.
     """
     weight = rearrange(x_proj_weight, "k r d -> (k r) d")
     grad_x.flatten(0, 1).addmm_(grad_projected.flatten(0, 1), weight.to(x.dtype))
@@ -28,7 +32,7 @@ def add_projection_gradients(
 
 
 def sum_of_products(left: Tensor, right: Tensor) -> Tensor:
-    """Float32 ``left^T right`` of ``(B, L, I)`` and ``(B, L, J)``: ``(B, I, J)``, a sum over tokens."""
+    """``left^T right`` of ``(B, L, I)`` and ``(B, L, J)``, summed over tokens: ``(B, I, J)`` float32."""
     batch, length = left.shape[:2]
     limit = max(1, _PARTS_OF_SUMS // batch)
     parts = max(n for n in range(1, limit + 1) if length % n == 0)

@@ -1,8 +1,7 @@
-"""The selective scan in plain torch: any device, the oracle of the kernels.
+"""The selective scan in plain torch, for any device; the oracle of the kernels.
 
-The recurrence is scanned block by block: all blocks take the same step at once, their end states are joined
-by the same scan one level up. Work grows with the number of tokens, the number of Python steps with its
-logarithm.
+The recurrence is scanned block by block: all blocks take the same step at once, and the same scan one level up joins
+their end states. Work grows with the number of tokens, the number of Python steps with its logarithm.
 """
 
 from collections.abc import Iterable
@@ -22,21 +21,18 @@ ORDERS = {
     2: ((False, False), (False, True)),
     1: ((False, False),),
 }
-"""Directions by their number: whether each runs along columns, and whether from the last token to the first."""
+"""Directions by their number: each is a pair (along columns, from the last token to the first)."""
 
 _STEPS = 16  # tokens in a block of the scan
 
-# States held at once: cache-sized on a CPU, large enough on a GPU to keep it busy.
+# States held at once: on a CPU they fit into the cache, on a GPU they keep it busy.
 _STATES_PER_BLOCK = {"cpu": 1 << 21, "cuda": 1 << 27}
 
 
 def run(
     x: Tensor, x_proj_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor, a_log: Tensor, d_skip: Tensor
 ) -> Tensor:
-    """``selective_scan_2d`` on any device, with any state size.
-
-    The result is float32 at least.
-    """
+    """``selective_scan_2d`` on any device, with any state size; the result is at least float32."""
     height, rank, states = x.shape[2], dt_weight.shape[-1], a_log.shape[-1]
     x, x_proj_weight, dt_weight, dt_bias, a_log, d_skip = map(
         at_least_float32, (x, x_proj_weight, dt_weight, dt_bias, a_log, d_skip)
@@ -58,7 +54,7 @@ def run(
 
 
 def _scan_tokens(x: Tensor, dt: Tensor, decay_rate: Tensor, b: Tensor, c: Tensor, reverse: bool) -> Tensor:
-    """Scan ``x (L, B, D)`` in blocks of channels, which do not depend on each other."""
+    """Scan ``x (L, B, D)`` in independent blocks of channels."""
     budget = _STATES_PER_BLOCK.get(x.device.type, _STATES_PER_BLOCK["cpu"])
     width = max(1, budget // max(1, b.numel()))
     parts = zip(*(torch.split(t, width, dim=-1) for t in (x, dt, decay_rate)), strict=True)
@@ -67,7 +63,7 @@ def _scan_tokens(x: Tensor, dt: Tensor, decay_rate: Tensor, b: Tensor, c: Tensor
 
 
 class _Scan(torch.autograd.Function):
-    """One direction, some channels; keeps nothing of the states' size between forward and backward.
+    """One direction of some channels; nothing as large as the states is kept between forward and backward.
 
     Shapes: ``x, dt (L, B, D)``, ``decay_rate (N, D)``, ``b, c (L, B, N)``; states are ``(L, B, N, D)``.
     """
@@ -88,8 +84,8 @@ class _Scan(torch.autograd.Function):
         reverse = ctx.reverse
         decay, state = _states(x, dt, decay_rate, b, reverse)
         grad_c = torch.einsum("lbnd,lbd->lbn", state, grad)
-        # With g_t = grad_t c_t, the state's gradient is G_t = g_t + P_next: what arrives here and what the next
-        # token hands back. P_t = decay_t G_t is a recurrence of its own, the other way round.
+        # With g_t = grad_t c_t, the state's gradient is G_t = g_t + P_next: that of this token's output, and that
+        # handed back by the next token. P_t = decay_t G_t is a recurrence in the opposite direction.
         handed = linear_recurrence(decay, _outer(grad, c).mul_(decay), reverse=not reverse)
         before, after = _neighbours(reverse)
         product = dt * x
@@ -106,7 +102,7 @@ class _Scan(torch.autograd.Function):
 
 
 def _neighbours(reverse: bool) -> tuple[slice, slice]:
-    """Slices of all tokens but the last, and all but the first, in the direction of the scan."""
+    """Slices of all tokens except the last, and all except the first, in the direction of the scan."""
     head, tail = slice(None, -1), slice(1, None)
     return (tail, head) if reverse else (head, tail)
 
@@ -125,7 +121,7 @@ def _states(x: Tensor, dt: Tensor, decay_rate: Tensor, b: Tensor, reverse: bool)
 def linear_recurrence(decay: Tensor, drive: Tensor, *, reverse: bool = False) -> Tensor:
     """Solve ``h_t = decay_t * h_{t-1} + drive_t`` along the first dimension, from ``h = 0``.
 
-    Products of decays only ever shrink towards zero: nothing is divided, so nothing overflows.
+    Nothing is divided, and products of decays only shrink towards zero, so nothing overflows.
 
     Args:
         decay: ``(L, ...)``.
@@ -139,7 +135,7 @@ def linear_recurrence(decay: Tensor, drive: Tensor, *, reverse: bool = False) ->
     if length <= _STEPS:
         return _walk(decay, drive, torch.zeros_like(drive[0]), _order(length, reverse), dim=0)
     if length % _STEPS:
-        # Zeros at the end are harmless in both directions: behind the last token, or a start from h = 0.
+        # Zeros at the end are harmless: in one direction they follow the last token, in the other they keep h = 0.
         missing = _STEPS - length % _STEPS
         decay, drive = (torch.cat((t, t.new_zeros(missing, *t.shape[1:]))) for t in (decay, drive))
     decay, drive = (rearrange(t, "(block step) ... -> block step ...", step=_STEPS) for t in (decay, drive))
@@ -154,7 +150,7 @@ def linear_recurrence(decay: Tensor, drive: Tensor, *, reverse: bool = False) ->
 
 def _walk(decay: Tensor, drive: Tensor, state: Tensor, order: Iterable[int], dim: int) -> Tensor:
     """Step through dimension ``dim`` from ``state``, writing each state."""
-    if torch.compiler.is_compiling():  # which has no results in given memory
+    if torch.compiler.is_compiling():  # the compiler does not support out=
         found: dict[int, Tensor] = {}
         for step in order:
             state = torch.addcmul(drive.select(dim, step), decay.select(dim, step), state)
@@ -172,7 +168,7 @@ def _order(steps: int, reverse: bool) -> range:
 
 
 def _shift(tensor: Tensor, reverse: bool) -> Tensor:
-    """What stood one token earlier in the direction of the scan; zero for the first."""
+    """Each token's predecessor in the direction of the scan; zero for the first token."""
     shifted = torch.zeros_like(tensor)
     if reverse:
         shifted[:-1] = tensor[1:]

@@ -1,11 +1,11 @@
 """The four-direction selective scan in Triton: a ``torch.library`` operator around ``triton_kernels*.py``.
 
-Chunks of tokens are walked side by side, so that one image fills a GPU as well as eight: a first pass gives the state
-after each chunk, a second joins them, a third has the results. Nothing is added up with atomics.
+Chunks of tokens are scanned in parallel, so that one image fills a GPU as well as eight do: the first pass computes the
+state after each chunk, the second joins them, the third computes the results. No sum uses atomics.
 
-Memory besides inputs and results: the states before each chunk, as much as four tensors of the size of the tokens in
-float32, and each direction's share in the type of ``x``; in the backward pass gradients of the time steps and partial
-sums of those of B and C for one image at a time.
+Memory besides inputs and results: the states before each chunk, as large as four float32 tensors of the tokens' size,
+and each direction's share in the dtype of ``x``; in the backward pass, for one image at a time, gradients of the time
+steps and partial sums of those of B and C.
 """
 
 import math
@@ -23,12 +23,12 @@ from sa2depth.ops.runtime.triton import launching_on, power_of_two
 from sa2depth.ops.selective_scan.common import CHUNK, DIRECTIONS, LARGEST_RANK, chunks, register, why_not_ways
 from sa2depth.ops.selective_scan.tokens import add_projection_gradients, project_tokens, sum_of_products
 
-_BURST = 2  # tokens whose states are in registers, in the backward pass
+_BURST = 2  # tokens whose states are in registers in the backward pass
 _BLOCK_CHANNELS = 32  # of a program, which is one warp
 _BLOCK_STATES = 128  # of a program that joins chunks
 _BLOCK_VALUES = 1024  # of a program that adds up directions
-_PROGRAMS = 12  # of a multiprocessor, in the backward pass, and the registers that leaves for each thread
-_REGISTERS = 168
+_PROGRAMS = 12  # on a multiprocessor in the backward pass
+_REGISTERS = 168  # for each thread of so many programs
 
 _LARGEST_STATES = 32
 _LARGEST_GRID = 65535
@@ -38,27 +38,27 @@ _INDEX_LIMIT = 2**31
 def why_not(
     x: Tensor, x_proj_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor, a_log: Tensor, d_skip: Tensor
 ) -> str:
-    """Why the kernels cannot take these arguments; empty if they can."""
+    """The reason why the kernels cannot take these arguments; empty if they can."""
     states, rank = a_log.shape[-1], dt_weight.shape[-1]
     if reason := why_not_ways(x_proj_weight):
         return reason
     if states > _LARGEST_STATES or rank > LARGEST_RANK:
         return (
-            f"the kernels have state sizes up to {_LARGEST_STATES} and ranks up to {LARGEST_RANK}, "
+            f"it takes state sizes up to {_LARGEST_STATES} and ranks up to {LARGEST_RANK}, "
             f"not {states} and {rank}"
         )
     batch, channels, height, width = x.shape
-    # Counted in 32 bits are the numbers of one image, which the states of its chunks are as many as.
+    # 32-bit indices count the values of one image; the states of its chunks are as many.
     row = DIRECTIONS * max(channels, rank + 2 * states)
     if batch > _LARGEST_GRID or height * width * row >= _INDEX_LIMIT:
-        return f"the input has shape {tuple(x.shape)}"
+        return f"the input of shape {tuple(x.shape)} is too large"
     return machine.why_not("selective_scan_2d", input=x)
 
 
 def run(
     x: Tensor, x_proj_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor, a_log: Tensor, d_skip: Tensor
 ) -> Tensor:
-    """``selective_scan_2d`` for arguments that ``why_not`` has nothing against; the result is channels last."""
+    """``selective_scan_2d`` for arguments that ``why_not`` accepts; the result is channels last."""
     height = x.shape[2]
     inputs = (x, x_proj_weight, dt_weight, dt_bias, a_log, d_skip)
     keep_states = wants_gradient(*inputs)
@@ -78,10 +78,10 @@ def selective_scan(
     height: int,
     keep_states: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of the four scans and the skips, as ``common.register`` describes it.
+    """Sum of the four scans and the skips, see ``common.register``.
 
-    ``x_proj_weight`` is ``(4, R + 2N, D)``. Kept are, in float32, ``(B, L, 4 * (R + 2N))``, for each direction the
-    low-rank dt, B and C, and ``(B, chunks, 4, N, D)``, the states before each chunk.
+    ``x_proj_weight`` is ``(4, R + 2N, D)``. Two float32 tensors are kept: the low-rank dt, B and C of each direction,
+    ``(B, L, 4 * (R + 2N))``, and the states before each chunk, ``(B, chunks, 4, N, D)``.
     """
     from sa2depth.ops.selective_scan import triton_kernels as kernels
 
@@ -187,7 +187,7 @@ def _image_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of one image's time steps ``(L, 4, D)``, B and C ``(L, 4, 2N)`` and decay rates ``(4, N, D)``.
 
-    Writes what each direction adds to the gradient of the image's tokens to the last of ``scanned``.
+    Writes each direction's share of the gradient of the image's tokens to the last tensor of ``scanned``.
     """
     from sa2depth.ops.selective_scan.triton_kernels_backward import scan_chunks_backward
 
@@ -200,7 +200,7 @@ def _image_gradients(
     b_and_c = states.new_empty((blocks, length, DIRECTIONS, 2 * sizes["STATES"]))
     a = states.new_empty((count, *states.shape[2:]))
     *inputs, shares = scanned
-    # other makers' compilers do not know this
+    # only the compiler for NVIDIA's GPUs knows this option
     options = {"maxnreg": _REGISTERS} if torch.version.cuda else {}
     with launching_on(x.device):
         scan_chunks_backward[(programs,)](
@@ -224,7 +224,7 @@ def _join(
     *,
     adjoint: bool,
 ) -> Tensor:
-    """States before each chunk, or what is handed back to its last token: ``(B, chunks, 4, N, D)``."""
+    """States before each chunk, or with ``adjoint`` the gradients handed back to it: ``(B, chunks, 4, N, D)``."""
     from sa2depth.ops.selective_scan import triton_kernels as kernels
 
     batch, length, channels = values.shape
@@ -251,7 +251,7 @@ def _join(
 
 
 def _sum_directions(shares: Tensor, x: Tensor, d_skip: Tensor, total: Tensor) -> None:
-    """Write to ``total`` the sum of ``shares (4, B, L, D)`` and of ``x`` times the skips."""
+    """Write the sum of ``shares (4, B, L, D)`` and of ``x`` times the skips to ``total``."""
     from sa2depth.ops.selective_scan import triton_kernels as kernels
 
     grid = (math.ceil(x.numel() / _BLOCK_VALUES),)
@@ -261,7 +261,7 @@ def _sum_directions(shares: Tensor, x: Tensor, d_skip: Tensor, total: Tensor) ->
 
 
 def _by_channel(dt_weight: Tensor, dt_bias: Tensor, a_log: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Parameters with channels last, as threads have them: ``(4, R, D)``, ``(4, D)`` and ``(4, N, D)``."""
+    """Parameters with channels last, in the kernels' order: ``(4, R, D)``, ``(4, D)`` and ``(4, N, D)``."""
     logarithms = rearrange(a_log, "(k d) n -> k n d", k=DIRECTIONS)
     return rearrange(dt_weight, "k d r -> k r d").contiguous(), dt_bias.contiguous(), logarithms.contiguous()
 
@@ -278,7 +278,7 @@ def _sizes(dt_weight: Tensor, a_log: Tensor) -> dict[str, int]:
 
 
 def _grid(x: Tensor) -> tuple[int, int, int]:
-    """Programs of a pass over chunks: those of one chunk, which share B and C, side by side."""
+    """Programs of a pass over chunks; those of one chunk, which share B and C, are adjacent."""
     batch, length, channels = x.shape
     return chunks(length) * math.ceil(channels / _BLOCK_CHANNELS), DIRECTIONS, batch
 

@@ -1,4 +1,4 @@
-"""The four-direction selective scan in chunks of tokens that are walked side by side: what both passes share, forward.
+"""The four-direction selective scan in parallel chunks of tokens: the forward pass, and functions for both passes.
 
 For direction k, channel c and state n, along the tokens in the order of the direction:
     dt_t = softplus(W_dt[k, c] . r_t + bias[k, c])
@@ -8,14 +8,14 @@ r, B and C are one row of ``projected`` for each token and direction.
 
 A direction is an order in which the rows of a token-major tensor are visited. Programs of one warp own a chunk of
 tokens and 32 channels of one direction of one image: a thread holds all states of its channel in registers.
-    chunk_ends        the state after each chunk from a zero start (ADJOINT: what its first token hands back)
-    join_chunks       from these, chunk after chunk, the state before (behind) each chunk
-    scan_chunks       what the direction adds to each token
-    sum_directions    the four directions' shares and the skip
+    chunk_ends        the state after each chunk from a zero start (ADJOINT: the gradient that its first token hands on)
+    join_chunks       from these, chunk after chunk, the state before (ADJOINT: the gradient after) each chunk
+    scan_chunks       the direction's share of each token's result
+    sum_directions    the sum of the four shares and the skip
 
-Arithmetic is float32; shares of directions have the type of x. An H100 takes 6.6 ms for 8x512x120x160 in bfloat16, of
-which 2.4 are the first and 3.4 the last pass over the tokens, half of that one's issue slots' limit (146 instructions a
-token): a thread waits for each token's row, though the next two are under way. The CUDA kernels take 2.5 ms.
+Arithmetic is float32; the shares have the dtype of x. An H100 takes 6.6 ms for 8x512x120x160 in bfloat16: 2.4 for the
+first and 3.4 for the last pass over the tokens. The last pass reaches half of its issue slots' limit (146 instructions
+a token), because a thread waits for each token's row although the next two are in flight. The CUDA kernels take 2.5 ms.
 """
 
 import triton
@@ -23,7 +23,7 @@ import triton.language as tl
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 DIRECTIONS: tl.constexpr = tl.constexpr(4)
-STAGES: tl.constexpr = tl.constexpr(3)  # rows are loaded so many tokens ahead, less one
+STAGES: tl.constexpr = tl.constexpr(3)  # rows are loaded STAGES - 1 tokens ahead
 
 
 @triton.jit
@@ -50,7 +50,7 @@ def token_at(position, direction, height, length):
 
 @triton.jit
 def neighbour(token, direction, height, length, BACK: tl.constexpr):
-    """The token after (before, with BACK) one in the order of a direction; beyond the ends not always a token."""
+    """The next (with BACK the previous) token in the order of a direction; beyond the ends not always a token."""
     stride = tl.where(direction % 2 == 1, length // height, 1)
     if BACK:
         stride = -stride
@@ -99,7 +99,7 @@ def of_states(row, STATES: tl.constexpr, BLOCK_STATES: tl.constexpr):
 
 @triton.jit
 def state_places(group, channel, channels, STATES: tl.constexpr, BLOCK_STATES: tl.constexpr):
-    """Where the states of a group (chunk and direction) lie, and which of them exist."""
+    """Offsets of the states of a group (chunk and direction), and their mask."""
     state = tl.arange(0, BLOCK_STATES)[:, None]
     return (group * STATES + state) * channels + channel[None, :], (channel < channels)[None, :] & (
         state < STATES
@@ -126,7 +126,7 @@ def chunk_ends(
     BLOCK_STATES: tl.constexpr,
     BLOCK_RANK: tl.constexpr,
 ):
-    """``values``: x (B, L, D), or the gradient of y. Written: ends (B, chunks, 4, N, D); elapsed (B, chunks, 4, D)."""
+    """``values``: x (B, L, D), or the gradient of y. Writes ends (B, chunks, 4, N, D) and elapsed (B, chunks, 4, D)."""
     blocks = (channels + BLOCK_CHANNELS - 1) // BLOCK_CHANNELS
     ROW: tl.constexpr = RANK + 2 * STATES
     chunk, direction, image = tl.program_id(0) // blocks, tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -175,7 +175,7 @@ def join_chunks(
     STATES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """``states``: the ends of chunks, replaced by the states before them; ADJOINT: by what is handed back to them."""
+    """Replaces ``states``, the ends of chunks, by the states before them (ADJOINT: the gradients after them)."""
     SIZE: tl.constexpr = STATES * CHANNELS
     direction, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -190,7 +190,7 @@ def join_chunks(
     end = tl.load(states + group * SIZE + place, mask=mask, other=0.0)
     passed = tl.load(elapsed + group * CHANNELS + place % CHANNELS, mask=mask, other=0.0)
     for chunk in range(chunks):
-        # the next ones are under way while this one is worked on
+        # load the next chunk's values while this chunk is computed
         follows = mask & (chunk < chunks - 1)
         next_end = tl.load(states + (group + step) * SIZE + place, mask=follows, other=0.0)
         next_passed = tl.load(elapsed + (group + step) * CHANNELS + place % CHANNELS, mask=follows, other=0.0)
@@ -219,7 +219,7 @@ def scan_chunks(
     BLOCK_STATES: tl.constexpr,
     BLOCK_RANK: tl.constexpr,
 ):
-    """``states`` (B, chunks, 4, N, D): before each chunk. Written: shares (4, B, L, D) of the sum over directions."""
+    """``states`` (B, chunks, 4, N, D) before each chunk. Writes shares (4, B, L, D) of the sum over directions."""
     blocks = (channels + BLOCK_CHANNELS - 1) // BLOCK_CHANNELS
     ROW: tl.constexpr = RANK + 2 * STATES
     chunk, direction, image = tl.program_id(0) // blocks, tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -250,7 +250,7 @@ def scan_chunks(
 
 @triton.jit
 def sum_directions(shares, x, d_skip, total, count, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
-    """``total (B, L, D)``: shares (4, B, L, D) added up, and x times the sum of the directions' skips."""
+    """Writes ``total (B, L, D)``: the sum of shares (4, B, L, D), and x times the sum of the directions' skips."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = place < count
     channel = place % CHANNELS

@@ -1,12 +1,12 @@
 """The backward pass of the four-direction selective scan: all gradients of the tokens of a chunk.
 
-With g the gradient of y, the state's gradient is G_t = g_t C_t + P_{t+1}, and P_t = exp(dt_t A) G_t is what a token
-hands to the one before it; what is handed to each chunk is known already (``chunk_ends`` and ``join_chunks``). States
-are recomputed, first to the start of each burst of tokens, then inside the burst, whose states are all in registers.
-The rest is as in the forward pass, whose file says what is what.
+With g the gradient of y, the state's gradient is G_t = g_t C_t + P_{t+1}, where P_t = exp(dt_t A) G_t is what a token
+hands back to the one before it; ``chunk_ends`` and ``join_chunks`` have already found P at the end of each chunk.
+States are recomputed, first at the start of each burst of tokens, then inside the burst, whose states are all in
+registers. Names are those of the forward pass, see its file.
 
-An H100 takes 2.0 ms an image of 512x120x160 in bfloat16, 16.4 ms of the 26 of a batch of 8 (the CUDA kernels: 9): the
-twelve warps of a multiprocessor that have room in its registers do not hide how long sums over lanes and loads take.
+An H100 takes 2.0 ms for an image of 512x120x160 in bfloat16, 16.4 of the 26 ms for a batch of 8 (CUDA: 9 ms):
+only twelve warps fit into a multiprocessor's registers, which do not hide the latency of sums over lanes and of loads.
 """
 
 import triton
@@ -28,7 +28,7 @@ from sa2depth.ops.selective_scan.triton_kernels import (
 
 @triton.jit
 def _softplus_slope(y):
-    """Derivative of softplus where it has the value y: 1 - exp(-y), without cancellation for small y."""
+    """Derivative of softplus, from its value y: 1 - exp(-y), without cancellation for small y."""
     p = 1.0 / 720 - y * (1.0 / 5040)
     p = 1.0 / 120 - y * p
     p = 1.0 / 24 - y * p
@@ -66,13 +66,13 @@ def scan_chunks_backward(
     BLOCK_STATES: tl.constexpr,
     BLOCK_RANK: tl.constexpr,
 ):
-    """One image; programs take one (chunk, direction, block of channels) after the other, and share no memory.
+    """One image; programs take one (chunk, direction, block of channels) after the other and share no memory.
 
-    ``states`` (B, chunks, 4, N, D): before each chunk; ``handed_back``, alike: to its last token. ``scratch``, of each
-    program: the states before each burst and the time steps of a chunk.
+    ``states`` (B, chunks, 4, N, D) are those before each chunk; ``handed_back``, of the same shape, are the gradients
+    handed back to its last token. ``scratch`` holds each program's states before each burst and time steps of a chunk.
 
-    Written: grad_x_shares (4, B, L, D); of this image, grad_steps (L, 4, D), of dt before its softplus, grad_b_and_c
-    (blocks, L, 4, 2N), sums over a block's channels, and grad_a (chunks, 4, N, D), of A.
+    Writes grad_x_shares (4, B, L, D) and, for this image, grad_steps (L, 4, D) of dt before its softplus, grad_b_and_c
+    (blocks, L, 4, 2N) summed over a block's channels, and grad_a (chunks, 4, N, D).
     """
     BLOCKS: tl.constexpr = (CHANNELS + BLOCK_CHANNELS - 1) // BLOCK_CHANNELS
     ROW: tl.constexpr = RANK + 2 * STATES
@@ -104,10 +104,10 @@ def scan_chunks_backward(
         handed = tl.load(handed_back + place, mask=mask, other=0.0)
         rate_sum = tl.zeros((BLOCK_STATES, BLOCK_CHANNELS), tl.float32)
 
-        # Forward through the chunk, for the time steps and for the states at the start of each burst.
+        # Walk forward through the chunk to find the time steps and the states at the start of each burst.
         stop = tl.minimum(CHUNK, length - chunk * CHUNK)
         token = token_at(chunk * CHUNK, direction, height, length)
-        tl.debug_barrier()  # the item before has read its own
+        tl.debug_barrier()  # all threads have read the previous item's scratch
         for step in tl.range(stop, num_stages=STAGES):
             if step % BURST == 0:
                 tl.store(own_states + step // BURST * STATE_SIZE, h)
@@ -126,7 +126,7 @@ def scan_chunks_backward(
             h = tl.load(own_states + burst * STATE_SIZE)
             token = token_at(chunk * CHUNK + burst * BURST, direction, height, length)
             before, tokens = (), ()
-            # Beyond the last token, whose B and C are read again, dt is 0: states stay as they are.
+            # Beyond the last token, whose B and C are read again, dt is 0, so states do not change.
             for i in tl.static_range(BURST):
                 inside = exists & (burst * BURST + i < stop)
                 row = rows + token * (DIRECTIONS * ROW)

@@ -1,4 +1,4 @@
-"""Operators on the CPU in C++: forward and backward in float32, without a compiler at run time."""
+"""Operators on the CPU in C++: forward and backward in float32; no compiler is needed at run time."""
 
 from sa2depth.ops.runtime.cpp.build import BuildError
 from sa2depth.ops.runtime.cpp.inputs import why_not

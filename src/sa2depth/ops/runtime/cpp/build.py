@@ -1,6 +1,6 @@
-"""Builds the CPU library from ``csrc/cpu``: at install, by ``hatch_build.py``, which loads this file by its path.
+"""Builds the CPU library from ``csrc/cpu``; at installation ``hatch_build.py`` loads this file by its path.
 
-Standard library only: at install neither PyTorch nor this package is there yet.
+It uses only the standard library, because neither PyTorch nor this package is installed at that time.
 """
 
 import hashlib
@@ -14,16 +14,16 @@ import tempfile
 from pathlib import Path
 
 LIBRARY = "libsa2depth_cpu.so"
-"""File name of the library, beside this file; the same everywhere, as ctypes does not care."""
+"""File name of the library, next to this file; it is the same on all systems, because ctypes does not need a suffix."""
 
 SWITCH = "SA2DEPTH_BUILD_CPU"
-"""Environment variable: ``0`` installs without the library."""
+"""Environment variable; the value ``0`` installs without the library."""
 
 PATHS = ("portable", "avx2", "avx512")
-"""Code paths by the number that the library knows them by; portable is the only one outside of x86-64."""
+"""Code paths in the order of the library's numbers; outside of x86-64 there is only the portable one."""
 
-# -ffp-contract: fused multiply-adds also under ISO C++. No fast-math: roundings in the polynomials are deliberate.
-# No -fopenmp: csrc/cpu/parallel.cpp uses the pool of PyTorch's runtime, whichever that is.
+# -ffp-contract allows fused multiply-adds under ISO C++, too. There is no fast-math, because roundings in the
+# polynomials are deliberate, and no -fopenmp, because csrc/cpu/parallel.cpp uses the pool of PyTorch's runtime.
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math",
           "-ffp-contract=fast", "-Wno-psabi", "-pthread")  # fmt: skip
 _PATH_FLAGS = {
@@ -35,11 +35,11 @@ _TIMEOUT_S = 300
 
 
 class BuildError(Exception):
-    """There is no compiler, or it failed; the text says which and how."""
+    """There is no compiler, or it failed; the message says which and why."""
 
 
 def sources_version(sources: Path) -> str:
-    """Hash of all sources, which the library carries: an outdated one is recognised.
+    """Hash of all sources; it is stored in the library, so that an outdated one is recognised.
 
     Args:
         sources: the folder ``csrc/cpu``.
@@ -56,20 +56,20 @@ def build(sources: Path, target: Path) -> Path:
 
     Args:
         sources: the folder ``csrc/cpu``.
-        target: folder for the library; it must exist. The file appears there in one step.
+        target: existing folder for the library; the file is replaced atomically.
 
     Returns:
-        The library.
+        Path of the library.
 
     Raises:
-        BuildError: no compiler (``$CXX``, else c++, g++ or clang++), or it failed.
+        BuildError: if there is no compiler (``$CXX``, else c++, g++ or clang++), or it fails.
     """
     compiler = _compiler()
     x86 = platform.machine().lower() in {"x86_64", "amd64"} and sys.maxsize > 2**32
     with tempfile.TemporaryDirectory(prefix="sa2depth-build-") as folder:
         objects = []
         for path in PATHS if x86 else PATHS[:1]:
-            # Nothing of the standard library's templates may come from here: see csrc/cpu/parallel.cpp.
+            # These files must not instantiate templates of the standard library: see csrc/cpu/parallel.cpp.
             own = (*_PATH_FLAGS[path], "-fno-exceptions", f"-DSA2_PATH={path}")
             objects.append(Path(folder) / f"{path}.o")
             _run([*compiler, *_FLAGS, *own, "-c", sources / "kernels.cpp", "-o", objects[-1]])
@@ -79,7 +79,7 @@ def build(sources: Path, target: Path) -> Path:
             _run([*compiler, *_FLAGS, *macros, "-c", sources / f"{name}.cpp", "-o", objects[-1]])
         linked = Path(folder) / LIBRARY
         _run([*compiler, *_FLAGS, "-shared", *objects, "-o", linked])
-        # Beside its place first: a rename inside one folder is one step, and a running program keeps the old file.
+        # Copied next to its place first: renaming is atomic there, and a running program keeps the old file.
         fresh = target / f".{LIBRARY}.{os.getpid()}"
         shutil.copyfile(linked, fresh)
         fresh.chmod(0o755)
@@ -92,7 +92,9 @@ def _compiler() -> list[str]:
     for candidate in [asked] if asked else [["c++"], ["g++"], ["clang++"]]:
         if shutil.which(candidate[0]):
             return candidate
-    raise BuildError(f"there is no C++ compiler ({' '.join(asked) or 'c++, g++, clang++'})")
+    raise BuildError(
+        f"there is no C++ compiler ({' '.join(asked) or 'c++, g++, clang++'}): install one or set CXX"
+    )
 
 
 def _run(command: list[str | Path]) -> None:

@@ -1,4 +1,4 @@
-"""Which inputs the CPU library takes."""
+"""Checks of the CPU library's inputs."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def why_not(operator: str, *tensors: Tensor) -> str:
-    """Why the library cannot take these tensors; empty if it can. float64 stays on torch: that path is the oracle."""
+    """The reason why the library cannot take these tensors; empty if it can. Only the oracle, torch, takes float64."""
     for tensor in tensors:
         if tensor.device.type != "cpu":
             return f"the input is on {tensor.device}"

@@ -1,7 +1,7 @@
-"""The CPU library: loading it, its functions, and why it cannot be had.
+"""Loading the CPU library and calling its functions.
 
-It is a plain C library built at install (``csrc/cpu``, ``build.py``), called through ctypes. It picks AVX-512, AVX2
-or portable code by what the processor has; ``SA2DEPTH_CPU_PATH`` forces one.
+It is a plain C library built at installation (``csrc/cpu``, ``build.py``) and called through ctypes. It runs AVX-512,
+AVX2 or portable code, depending on the processor; ``SA2DEPTH_CPU_PATH`` forces one of them.
 """
 
 import ctypes
@@ -22,11 +22,11 @@ PATH_VARIABLE = "SA2DEPTH_CPU_PATH"
 
 _FAILURES = {1: "its code path does not exist on this machine", 2: "out of memory"}
 _POOL = ("GOMP_parallel", "omp_get_thread_num")
-_BUILD_AGAIN = "run `pip install` again where a C++ compiler is, or sa2depth.ops.cpu.rebuild()"
+_BUILD_AGAIN = "run `pip install` again on a machine with a C++ compiler, or call sa2depth.ops.cpu.rebuild()"
 
 
 class Dcnv3Shape(ctypes.Structure):
-    """As in ``csrc/cpu/kernels.h``."""
+    """The struct of this name in ``csrc/cpu/kernels.h``."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("batch", "height", "width", "out_height", "out_width")),
@@ -37,7 +37,7 @@ class Dcnv3Shape(ctypes.Structure):
 
 
 class AttentionShape(ctypes.Structure):
-    """As in ``csrc/cpu/kernels.h``."""
+    """The struct of this name in ``csrc/cpu/kernels.h``."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("batch", "heads", "queries", "keys", "dim")),
@@ -47,13 +47,13 @@ class AttentionShape(ctypes.Structure):
 
 
 class AttentionStrides(ctypes.Structure):
-    """As in ``csrc/cpu/kernels.h``."""
+    """The struct of this name in ``csrc/cpu/kernels.h``."""
 
     _fields_ = [(name, ctypes.c_int64) for name in ("group", "batch", "head", "query", "channel")]
 
 
 class ScanShape(ctypes.Structure):
-    """As in ``csrc/cpu/kernels.h``."""
+    """The struct of this name in ``csrc/cpu/kernels.h``."""
 
     _fields_ = [
         (name, ctypes.c_int64) for name in ("batch", "height", "width", "channels", "rank", "states", "chunk")
@@ -61,18 +61,18 @@ class ScanShape(ctypes.Structure):
 
 
 class GatedConvShape(ctypes.Structure):
-    """As in ``csrc/cpu/kernels.h``."""
+    """The struct of this name in ``csrc/cpu/kernels.h``."""
 
     _fields_ = [(name, ctypes.c_int64) for name in ("batch", "channels", "height", "width")]
 
 
 def library_file() -> Path:
-    """Where the library lies, if it was built."""
+    """Path of the library, if it was built."""
     return Path(__file__).with_name(LIBRARY)
 
 
 def why_unavailable() -> str:
-    """Why this machine has no CPU library; empty if it has one."""
+    """The reason why this machine has no CPU library; empty if it has one."""
     return _load()[1]
 
 
@@ -87,7 +87,7 @@ def path() -> str:
     """The code path in use.
 
     Raises:
-        ConfigError: ``SA2DEPTH_CPU_PATH`` names one that this machine does not have.
+        ConfigError: if ``SA2DEPTH_CPU_PATH`` names a code path that this machine does not have.
     """
     known = paths()
     asked = os.environ.get(PATH_VARIABLE, "")
@@ -97,7 +97,7 @@ def path() -> str:
 
 
 def pool() -> str:
-    """Whose threads the library computes with, in words."""
+    """The threads that the library computes with, in words."""
     return "threads of its own" if _pool() is None else "PyTorch's threads"
 
 
@@ -105,13 +105,13 @@ def call(function: str, *arguments: object) -> None:
     """Run one of the library's functions on PyTorch's number of threads.
 
     Args:
-        function: its name without the prefix ``sa2depth_``.
-        arguments: contiguous (or strided, where the function takes strides) float32 tensors on the CPU, structures by
+        function: the function's name without the prefix ``sa2depth_``.
+        arguments: contiguous (or strided, if the function takes strides) float32 tensors on the CPU, structures by
             value, None for a null pointer.
 
     Raises:
-        MemoryError: the library got no memory.
-        RuntimeError: there is no library, or it refuses.
+        MemoryError: if the library gets no memory.
+        RuntimeError: if there is no library, or the call fails.
     """
     library, reason = _load()
     if library is None:
@@ -125,10 +125,10 @@ def call(function: str, *arguments: object) -> None:
 
 
 def rebuild() -> Path:
-    """Build the library in place, for an installation that lacks it; used from the next start of Python on.
+    """Build the library in place, for an installation that lacks it; the next start of Python will use it.
 
     Raises:
-        BuildError: no compiler, or it failed.
+        BuildError: if there is no compiler, or it fails.
     """
     return build(csrc_dir() / "cpu", Path(__file__).parent)
 
@@ -138,7 +138,9 @@ def _convert(argument: object) -> Any:
         return ctypes.c_void_p()
     if isinstance(argument, Tensor):
         if argument.dtype != torch.float32 or argument.device.type != "cpu":
-            raise RuntimeError(f"the CPU library got {argument.dtype} on {argument.device}")
+            raise RuntimeError(
+                f"the CPU library takes float32 tensors on the CPU, not {argument.dtype} on {argument.device}"
+            )
         return ctypes.c_void_p(argument.data_ptr())
     return ctypes.byref(argument)  # type: ignore[arg-type]
 
@@ -147,26 +149,26 @@ def _convert(argument: object) -> Any:
 def _load() -> tuple[ctypes.CDLL | None, str]:
     file = library_file()
     if not file.is_file():
-        return None, f"it was installed without the CPU library; {_BUILD_AGAIN}"
+        return None, f"SA2Depth was installed without the CPU library; {_BUILD_AGAIN}"
     try:
         library = ctypes.CDLL(str(file))
         library.sa2depth_cpu_version.restype = ctypes.c_char_p
         built_from = library.sa2depth_cpu_version().decode()
         sources = sources_version(csrc_dir() / "cpu")
     except (OSError, AttributeError) as error:
-        return None, f"the CPU library does not load ({error}); {_BUILD_AGAIN}"
+        return None, f"the CPU library cannot be loaded ({error}); {_BUILD_AGAIN}"
     if built_from != sources:
-        return None, f"the CPU library was built from other sources than csrc/cpu; {_BUILD_AGAIN}"
+        return None, f"the CPU library was built from another version of csrc/cpu; {_BUILD_AGAIN}"
     if (functions := _pool()) is not None:
         library.sa2depth_cpu_use_pool(*functions)
     return library, ""
 
 
 def _pool() -> tuple[ctypes.c_void_p, ctypes.c_void_p] | None:
-    """The functions of PyTorch's OpenMP runtime that ``csrc/cpu/parallel.cpp`` asks for; None: it has none.
+    """The functions of PyTorch's OpenMP runtime that ``csrc/cpu/parallel.cpp`` needs; None if it has no such runtime.
 
-    A look-up in PyTorch's own library goes through what that depends on: it finds the runtime that PyTorch uses, under
-    whatever file name, also where others are loaded.
+    A lookup in PyTorch's own library includes its dependencies, so it finds the runtime that PyTorch uses, whatever
+    its file name, even if other runtimes are loaded.
     """
     folder = Path(torch.__file__).parent / "lib"
     for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):

@@ -1,4 +1,4 @@
-"""CUDA kernels from source: compiled at first use by NVRTC, kept on disk, launched on PyTorch's current stream."""
+"""CUDA kernels from source: compiled by NVRTC at first use, kept on disk, launched on PyTorch's current stream."""
 
 from sa2depth.ops.runtime.nvrtc.compiler import CompileError, cache_dir, compile_kernels
 from sa2depth.ops.runtime.nvrtc.inputs import INDEX_LIMIT, LARGEST_GRID, TYPES, int32, why_not, why_not_on

@@ -1,7 +1,7 @@
-"""From a file in ``csrc/`` to machine code, without a toolchain: NVRTC through ``cuda.core``, results kept on disk.
+"""Compiles files of ``csrc/`` without a CUDA toolkit, by NVRTC through ``cuda.core``, and caches the results on disk.
 
-The cache is shared by processes and machines: a file's name is the hash of everything that its contents depend on,
-files appear whole, and each carries a checksum.
+Processes and machines may share the cache: a file's name is the hash of everything that its contents depend on, files
+are written atomically, and each has a checksum.
 """
 
 import functools
@@ -30,7 +30,7 @@ class CompileError(RuntimeError):
 def cache_dir() -> Path:
     """Folder of compiled kernels: ``$SA2DEPTH_CACHE``, else ``sa2depth/kernels`` in the user's cache folder.
 
-    A user without a home folder gets one that ends with the process.
+    A user without a home folder gets a temporary folder for this process.
     """
     if os.environ.get("SA2DEPTH_CACHE"):
         return user_cache()
@@ -43,7 +43,7 @@ def cache_dir() -> Path:
 @functools.cache
 def _folder_of_this_process() -> "tempfile.TemporaryDirectory[str]":
     _log.warning(
-        "this user has no home folder: every process compiles kernels anew; set SA2DEPTH_CACHE to a folder"
+        "this user has no home folder: every process compiles kernels again; set SA2DEPTH_CACHE to a folder"
     )
     return tempfile.TemporaryDirectory(prefix="sa2depth-")
 
@@ -51,19 +51,19 @@ def _folder_of_this_process() -> "tempfile.TemporaryDirectory[str]":
 def compile_kernels(source: Path, architecture: str, macros: Mapping[str, int]) -> bytes:
     """Machine code of one source file, from the cache if it is there.
 
-    A cache folder that cannot be written costs a compilation in every process, and one line in the log.
+    If the cache folder cannot be written, every process compiles again, and a warning says so.
 
     Args:
         source: a ``.cu`` file; it may include files of its own folder and of the one above.
-        architecture: of the device, such as ``sm_90``.
+        architecture: the device's architecture, such as ``sm_90``.
         macros: numbers to define for the preprocessor.
 
     Returns:
         The contents of a cubin.
 
     Raises:
-        CompileError: the source is wrong; the message holds the compiler's log.
-        ImportError: ``cuda.core`` or NVRTC is not installed.
+        CompileError: if the source does not compile; the message holds the compiler's log.
+        ImportError: if ``cuda.core`` or NVRTC is not installed.
     """
     digest = _digest(source, architecture, macros)
     path = cache_dir() / f"{source.stem}-{architecture}-{digest[:32]}.cubin"
@@ -76,8 +76,8 @@ def compile_kernels(source: Path, architecture: str, macros: Mapping[str, int]) 
                 temporary.write_bytes(hashlib.sha256(code).digest() + code)
         except OSError as error:
             _log.warning(
-                "compiled kernels cannot be kept (%s): every process compiles anew; set SA2DEPTH_CACHE to a "
-                "folder that can be written",
+                "compiled kernels cannot be saved (%s): every process compiles again; set SA2DEPTH_CACHE to a "
+                "writable folder",
                 error,
             )
     return code
@@ -110,7 +110,7 @@ def _read(path: Path) -> bytes | None:
     checksum, code = contents[:_CHECKSUM_BYTES], contents[_CHECKSUM_BYTES:]
     if hashlib.sha256(code).digest() == checksum:
         return code
-    _log.warning("%s is damaged: compiling anew", path)
+    _log.warning("%s is damaged: compiling again", path)
     return None
 
 
@@ -128,7 +128,7 @@ def _compile(source: Path, architecture: str, macros: Mapping[str, int]) -> byte
     report = io.StringIO()
     try:
         compiled = Program(source.read_text(encoding="utf-8"), "c++", options).compile("cubin", logs=report)
-    except Exception as error:  # cuda.core's own, which has no public name
+    except Exception as error:  # cuda.core's error class has no public name
         raise CompileError(f"{source} does not compile for {architecture}:\n{error}") from error
     _log.debug("compiled %s for %s with %s\n%s", source, architecture, dict(macros), report.getvalue())
     return bytes(compiled.code)

@@ -1,4 +1,4 @@
-"""Which inputs CUDA kernels take, and how numbers are handed to them."""
+"""Checks of the CUDA kernels' inputs, and conversion of their arguments."""
 
 import ctypes
 
@@ -9,17 +9,17 @@ from sa2depth.ops.runtime.notices import say_once
 from sa2depth.ops.runtime.nvrtc.launcher import why_unavailable
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""Numbers of the types, as the kernels' sources have them."""
+"""Numbers of the dtypes in the kernels' sources."""
 
 INDEX_LIMIT = 2**31
-"""What is counted in 32 bits stays below."""
+"""Numbers that kernels count in 32 bits must be smaller."""
 
 LARGEST_GRID = 65535
-"""Blocks along y and z."""
+"""Largest number of blocks along y and z."""
 
 
 def why_not(*named: tuple[str, Tensor | None]) -> str:
-    """Why kernels cannot take these tensors, each with what a message calls it; empty if they can."""
+    """The reason why kernels cannot take these tensors, given with their names for a message; empty if they can."""
     for name, tensor in named:
         if tensor is None:
             continue
@@ -32,7 +32,7 @@ def why_not(*named: tuple[str, Tensor | None]) -> str:
 
 @torch.compiler.assume_constant_result
 def why_not_on(operator: str, index: int) -> str:
-    """Why a CUDA device cannot have kernels, said once for an operator; empty if it can."""
+    """The reason why a CUDA device cannot run kernels, with one warning for each operator; empty if it can."""
     reason = why_unavailable(torch.device("cuda", index))
     if reason:
         say_once(operator, reason)
@@ -40,5 +40,5 @@ def why_not_on(operator: str, index: int) -> str:
 
 
 def int32(*numbers: int) -> tuple[ctypes.c_int32, ...]:
-    """Numbers as kernels take them."""
+    """Numbers as 32-bit kernel arguments."""
     return tuple(ctypes.c_int32(number) for number in numbers)

@@ -1,4 +1,4 @@
-"""Kernels loaded into this process, and their launch."""
+"""Loading and launching CUDA kernels."""
 
 import ctypes
 import functools
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from cuda.core import Kernel
 
 Argument = Tensor | ctypes.c_int32 | ctypes.c_int64 | ctypes.c_float | None
-"""What a kernel takes: a tensor (its address), no tensor (a null pointer), or a number of the right size."""
+"""An argument of a kernel: a tensor (its address), None (a null pointer), or a number of the right size."""
 
 _OLDEST_CAPABILITY = (8, 0)
-_LARGE_SHARED_BYTES = 48 * 1024  # more has to be asked for
+_LARGE_SHARED_BYTES = 48 * 1024  # more must be requested explicitly
 
 _lock = threading.Lock()
 _thread = threading.local()
 _allowed: dict[tuple["Source", str, int], int] = {}
-"""Dynamic shared memory that a kernel on a device may have, where it asked for more than any may."""
+"""Requested dynamic shared memory of kernels that need more than the default limit, by kernel and device."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Source:
 
 @functools.cache
 def why_unavailable(device: torch.device) -> str:
-    """Why kernels cannot be compiled for and run on a device; empty if they can."""
+    """The reason why kernels cannot be compiled for and run on a device; empty if they can."""
     if device.type != "cuda" or torch.version.cuda is None:
-        return f"{device} is no CUDA device"
+        return f"{device} is not a CUDA device"
     capability = torch.cuda.get_device_capability(device)
     if capability < _OLDEST_CAPABILITY:
-        return f"{device} has compute capability {capability[0]}.{capability[1]}, kernels need 8.0"
+        return f"{device} has compute capability {capability[0]}.{capability[1]}, but the kernels need 8.0"
     try:
         import cuda.core
         from cuda.bindings import nvrtc
@@ -58,9 +58,9 @@ def why_unavailable(device: torch.device) -> str:
         status, architectures = nvrtc.nvrtcGetSupportedArchs()[:2]
         (compiler, minor), driver = versions()
     except (ImportError, RuntimeError, OSError) as error:
-        return f"no compiler ({error}): pip install cuda-core[cu{torch.version.cuda.partition('.')[0]}]"
+        return f"there is no CUDA compiler ({error}): pip install cuda-core[cu{torch.version.cuda.partition('.')[0]}]"
     if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        return f"NVRTC does not answer ({status})"
+        return f"NVRTC does not work ({status})"
     if 10 * capability[0] + capability[1] not in architectures:
         return f"NVRTC {compiler}.{minor} does not know {device}'s architecture (install a newer cuda-core)"
     if compiler > driver // 1000:
@@ -74,15 +74,15 @@ def versions() -> tuple[tuple[int, int], int]:
     """NVRTC's version, and the newest CUDA version that the driver can run (12080 for 12.8).
 
     Raises:
-        ImportError: ``cuda.bindings`` is not installed.
-        RuntimeError: NVRTC or the driver does not answer.
+        ImportError: if ``cuda.bindings`` is not installed.
+        RuntimeError: if NVRTC or the driver does not work.
     """
     from cuda.bindings import driver, nvrtc
 
     status, major, minor = nvrtc.nvrtcVersion()
     answer, newest = driver.cuDriverGetVersion()
     if status != nvrtc.nvrtcResult.NVRTC_SUCCESS or answer != driver.CUresult.CUDA_SUCCESS:
-        raise RuntimeError(f"NVRTC says {status}, the driver {answer}")
+        raise RuntimeError(f"NVRTC returned {status}, the driver {answer}")
     return (major, minor), newest
 
 
@@ -96,21 +96,21 @@ def launch(
     device: torch.device,
     shared_bytes: int = 0,
 ) -> None:
-    """Run a kernel on PyTorch's current stream of a device; compiles and loads it the first time.
+    """Run a kernel on PyTorch's current stream of a device; the first call compiles and loads it.
 
     Args:
-        source: where it stands.
-        kernel: its ``extern "C"`` name.
-        arguments: in the kernel's order; tensors lie on ``device`` and are contiguous.
+        source: the kernel's file.
+        kernel: the kernel's ``extern "C"`` name.
+        arguments: in the kernel's order; tensors are on ``device`` and contiguous.
         grid: blocks along x, y and z.
-        threads: of a block, along x.
-        device: where to run.
+        threads: threads of a block, along x.
+        device: the device to run on.
         shared_bytes: dynamic shared memory of a block.
 
     Raises:
-        CompileError: the kernel does not compile.
-        ValueError: a tensor is elsewhere or not contiguous.
-        RuntimeError: the driver refused the launch.
+        CompileError: if the kernel does not compile.
+        ValueError: if a tensor is on another device or not contiguous.
+        RuntimeError: if the driver refuses the launch.
     """
     from cuda.core import launch as launch_kernel
 
@@ -125,7 +125,7 @@ def launch(
 def _enter_context(index: int) -> None:
     """Make the device's context current in a thread that has none yet.
 
-    PyTorch leaves that to the first call of the CUDA runtime, which in autograd's threads may come after a launch here.
+    PyTorch leaves that to the first call of the CUDA runtime, which may come after a launch in autograd's threads.
     """
     if not getattr(_thread, "has_context", False):
         from cuda.bindings import driver
@@ -144,7 +144,8 @@ def _value(argument: Argument, device: torch.device) -> Any:
         return argument
     if argument.device != device or not argument.is_contiguous():
         raise ValueError(
-            f"a kernel on {device} got a tensor on {argument.device}, strides {argument.stride()}"
+            f"a kernel on {device} takes contiguous tensors there, not one on {argument.device} with strides "
+            f"{argument.stride()}"
         )
     return argument.data_ptr()
 
@@ -179,7 +180,7 @@ def _prepared(source: Source, kernel: str, device: int) -> "Kernel":
 
 
 def _allow(loaded: "Kernel", kernel: str, device: int, shared_bytes: int) -> None:
-    """Let a kernel have this much dynamic shared memory; one that may have more keeps that."""
+    """Raise the limit of a kernel's dynamic shared memory; callers never lower it."""
     from cuda.bindings import driver
 
     attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
