@@ -40,7 +40,6 @@ test-paths: $(STAMP) ## run the whole suite under each code path of this process
 
 test-gpu: $(STAMP) ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu tests
-	$(BIN)/python -m pytest -m "not gpu" tests/ops/in_triton  # compiled here, interpreted elsewhere
 
 bench: $(STAMP) ## time operators, parts and whole networks, in plain PyTorch and with the fast operators
 	$(BIN)/sa2depth bench

@@ -1,27 +1,31 @@
 """Fixtures of the operators' tests."""
 
-import ctypes
+import importlib
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
-from torch import Tensor
 
 import sa2depth
-from sa2depth.ops import choice as asked
-from sa2depth.resources import csrc_dir
+from sa2depth.ops import choice as ops_choice
 
-EMULATOR = Path(__file__).parent / "emulator"
+pytest.register_assert_rewrite("ops.claims", "ops.gpu_claims", "ops.operator_tester", "ops.ways")
+
+from ops.operator_tester import OperatorTester  # noqa: E402
+from ops.ways import builder, running  # noqa: E402
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.cls is not None and issubclass(metafunc.cls, OperatorTester):
+        metafunc.cls.expand(metafunc)
 
 
 @pytest.fixture(autouse=True)
 def choice(monkeypatch):
     """Tests of the operators choose back ends themselves, whatever ``SA2DEPTH_OPS`` says for the suite."""
-    monkeypatch.setattr(asked, "_choice", "auto")
+    monkeypatch.setattr(ops_choice, "_choice", "auto")
 
 
 @pytest.fixture
@@ -43,61 +47,27 @@ def run_python():
 
 
 @pytest.fixture(scope="session")
-def emulator_libraries(tmp_path_factory):
-    """A function: a kernel source with its macros to a library that runs it on the CPU, built once."""
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("no C++ compiler to build the emulator with")
-    folder, built = tmp_path_factory.mktemp("emulator"), {}
-
-    def build(source):
-        if source not in built:
-            path = csrc_dir() / source.path
-            target = folder / f"{path.parent.name}_{path.stem}{len(built)}.so"
-            macros = [f"-D{name}={value}" for name, value in source.macros]
-            macros += [f'-DKERNELS="{path}"', f"-DEMULATE_{path.stem.upper()}"]
-            flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-w", f"-I{EMULATOR}", *macros]
-            harness = EMULATOR / f"{path.parent.name}.cpp"
-            subprocess.run([compiler, *flags, str(harness), "-o", str(target)], check=True)
-            built[source] = ctypes.CDLL(str(target))
-        return built[source]
-
-    return build
+def emulator(pytestconfig):
+    """A function: a CUDA source to a library that runs it on the CPU; libraries are kept between runs of pytest."""
+    return builder(pytestconfig.cache.mkdir("emulator"))
 
 
 @pytest.fixture
-def emulate(emulator_libraries, monkeypatch):
-    """A function: the launches of a module run on the CPU from now on; returns their list, filled as they come.
+def way(request, monkeypatch):
+    """One way to run an operator, whose context holds during the test: see `ways.Way`."""
+    way = request.param
+    build = request.getfixturevalue("emulator") if way.kind == "emulated" else None
+    with running(way, monkeypatch, build):
+        request.instance.prepare(way, monkeypatch)
+        yield way
+    way.launches.clear()
 
-    Memory that nobody wrote shows up as NaN.
-    """
 
-    def poisoned(make):
-        return lambda *a, **k: t.fill_(torch.nan) if (t := make(*a, **k)).is_floating_point() else t
-
-    monkeypatch.setattr(Tensor, "new_empty", poisoned(Tensor.new_empty))
-    monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
-
-    def start(module, note=lambda source, grid: grid, alignment=1):
-        launches = []
-
-        def launch(source, kernel, arguments, *, grid, threads, device, shared_bytes=0):
-            tensors = [a for a in arguments if isinstance(a, Tensor)]
-            assert all(t.is_contiguous() and t.data_ptr() % alignment == 0 for t in tensors)
-            values = [
-                ctypes.c_void_p(a.data_ptr() if isinstance(a, Tensor) else 0)
-                if a is None or isinstance(a, Tensor)
-                else a
-                for a in arguments
-            ]
-            addresses = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
-            status = emulator_libraries(source).emulate(
-                kernel.encode(), (ctypes.c_int * 3)(*grid), threads, shared_bytes, addresses
-            )
-            assert status == 0, f"the emulator does not know {kernel}"
-            launches.append((kernel, note(source, grid)))
-
-        monkeypatch.setattr(module, "launch", launch)
-        return launches
-
-    return start
+@pytest.fixture
+def needs_nvrtc():
+    """Skip where torch brought no compiler of CUDA."""
+    pytest.importorskip("cuda.core")
+    try:
+        importlib.import_module("cuda.bindings.nvrtc").nvrtcVersion()
+    except (ImportError, RuntimeError, OSError) as error:
+        pytest.skip(f"no NVRTC: {error}")

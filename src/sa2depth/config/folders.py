@@ -5,7 +5,7 @@ folder is that of the first process, which `sa2depth.run.results.finish` tells t
 """
 
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,12 +19,12 @@ from sa2depth.atomic import keep_numbered
 from sa2depth.config.cluster import Started, is_distributed, note_of_independence, started
 from sa2depth.quoting import hydra_quoted
 
+at_the_end = ExitStack()
+"""Clean-up that `sa2depth.config.launch.launch` runs at its end, after Ctrl-C too; Hydra runs no callback then."""
+
 
 class RunFolders(Callback):
     """A callback of Hydra, set in ``conf/hydra/default.yaml``."""
-
-    def __init__(self) -> None:
-        self._passing: TemporaryDirectory[str] | None = None
 
     def on_run_start(self, config: DictConfig, config_name: str | None = None, **kwargs: Any) -> None:
         """Decide whether this process has a run folder; keep the configuration of an earlier run in it.
@@ -45,21 +45,15 @@ class RunFolders(Callback):
             keep_numbered(Path(folder) / name)
 
     def _leave_the_folder_to_the_first(self, config: DictConfig, job: str) -> None:
-        self._passing = TemporaryDirectory(prefix="sa2depth_", ignore_cleanup_errors=True)
-        places = {
-            "hydra.output_subdir": None,
-            "hydra.job.name": job,
-            "hydra.run.dir": self._passing.name,
-        }
-        given = {text.lstrip("+").partition("=")[0] for text in config.hydra.overrides.hydra}
+        places = {"hydra.output_subdir": None, "hydra.job.name": job, "hydra.run.dir": ""}
+        for text in config.hydra.overrides.hydra:
+            places.pop(text.lstrip("+").partition("=")[0], None)
+        if "hydra.run.dir" in places:
+            passing = TemporaryDirectory(prefix="sa2depth_", ignore_cleanup_errors=True)
+            places["hydra.run.dir"] = at_the_end.enter_context(passing)
         with read_write(config), open_dict(config):
-            for option in places.keys() - given:
-                OmegaConf.update(config, option, places[option])
-
-    def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Remove the temporary folder of a process without a run folder."""
-        if self._passing is not None:
-            self._passing.cleanup()
+            for option, value in places.items():
+                OmegaConf.update(config, option, value)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Fix the folder of a sweep, because jobs would be scattered if it depended on options that they vary."""
@@ -80,4 +74,5 @@ def _among_others() -> Started | None:
 
 def _be_first() -> None:
     """Set Lightning's rank to 0: with the inherited one, which it read when imported, the run would print nothing."""
+    at_the_end.callback(setattr, rank_zero_only, "rank", getattr(rank_zero_only, "rank", 0))
     setattr(rank_zero_only, "rank", 0)  # noqa: B010

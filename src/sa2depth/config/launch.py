@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import hydra
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from sa2depth.config.explained import explained
+from sa2depth.config.folders import at_the_end
 from sa2depth.config.sweeps import Sweep
 from sa2depth.output import patient_output
 from sa2depth.resources import conf_dir
@@ -33,13 +33,13 @@ def launch(config_name: str, job: Callable[[DictConfig], Any], arguments: Sequen
         if the user can fix all of these errors, else 1.
     """
     os.environ.setdefault(_FULL_ERROR, "1")
-    argv, rank = sys.argv, getattr(rank_zero_only, "rank", 0)
+    argv = sys.argv
     given = argv[1:] if arguments is None else list(arguments)
     sweep = Sweep(job, lambda error: explained(error, job, config_name, given))
     status = 2
     try:
         sys.argv = [argv[0], *given]
-        with patient_output():
+        with patient_output(), at_the_end:
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(
                 sweep.task()
             )()
@@ -54,6 +54,5 @@ def launch(config_name: str, job: Callable[[DictConfig], Any], arguments: Sequen
         sys.stderr.write(f"error: {message}\n")
     finally:
         sys.argv = argv
-        setattr(rank_zero_only, "rank", rank)  # noqa: B010  # `RunFolders` may have changed it
         failed = sweep.report()
     return status or failed

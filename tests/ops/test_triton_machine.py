@@ -14,7 +14,15 @@ from sa2depth.ops.registry import OPERATORS, Backend
 from sa2depth.ops.runtime import notices
 from sa2depth.ops.runtime import triton as machine
 
+pytest.importorskip("triton")
+
 CUDA = torch.device("cuda", 0)
+
+
+@pytest.fixture(autouse=True)
+def asked():
+    with use_backend("triton"):
+        yield
 
 
 class OnDevice:
