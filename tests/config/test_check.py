@@ -1,4 +1,4 @@
-"""Misspelt and unanswered options are refused with the nearest names."""
+"""Misspelt and missing options are refused, and the nearest names are suggested."""
 
 import sys
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ TARGET = "sa2depth.lit.schedules.polynomial_factor"
 
 
 def program(*names, **nodes):
-    """A program's options: those alone, anything in them."""
+    """A program's options with only these names, and any values."""
     return dict.fromkeys(names, Any) | nodes
 
 
@@ -289,7 +289,7 @@ def test_every_argument_of_our_own_is_held_against_its_annotation(target):
 
 
 class Optimizer:
-    """Annotated more narrowly than what it takes."""
+    """A class whose annotations are narrower than the values that it accepts."""
 
     def __init__(
         self, lr: int = 1, mode: Literal["a", "b"] = "a", name: str = "x", on: bool = True, **rest: int

@@ -1,4 +1,4 @@
-"""Files of a prediction, decoded again."""
+"""Read the files of a prediction back."""
 
 import logging
 from pathlib import Path

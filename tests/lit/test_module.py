@@ -1,4 +1,4 @@
-"""The LightningModule: loss on valid pixels, mirror averaging, what is scored, clear words for a broken loss."""
+"""The LightningModule: loss on valid pixels, flip averaging, scores, a clear message for a broken loss."""
 
 import functools
 from types import SimpleNamespace
@@ -148,7 +148,7 @@ def test_half_precision_weights_are_refused():
 
 
 def attach(module, trainer):
-    """Give a module a trainer that is none."""
+    """Give a module a fake trainer."""
     module.__class__ = type("Attached", (type(module),), {"trainer": trainer})
 
 

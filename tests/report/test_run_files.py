@@ -8,7 +8,7 @@ from sa2depth.report.run_files import read_run
 
 
 def test_no_run(tmp_path):
-    with pytest.raises(DataError, match=r"absent is no folder: name the folder of a finished evaluation"):
+    with pytest.raises(DataError, match=r"absent is not a folder: name the folder of a finished evaluation"):
         read_run(tmp_path / "absent")
     make_run(tmp_path / "runs" / "a")
     with pytest.raises(DataError, match=r"holds no metrics.json: did you mean .*runs/a\?"):

@@ -1,4 +1,4 @@
-"""What the sections of the page say about a run."""
+"""The texts of the sections of the page about a run."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Classes of a user's own package, one in every group, train, go on, are evaluated and predict by the real commands."""
+"""Classes of a user's own package, one per group, train, resume, evaluate and predict with the real commands."""
 
 import json
 

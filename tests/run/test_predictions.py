@@ -1,4 +1,4 @@
-"""Other people's predictions: which file belongs to which image, what is in it, and what is refused."""
+"""Other people's predictions: finding the file of each image, reading it, and refusing bad ones."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Training through ``python -m sa2depth.train``: what it says, what it leaves, and what it refuses."""
+"""Training through ``python -m sa2depth.train``: its output, its files, and its errors."""
 
 import csv
 import json

@@ -167,4 +167,4 @@ def test_the_commands_take_it(file, tmp_path):
         app, ["predict", "x.png", "-o", str(tmp_path), "-c", str(path), "--trusted", "a b"]
     )
     assert wrong.exit_code == 2
-    assert "--trusted: 'a b' is no name of a package" in wrong.output
+    assert "--trusted: 'a b' cannot be the name of a package" in wrong.output

@@ -109,9 +109,7 @@ class CudaGraphs(L.Callback):
             return
         if pl_module.device.type != "cuda":
             if self.cuda_graph is True:
-                raise ConfigError(
-                    f"cuda_graph=true: {pl_module.device} is no CUDA device; use auto or false"
-                )
+                raise ConfigError(f"cuda_graph=true: {pl_module.device} is no CUDA device; use auto or false")
             return
 
         def captured(shown: Tensor) -> Tensor:
