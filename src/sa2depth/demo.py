@@ -1,6 +1,6 @@
 """The demonstration: ``python -m sa2depth.demo`` trains, evaluates and predicts in minutes on two cores.
 
-Everything runs through the entry points that users take: ``experiment=demo`` and the predictor.
+Everything runs through the same entry points that users call: ``experiment=demo`` and the predictor.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Output that never ends a program, whether its reader goes away (``| head``) or it cannot show a letter."""
+"""Output that survives a reader that goes away (``| head``) and letters that it cannot show."""
 
 import errno
 import io

@@ -20,7 +20,7 @@ NUMBER = "OMP_NUM_THREADS"
 """Environment variable with which a user fixes the number of threads; nothing here changes it then."""
 
 _BY_HAND = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
-_TURNS, _MOST_TURNS = 5_000, 300_000  # per core; the default of GNU's runtime
+_TURNS, _MOST_TURNS = 5_000, 300_000  # per core, and at most GNU's default
 _SLACK = 0.35  # cores that others may use without costing a thread: a machine is never quite idle
 _SHORTEST_S = 0.2  # the system counts in hundredths of a second
 _SYSTEM = Path("/")

@@ -241,13 +241,13 @@ def test_a_value_that_hydras_grammar_refuses_is_shown_as_it_must_be_typed(launch
 def test_an_argument_that_is_no_option_at_all(launching):
     status, message = launching(nothing, "resume last.ckpt")
     assert (status, message.count("\n")) == (2, 1)
-    assert "error: resume last.ckpt is no option: write OPTION=VALUE" in message
+    assert "error: resume last.ckpt is not an option: write OPTION=VALUE" in message
 
 
 def test_a_base_says_what_must_be_chosen(launching):
     status, message = launching(nothing, "experiment=nyu_base")
     assert status == 2
-    assert message.startswith("error: model has no default here and must be chosen: model=sa2depth_l, model=")
+    assert message.startswith("error: model has no default here: choose one of model=sa2depth_l, model=")
     assert message.count("\n") == 1
     assert launching(nothing, "experiment=nyu_base", "model=sa2depth_t") == (0, "")
     assert "_base" not in launching(nothing, "experiment=nyu_x")[1]
@@ -351,4 +351,4 @@ def test_files_of_the_users_own_are_found_and_their_names_are_hinted_at(launchin
 def test_an_option_of_a_class_of_the_users_own_is_added_with_a_plus(launching):
     status, said = launching(nothing, "encoder._target_=mypkg.Encoder", "encoder.width=64")
     assert status == 2
-    assert said.endswith("an option of the class that you named is added with a plus: +encoder.width=64\n")
+    assert said.endswith("to add an option of the class that you named, type a plus: +encoder.width=64\n")

@@ -63,7 +63,7 @@ def test_pictures_that_are_not_there_or_not_ours(tmp_path):
     edit(run, pictures=[*listed, {"kind": "worst", "id": "x", "file": "../secret.png"}, "nonsense"])
     page = Page(run)
     assert page.tags.count("img") == 1
-    for words in ("best_1.png is named in metrics.json but is not there", "../secret.png lies outside",
+    for words in ("best_1.png is named in metrics.json but does not exist", "../secret.png lies outside",
                   "spread_1.png is not a readable picture"):  # fmt: skip
         assert words in page.text
 

@@ -242,7 +242,7 @@ def ctrl_c_elsewhere():
 @pytest.mark.parametrize(("way", "status"), [(after_ctrl_c, 130), (ctrl_c_elsewhere, 130), (sigterm, 143)])
 def test_an_interrupted_run_says_how_to_go_on(way, status, tmp_path, capsys):
     other = Process(None)
-    for advice in ("no checkpoint was written yet", f"resume={tmp_path}/last.ckpt goes on from there"):
+    for advice in ("no checkpoint was written yet", f"resume={tmp_path}/last.ckpt continues from there"):
         with pytest.raises(SystemExit) as caught, ending_together(trainer(other, folder=str(tmp_path))):
             way()
         assert caught.value.code == status
@@ -258,7 +258,7 @@ def test_an_interrupted_run_says_how_to_go_on(way, status, tmp_path, capsys):
 def test_a_process_that_fails_after_the_last_step(way, capsys):
     with suppress(SystemExit), ending_together(trainer(Process(5 if way == "failing" else 0))):
         each_on_its_own()
-    failed = "error: process 1 of the training ended with status 5, after the last step was done: "
+    failed = "error: process 1 of the training ended with status 5 after the last step: "
     expected = "" if way == "well" else f"{failed}the results are complete\n"
     assert capsys.readouterr().err == expected
 

@@ -139,7 +139,7 @@ def test_a_class_of_the_users_own_that_fails_says_where(mine):
 
 def test_a_package_that_is_not_here_is_named(file):
     with pytest.raises(
-        CheckpointError, match=r"own\.safetensors .*there is no package 'elsewhere'.*PYTHONPATH"
+        CheckpointError, match=r"own\.safetensors .*Python cannot find a package 'elsewhere'.*PYTHONPATH"
     ):
         _renamed(file[0], "elsewhere")
 

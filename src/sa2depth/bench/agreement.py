@@ -1,7 +1,7 @@
 """Compare the ways to run a trained network: the depth of each against that of float64.
 
-Keys are grouped by the rank of their scores, so that a rounding error can change a pixel by much more than itself. So
-the largest difference says little; shares of pixels and the root mean square say what to expect.
+Keys are grouped by the rank of their scores, so a rounding error can change a pixel by much more than itself. The
+largest difference therefore says little; shares of pixels and the root mean square say what to expect.
 """
 
 from collections.abc import Iterator

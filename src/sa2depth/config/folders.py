@@ -67,7 +67,7 @@ class RunFolders(Callback):
 
 
 def _among_others() -> Started | None:
-    """The launcher of this process, if it has also started others."""
+    """The launcher of this process, if it has started other processes, too."""
     found = started()
     return found if found is not None and found.processes > 1 else None
 

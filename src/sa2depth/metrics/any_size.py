@@ -26,7 +26,7 @@ def stride_multiple(model: nn.Module) -> int:
 def predict_any_size(
     network: Callable[[Tensor], Tensor], picture: Tensor, multiple: int = 32, flip: bool = False
 ) -> Tensor:
-    """Predict maps of a picture of any size: pad it, predict, cut the padding off, and average the TTA flip if asked.
+    """Predict maps of a picture of any size: pad it, predict, cut the padding off; with ``flip`` average the TTA flip.
 
     The picture is mirrored before it is padded, so that the padding lies outside the picture on both passes.
 

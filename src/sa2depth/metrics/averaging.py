@@ -18,7 +18,7 @@ def aggregate(rows: Sequence[Mapping[str, Any]], protocol: Protocol) -> dict[str
     are counted and named in a warning.
 
     Args:
-        rows: Results of ``evaluate_image``; ``id`` or ``index`` name the image where given.
+        rows: Results of ``evaluate_image``; ``id`` or ``index``, if given, name the image.
         protocol: Its metrics are averaged, and the messages name it.
 
     Returns:

@@ -84,7 +84,9 @@ class MedianDepthMap:
             ShapeError: ``fitted`` is not an ``(H,W)`` float32 map of finite numbers.
         """
         if fitted.ndim != 2 or fitted.dtype != np.float32 or not np.isfinite(fitted).all():
-            raise ShapeError(f"not a fitted median map: {fitted.dtype} of shape {fitted.shape}")
+            raise ShapeError(
+                f"expected a finite float32 map (H, W), got {fitted.dtype} of shape {fitted.shape}"
+            )
         median = cls(min_depth, max_depth)
         median._map = fitted
         return median
@@ -113,7 +115,7 @@ class MedianDepthMap:
         depth = getattr(item, "depth", item)
         if depth is None:
             raise DataError(
-                f"sample {getattr(item, 'id', place)} has no depth: the median needs training samples"
+                f"sample {getattr(item, 'id', place)} has no depth: give training samples with ground truth"
             )
         values = np.ascontiguousarray(np.squeeze(depth), dtype=np.float32)
         if values.ndim != 2:

@@ -45,7 +45,7 @@ def range_rows(per_image: Sequence[Sequence[float]], edges: Sequence[float]) -> 
 
     Args:
         per_image: ``range_sums`` of each image.
-        edges: The same edges.
+        edges: The edges that `range_sums` was given.
 
     Returns:
         One dict per interval: ``from`` and ``to`` (metres), ``pixels``, ``abs_rel``, ``rmse`` (metres), ``d1``

@@ -74,7 +74,8 @@ class DepthMetrics(Metric):
         index = view.index
         if index.shape != pred.shape[:1] or len(view.ids) != len(pred):
             raise ShapeError(
-                f"DepthMetrics got {len(pred)} images, {tuple(index.shape)} indices and {len(view.ids)} ids"
+                f"DepthMetrics needs one index and one id per image, got {len(pred)} images, indices of shape "
+                f"{tuple(index.shape)} and {len(view.ids)} ids"
             )
         if not len(pred):
             return

@@ -22,7 +22,7 @@ class Evaluation:
         sizes: the number of images of each size.
         split_images: images with ground truth that the split holds; more than were evaluated in a partial run.
         without_truth: images of the split without ground truth, which are not evaluated.
-        network: False where predictions were read from files: then flip and input policy do not apply.
+        network: False if predictions were read from files; flip and input policy do not apply then.
         multiple: sides of the network's input were multiples of this many pixels.
     """
 
@@ -51,7 +51,7 @@ class Evaluation:
 
     @property
     def complete(self) -> bool:
-        """Whether the whole split was evaluated, and it has the number of images that the protocol expects."""
+        """Whether the whole split was evaluated and has the number of images that the protocol expects."""
         whole = self.split_images is None or self.images == self.split_images
         return whole and self.protocol.expected_images in (None, self.images)
 

@@ -36,7 +36,7 @@ class Example(NamedTuple):
 
     @classmethod
     def of(cls, image: Tensor, truth: Tensor, prediction: Tensor, name: str) -> "Example":
-        """Make one from ``image (3, H, W)`` in [0, 1], ``truth`` and ``prediction (1, H, W)`` in metres, any device."""
+        """Make an example from ``image (3, H, W)`` in [0, 1], and ``truth``, ``prediction (1, H, W)`` in metres."""
         picture = (image.detach().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
         truth, prediction = truth.detach()[0].float().cpu(), prediction.detach()[0].float().cpu()
         return cls(np.ascontiguousarray(picture), truth.numpy().copy(), prediction.numpy().copy(), name)

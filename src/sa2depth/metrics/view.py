@@ -67,8 +67,8 @@ def view_of(batch: Mapping[str, Any], protocol: Protocol, multiple: int | None =
     """
     if "depth" not in batch:
         raise DataError(
-            f"{', '.join(batch['id'])}: no ground truth to score against. Choose a split that has it; "
-            "`sa2depth predict` needs none"
+            f"{', '.join(batch['id'])}: no ground truth to score against. Choose a split that has it; `sa2depth "
+            "predict` works without"
         )
     image, truth, native = cut_frame(batch["image"], protocol), batch["depth"], _size(batch["image"])
     if _size(truth) == native:

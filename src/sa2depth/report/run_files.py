@@ -65,7 +65,7 @@ class RunFiles:
         images: Rows of ``per_image.csv`` in their order; empty without the file.
         by_depth: Rows of ``by_depth.csv``; values are NaN if the interval has no pixel.
         pictures: Strips that exist.
-        gaps: One sentence for each thing that is missing or does not fit.
+        gaps: One sentence about each thing that is missing or contradictory.
     """
 
     folder: Path

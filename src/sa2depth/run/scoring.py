@@ -86,7 +86,7 @@ class PredictionFiles:
 
 def _batch(sample: RawSample, index: int) -> dict[str, Any]:
     if sample.depth is None:
-        raise DataError(f"{sample.id}: there is no ground truth to score against: choose a split that has it")
+        raise DataError(f"{sample.id}: no ground truth to score against. Choose a split that has it")
     image = torch.from_numpy(sample.image).permute(2, 0, 1)[None].float() / 255
     depth = torch.from_numpy(sample.depth)[None, None]
     return {"image": image, "depth": depth, "index": torch.tensor([index]), "id": [sample.id]}

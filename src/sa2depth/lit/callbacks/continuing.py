@@ -1,7 +1,7 @@
 """A resumed run keeps the best checkpoints of the earlier run and their scores.
 
 Lightning remembers absolute paths and forgets the scores if the folder has another name: the next validation then
-counts as the best, whatever its score, and the earlier best checkpoint is searched in the old folder.
+counts as the best, whatever its score, and the earlier best checkpoint is looked for in the old folder.
 """
 
 import logging

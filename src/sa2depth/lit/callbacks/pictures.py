@@ -22,7 +22,7 @@ class Pictures(L.Callback):
         self.examples = Examples(count)
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start with no examples, for the number of images of this test."""
+        """Start without examples, for the number of images of this test."""
         loader: Any = trainer.test_dataloaders
         self.examples = Examples(self.examples.count, len(loader.dataset))
 
