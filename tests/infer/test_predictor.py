@@ -162,7 +162,7 @@ def test_options_that_cannot_mean_anything(model):
         Predictor(model, precision="int8")
     with pytest.raises(ConfigError, match="either size or max_side"):
         Predictor(model, size=(32, 32), max_side=32)
-    with pytest.raises(ConfigError, match="no device"):
+    with pytest.raises(ConfigError, match="is not a device"):
         Predictor(model, device="abacus")
 
 
