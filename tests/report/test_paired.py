@@ -64,7 +64,7 @@ def test_comparisons_that_mean_nothing_are_refused(tmp_path, error, message, rul
 def test_a_comparison_needs_the_tables(tmp_path):
     mine, theirs = make_run(tmp_path / "a"), make_run(tmp_path / "b")
     (theirs / "per_image.csv").unlink()
-    with pytest.raises(DataError, match="has no rows in .*which a comparison needs"):
+    with pytest.raises(DataError, match=r"has no rows in .*which a comparison needs"):
         compare(read_run(mine), read_run(theirs))
 
 
