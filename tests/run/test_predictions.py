@@ -290,8 +290,8 @@ def test_a_broken_or_a_wrong_file_ends_the_evaluation_with_its_name(predicted, e
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ((), "found neither"),
-        (("checkpoint=a.ckpt", "predictions=b"), "found both"),
+        ((), "you gave neither"),
+        (("checkpoint=a.ckpt", "predictions=b"), "you gave both"),
         (("checkpoint=a.ckpt", "prediction_scale=256"), "prediction_scale=256.* is for predictions"),
         (("checkpoint=a.ckpt", "prediction_scale=0"), "prediction_scale=0.* is for predictions"),
         (("checkpoint=a.ckpt", "prediction_resize=native"), "prediction_resize=native is for predictions"),

@@ -83,7 +83,7 @@ def test_a_size_that_is_not_used_any_more_makes_room(captured):
     ("error", "reason"),
     [
         (RuntimeError("not possible\nmore"), "not possible"),
-        (torch.OutOfMemoryError("2 GiB"), "the GPU does not have enough memory"),
+        (torch.OutOfMemoryError("2 GiB"), "the GPU's memory does not suffice"),
     ],
 )
 def test_what_cannot_be_captured_is_called(error, reason, captured, monkeypatch, caplog):
