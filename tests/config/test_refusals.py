@@ -33,7 +33,7 @@ def test_values_are_shown_as_they_are_typed(value, expected):
 
 @pytest.mark.parametrize("precision", [1, None, ["high"]])
 def test_a_precision_that_is_no_word(precision):
-    with pytest.raises(ConfigError, match="choose one of high, highest, medium"), float32_products(precision):
+    with pytest.raises(ConfigError, match="hoose one of high, highest, medium"), float32_products(precision):
         pass
 
 

@@ -48,10 +48,10 @@ def test_comparison_of_different_images(tmp_path):
     [
         (ConfigError, "by nyu_eigen v3, .* by nyu_eigen v4: scores of different protocols", {"version": 4}, {}),
         (ConfigError, "by nyu_none v3", {"name": "nyu_none"}, {}),
-        (ConfigError, "another crop_box, max_depth", {"max_depth": 8.0, "crop_box": {"top": 0}}, {}),
+        (ConfigError, "different values of crop_box, max_depth", {"max_depth": 8.0, "crop_box": {"top": 0}}, {}),
         (DataError, "share no image", {}, {"ids": ["x", "y", "z"]}),
         (DataError, "'x' is not unique", {}, {"ids": ["x", "x"]}),
-        (DataError, r"different pixels of 1 of 1 images \('place/00000': 1000 and 999\)", {},
+        (DataError, r"different pixels of 1 of 1 images \('place/00000': 1000 and 999 pixels\)", {},
          {"rows": [row(0, "place/00000", 0.1, 999)]}),
     ],
 )  # fmt: skip
