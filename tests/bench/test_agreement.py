@@ -162,7 +162,7 @@ def test_what_cannot_be_compared(options, words, checkpoint):
 def test_agreement_stands_alone():
     done = CliRunner().invoke(app, ["bench", "--what", "agreement,training", "--device", "cpu"])
     assert done.exit_code == 2
-    assert "agreement is a run of its own" in " ".join(done.output.split())
+    assert "agreement cannot be combined with others" in " ".join(done.output.split())
 
 
 def test_the_ways_of_a_cuda_device(monkeypatch):

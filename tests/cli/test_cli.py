@@ -1,4 +1,4 @@
-"""The command as people type it: a real photo in, files out, read again."""
+"""The command as users type it: a real photo in, files out, which are read again."""
 
 import subprocess
 import sys
@@ -39,7 +39,7 @@ def released(checkpoint):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Two small real photos, one broken one, and something that is no image."""
+    """Two small real photos, a broken one, and a file that is not an image."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for name in ("china", "flower"):
@@ -290,7 +290,7 @@ def test_parse_size():
         ),
     ],
 )
-def test_a_benchmark_of_nothing_says_why(arguments, message):
+def test_an_empty_benchmark_is_refused(arguments, message):
     result = run("bench", "--device", "cpu", *arguments)
     assert result.exit_code == 2
     assert message in result.stderr

@@ -27,13 +27,13 @@ def test_it_names_versions_back_ends_and_errors():
     assert "every back end that runs here is right" in result.output
 
 
-def test_looking_only():
+def test_no_test_only_lists():
     result = run("--no-test")
     assert result.exit_code == 0
     assert "float64" not in result.output
 
 
-def test_a_wrong_back_end_is_an_alarm(monkeypatch, tmp_path):
+def test_a_wrong_back_end_is_reported(monkeypatch, tmp_path):
     monkeypatch.setenv("SA2DEPTH_CACHE", str(tmp_path))
     right = selftest.check
     error = 0.5
@@ -47,7 +47,7 @@ def test_a_wrong_back_end_is_an_alarm(monkeypatch, tmp_path):
     assert result.exit_code == 1
     assert "WRONG" in result.output
     assert "SA2DEPTH_OPS=torch" in result.output
-    # what it found holds from now on, also when it is right again
+    # the finding stays in force even when the back end is right again
     (note,) = tmp_path.glob("selftest-gated_conv-cpu-*.txt")
     assert "wrong by 5.0e-01" in note.read_text()
     error = 0.0
@@ -55,7 +55,7 @@ def test_a_wrong_back_end_is_an_alarm(monkeypatch, tmp_path):
     assert note.read_text() == ""
 
 
-def test_what_fails_does_not_hide_the_others(monkeypatch, tmp_path):
+def test_a_failing_back_end_does_not_hide_the_others(monkeypatch, tmp_path):
     monkeypatch.setenv("SA2DEPTH_CACHE", str(tmp_path))
     right = selftest.check
 
@@ -72,13 +72,13 @@ def test_what_fails_does_not_hide_the_others(monkeypatch, tmp_path):
     assert not list(tmp_path.glob("selftest-gated_conv*"))
 
 
-def test_a_cache_that_may_not_be_entered(monkeypatch):
+def test_an_inaccessible_cache_is_reported(monkeypatch):
     def closed(folder):
         raise PermissionError(13, "Permission denied", str(folder))
 
     monkeypatch.setattr(Path, "iterdir", closed)
     result = run("--no-test")
     assert result.exit_code == 0, result.output
-    assert "cannot be used (Permission denied), every process compiles anew" in " ".join(
+    assert "cannot be used (Permission denied), every process compiles again" in " ".join(
         result.output.split()
     )

@@ -1,4 +1,4 @@
-"""`sa2depth predict` and `data show` among files of which some are bad: each is named, the others are done."""
+"""`sa2depth predict` and `data show` with some bad files: each is named, the others are done."""
 
 import errno
 import struct
@@ -72,19 +72,19 @@ def test_bad_files_are_named_and_the_others_are_done(checkpoint, folder, tmp_pat
         "floats.tif": "a picture of floats has no known range",
     }.items():
         assert [line for line in lines if f"error: {folder / name}: " in line and words in line], name
-    assert f"note: {folder}: left out as no images by name: film.mp4" in lines
+    assert f"note: {folder}: left out files without an image suffix: film.mp4" in lines
     assert lines[-1] == "error: 4 of 6 images failed; they are named above"
 
 
-def test_results_of_an_earlier_run_are_no_photographs(checkpoint, tmp_path, photo):
+def test_results_of_an_earlier_run_are_not_photographs(checkpoint, tmp_path, photo):
     photo.save(tmp_path / "a.png")
-    photo.save(tmp_path / "b_depth.png")  # a photograph of this name is one
+    photo.save(tmp_path / "b_depth.png")  # despite its name this is a photograph
     for _ in range(2):
         result = run("predict", tmp_path, "-o", tmp_path, "-c", checkpoint)
         assert result.exit_code == 0, result.stderr
         assert "6 files of 2 images" in result.stdout
     left_out = "a_depth.png, a_depth_mm.png, b_depth_depth.png, b_depth_depth_mm.png"
-    assert f"left out as results of sa2depth predict: {left_out}" in result.stderr
+    assert f"left out results of sa2depth predict: {left_out}" in result.stderr
 
 
 def test_a_link_has_a_result_of_its_own(tmp_path, photo):
@@ -97,7 +97,7 @@ def test_a_folder_of_folders_names_the_pattern(tmp_path, photo):
     (tmp_path / "day").mkdir()
     photo.save(tmp_path / "day/a.png")
     with pytest.raises(
-        DataError, match=r"no images in this folder; it has 1 folders, whose images '.*/\*\*/\*' finds"
+        DataError, match=r"no images in this folder; give '.*/\*\*/\*' to search its 1 folders"
     ):
         find_images([str(tmp_path)])
     assert find_images([str(tmp_path / "**/*")]) == [tmp_path / "day/a.png"]
@@ -121,7 +121,7 @@ def test_large_files_need_a_smaller_size_or_a_higher_limit(checkpoint, tmp_path,
 @pytest.mark.parametrize(
     "memory", [MemoryError(), RuntimeError("DefaultCPUAllocator: not enough memory: 9 GB")]
 )
-def test_an_image_too_large_for_the_memory_costs_itself(checkpoint, tmp_path, photo, monkeypatch, memory):
+def test_only_the_image_too_large_for_memory_fails(checkpoint, tmp_path, photo, monkeypatch, memory):
     from sa2depth.infer import Predictor
 
     for name in "ab":
@@ -142,7 +142,7 @@ def test_an_image_too_large_for_the_memory_costs_itself(checkpoint, tmp_path, ph
     assert written(tmp_path) == ["b_depth.npy"]
 
 
-def test_a_full_disk_ends_the_run_and_says_what_is_whole(checkpoint, tmp_path, photo, monkeypatch):
+def test_a_full_disk_ends_the_run_and_counts_complete_files(checkpoint, tmp_path, photo, monkeypatch):
     for name in "abc":
         photo.save(tmp_path / f"{name}.png")
     save, calls = np.save, []
@@ -157,18 +157,18 @@ def test_a_full_disk_ends_the_run_and_says_what_is_whole(checkpoint, tmp_path, p
     result = predict(tmp_path, "-o", tmp_path / "out", checkpoint=checkpoint)
     assert result.exit_code == 2
     assert (
-        "out: cannot be written (No space left on device); the 1 files of the images before are whole"
+        "out: cannot be written (No space left on device); the 1 files written before are complete"
         in result.stderr
     )
     assert written(tmp_path) == ["a_depth.npy"]
 
 
-def test_a_name_too_long_for_its_results_costs_itself(checkpoint, tmp_path, photo):
+def test_only_the_image_with_too_long_a_name_fails(checkpoint, tmp_path, photo):
     photo.save(tmp_path / f"{'x' * 250}.png")
     photo.save(tmp_path / "y.png")
     result = predict(tmp_path, "-o", tmp_path / "out", checkpoint=checkpoint)
     assert result.exit_code == 1
-    assert "this name is too long for its results: rename the image" in result.stderr
+    assert "too long to name its results: rename the image" in result.stderr
     assert written(tmp_path) == ["y_depth.npy"]
 
 

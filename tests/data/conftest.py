@@ -17,7 +17,7 @@ from sa2depth.resources import conf_dir
 
 @pytest.fixture
 def raw_sample():
-    """A sample whose depths are all different and whose image says where each pixel came from."""
+    """A sample whose depths all differ and whose image encodes the position of each pixel."""
 
     def make(height=48, width=64, seed=0, depth=True) -> RawSample:
         rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""The configuration files of this room build what they say, and all splits of a data set look in one place."""
+"""The data configurations build their objects, and all splits of a data set search one folder."""
 
 import numpy as np
 import pytest

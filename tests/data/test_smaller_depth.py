@@ -20,7 +20,7 @@ PHOTO, DEPTH = (48, 64), (12, 16)
 
 @pytest.fixture
 def own(tmp_path):
-    """Write photographs of one size with depth of another; returns ``(depth size, mask size) -> source``."""
+    """Write photographs of one size with depth of another; a function of depth and mask size returns the source."""
     rng = np.random.default_rng(0)
 
     def make(size=DEPTH, mask=None, photo=PHOTO, count=4):
@@ -51,7 +51,7 @@ def own(tmp_path):
         ((120, 160), (480, 640), True),
         ((192, 256), (1440, 1920), True),  # a phone's laser
         ((480, 640), (968, 1296), True),  # ScanNet: 0.4 % apart
-        ((3, 5), (31, 47), True),  # one pixel of rounding
+        ((3, 5), (31, 47), True),  # a rounding error of one pixel
         ((480, 640), (2320, 3088), True),
         ((90, 160), (480, 640), False),  # 16:9 beside 4:3
         ((160, 240), (480, 640), False),  # 3:2 beside 4:3
@@ -71,7 +71,7 @@ def test_an_evaluation_gets_the_map_as_it_is(own):
     assert item["image"].shape == (3, *PHOTO)
     assert item["depth"].shape == (1, *DEPTH)
     assert np.array_equal(item["depth"][0].numpy(), source[1].depth)
-    assert item["intrinsics"][0].tolist() == [50, 0, 32]  # of the photograph
+    assert item["intrinsics"][0].tolist() == [50, 0, 32]  # intrinsics of the photograph
     data = DepthDataModule(None, None, source, eval_batch_size=2, num_workers=0)
     assert next(iter(data.test_dataloader()))["depth"].shape == (2, 1, *DEPTH)
 
@@ -91,7 +91,7 @@ def test_nearest_is_the_pixel_in_which_the_centre_lies():
     assert nearest_resized(np.arange(7)[None], (1, 3)).tolist() == [[1, 3, 5]]
 
 
-def test_augmentation_moves_the_enlarged_map_with_its_image(own):
+def test_augmentation_moves_the_upsampled_map_with_its_image(own):
     source = own()
     whole = full_depth(source[0])
     change = Augmentation(crop=(32, 32), horizontal_flip=0.5)
@@ -139,7 +139,7 @@ def test_a_mask_of_a_third_size_is_refused(own):
         ((96, 128), "found 96x128; it is larger: use a photograph of that size, or shrink the map"),
     ],
 )
-def test_other_shapes_are_refused_with_what_they_may_be(own, size, words):
+def test_other_shapes_are_refused_with_the_allowed_ones(own, size, words):
     source = own(size)
     with pytest.raises(DataError, match=rf"0\.npy: expected the size of its image 0\.png, {words}|{words}"):
         source[0]

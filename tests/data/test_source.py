@@ -1,4 +1,4 @@
-"""Frames, listings and sources: what is read, what is left out, what is missed."""
+"""Frames, listings and sources: files read, images left out, errors about missing files."""
 
 import pickle
 from dataclasses import replace
@@ -65,7 +65,7 @@ def test_an_empty_source_is_an_error():
         FileSource([])
 
 
-def test_frames_travel_to_loader_processes():
+def test_frames_can_be_pickled():
     frame = Frame(Path("a.jpg"), Path("a.npz"), None, "a", decode=Limited(ArrayDepth(2.0, "k"), 1, 2))
     assert pickle.loads(pickle.dumps(frame)) == frame
 
@@ -131,7 +131,7 @@ def test_every_file_of_a_frame_must_be_there(frame, tmp_path):
 def test_a_listing_refuses_double_ids_and_wrong_counts(frame, tmp_path):
     with pytest.raises(DataError, match="more than once, first 'a'"):
         Listing("things", tmp_path, (frame, frame), "")
-    with pytest.raises(DataError, match="1 frames are listed, 2 belong"):
+    with pytest.raises(DataError, match="1 frames are listed, expected 2"):
         Listing("things", tmp_path, (frame,), "", expected=2)
 
 

@@ -41,14 +41,25 @@ def leaves(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
     return [None if t is None else t.detach().requires_grad_() for t in tensors]
 
 
+def elsewhere(tensor: Tensor, before: int, after: int = 0, around: float = 0.0) -> Tensor:
+    """The same numbers, as dense in memory, between so many others."""
+    dense = sorted(range(tensor.dim()), key=lambda i: (-tensor.stride(i), i))
+    source, size = tensor.permute(dense), tensor.numel()
+    memory = torch.full((before + size + after,), around, dtype=tensor.dtype, device=tensor.device)
+    copied = memory[before : before + size].view(source.shape).copy_(source)
+    return copied.permute([dense.index(i) for i in range(tensor.dim())])
+
+
 def off_alignment(tensor: Tensor) -> Tensor:
     """The same numbers, as dense in memory, but not on a multiple of 16 bytes."""
-    dense = sorted(range(tensor.dim()), key=lambda i: (-tensor.stride(i), i))
-    source = tensor.permute(dense)
-    memory = torch.zeros(tensor.numel() + 1, dtype=tensor.dtype, device=tensor.device)[1:]
-    copied = memory.view(source.shape).copy_(source)
+    copied = elsewhere(tensor, 1)
     assert copied.data_ptr() % 16 or not tensor.numel()
-    return copied.permute([dense.index(i) for i in range(tensor.dim())])
+    return copied
+
+
+def among_nan(tensor: Tensor) -> Tensor:
+    """The same numbers where reading a little too far gives NaN (bytes: 255)."""
+    return elsewhere(tensor, 1024, 1024, torch.nan if tensor.is_floating_point() else 255)
 
 
 def run(function: Function, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:

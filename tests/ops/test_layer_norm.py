@@ -249,7 +249,8 @@ class TestLayerNorm(OperatorTester):
         grad[-1000:] = torch.randn_like(grad[-1000:])
         whole = module.layer_norm_backward(grad, x, weight, bias, statistics, False, True)
         part = module.layer_norm_backward(grad[-1000:], x[-1000:], weight, bias, few[1], False, True)
-        assert torch.equal(whole[0][-1000:], part[0])
+        # a row in its place in a block: another rounding of a few numbers
+        assert share(whole[0][-1000:], part[0]) < 1e-5
         assert share(whole[1], part[1]) < 1e-5
         assert share(whole[2], part[2]) < 1e-5
 

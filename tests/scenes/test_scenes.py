@@ -1,4 +1,4 @@
-"""The synthetic scenes: the same everywhere, exact in depth, sane in range."""
+"""Synthetic scenes are reproducible, exact in depth and sane in range."""
 
 import hashlib
 import os
@@ -163,11 +163,11 @@ def test_nearer_solids_hide_farther_ones_in_any_order():
     assert first[0].max() == pytest.approx(5.5)
 
 
-def test_what_is_behind_or_around_the_camera_is_not_seen():
+def test_solids_behind_or_around_the_camera_are_not_seen():
     depth, index = cast([solid(Shape.BOX, (0, -3, 0), (1, 1, 1))], VIEW, PIXELS)
     assert (index == -1).all()
     assert np.isinf(depth).all()
-    # A box that reaches past the image plane on both sides: only the part in front counts
+    # A box that reaches past the image plane on both sides counts only in front
     _, index = cast([solid(Shape.BOX, (1.0, 0, 0), (0.5, 20, 5))], VIEW, PIXELS)
     assert (index[:, -1] == 0).all()
     assert (index[:, 0] == -1).all()
@@ -281,6 +281,6 @@ def test_describe_and_length():
         ({"count": 4, "max_depth": float("nan")}, "max_depth"),
     ],
 )
-def test_arguments_that_cannot_mean_anything(arguments, says):
+def test_invalid_arguments_are_refused(arguments, says):
     with pytest.raises(ConfigError, match=says):
         SyntheticScenes(**arguments)

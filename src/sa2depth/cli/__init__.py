@@ -1,4 +1,4 @@
-"""The `sa2depth` command: a file for each sub-command, with heavy imports inside, so that help is instant."""
+"""The `sa2depth` command: one file per sub-command, with heavy imports inside functions so that help is instant."""
 
 import sys
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with ending_at_ctrl_c(), quiet_pipes():
             app(arguments)
-    except OSError as error:  # of standard output itself: commands tell their own
+    except OSError as error:  # writing to standard output failed; commands report their own errors
         if (message := told_limit(error)) is None:
             raise
         complain(message)

@@ -50,7 +50,7 @@ def bench(
     threads: Annotated[
         str, typer.Option(help="With --busy: numbers, all, rest (cores not busy), free (by the load).")
     ] = "all,rest,free",
-    rounds: Annotated[int, typer.Option(min=1, help="With --busy: how often each figure is measured.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="With --busy: measurements of each figure.")] = 3,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures to this file.")
     ] = None,
@@ -68,7 +68,7 @@ def bench(
     ] = "generated",
     count: Annotated[int, typer.Option(min=1, help="For agreement: at most this many images.")] = 16,
     only: Annotated[
-        str, typer.Option(metavar="WORDS", help="For agreement: only ways with these words in their names.")
+        str, typer.Option(metavar="WORDS", help="For agreement: only runs with these words in their names.")
     ] = "",
 ) -> None:
     """Time operators, parts and whole networks on the torch path and on the fast path.
@@ -84,7 +84,7 @@ def bench(
     if "agreement" in _names(what):
         if len(_names(what)) > 1:
             raise ConfigError(
-                f"--what {what}: agreement is a run of its own, with a --checkpoint; name it alone"
+                f"--what {what}: agreement cannot be combined with others; name it alone, with a --checkpoint"
             )
         machine = _machine(pick_device(device))
         agreement(checkpoint, images, count, size, device, only, json_file, machine)
@@ -123,7 +123,7 @@ def bench(
             _write(json_file, machine, settings.size, batch, rows)
             console.print(f"wrote {json_file}")
     if failed := sum(row.median_ms is None and row.note != OUT_OF_MEMORY for row in rows):
-        console.print(f"{failed} of {len(rows)} could not be measured; each says why")
+        console.print(f"{failed} of {len(rows)} could not be measured; each line says why")
         raise typer.Exit(1)
 
 

@@ -1,4 +1,4 @@
-"""`sa2depth bench --what agreement`: how much the ways to run a trained network differ."""
+"""`sa2depth bench --what agreement`: measures how much the ways to run a trained network differ."""
 
 import json
 from pathlib import Path
@@ -60,8 +60,8 @@ def agreement(
     console = Console(soft_wrap=True, highlight=False)
     console.print(", ".join(f"{key} {value}" for key, value in circumstances.items()), style="bold")
     console.print(
-        f"{len(pictures.images)} images ({images}) at {shape[0]}x{shape[1]}, {checkpoint}; each way to run it beside "
-        "float64"
+        f"{len(pictures.images)} images ({images}) at {shape[0]}x{shape[1]}, {checkpoint}; each way to run it compared "
+        "with float64"
     )
     console.print(f"{'':<58} {'RMS %':>9} {'>1 %':>9} {'>5 %':>9} {'max m':>9} {'abs_rel':>18}")
     rows: list[Row] = []
@@ -74,7 +74,7 @@ def agreement(
             _write(json_file, {**circumstances, "checkpoint": checkpoint, "images": images}, shape, rows)
             console.print(f"wrote {json_file}")
     if failed := sum(row.note.startswith("failed") for row in rows):
-        console.print(f"{failed} of {len(rows)} could not be measured; each says why")
+        console.print(f"{failed} of {len(rows)} could not be measured; each line says why")
         raise typer.Exit(1)
 
 

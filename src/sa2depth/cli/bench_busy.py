@@ -1,4 +1,4 @@
-"""`sa2depth bench --busy N`: how fast the CPU is while other programs use N of its cores."""
+"""`sa2depth bench --busy N`: measures the speed of the CPU while other programs use N of its cores."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ def bench_busy(
     """Print a line for each way of waiting and each number of threads, and write the figures if wanted.
 
     Raises:
-        ConfigError: an unknown name or an impossible number.
+        ConfigError: a name is unknown or a number impossible.
     """
     from rich.console import Console
 
@@ -34,7 +34,7 @@ def bench_busy(
         raise ConfigError(f"--busy times {' and '.join(WHAT)}: name one of them with --what")
     if busy >= usable_cores():
         raise ConfigError(
-            f"--busy {busy}: this machine has {usable_cores()} usable cores; leave one at least"
+            f"--busy {busy}: this machine has {usable_cores()} usable cores; leave at least one free"
         )
     numbers = thread_numbers(threads, busy)
     settings = [Setting(m, w, size, batch, n, seconds) for m in models for w in chosen for n in numbers]
@@ -47,7 +47,7 @@ def bench_busy(
     }
     console = Console(soft_wrap=True, highlight=False)
     console.print(", ".join(f"{key} {value}" for key, value in facts.items()), style="bold")
-    console.print(f"images {batch}x3x{size[0]}x{size[1]}, images/s, medians of {rounds} rounds in turns")
+    console.print(f"images {batch}x3x{size[0]}x{size[1]}, images/s, medians of {rounds} alternating rounds")
     console.print(f"{'':>4} {'':<10} {'threads':>8} {'waiting':<18} {'quiet':>8} {f'{busy} busy':>8}")
     rows = []
     for figure in compare(settings, busy, rounds):

@@ -1,4 +1,4 @@
-"""`sa2depth convert`: a released file or a training checkpoint becomes our safetensors."""
+"""`sa2depth convert`: turns a released file or a training checkpoint into our safetensors."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,10 +16,10 @@ def convert(
     ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="The .safetensors file to write.")],
     min_depth: Annotated[
-        float | None, typer.Option(help="Metres; needed for released files, which lack it.")
+        float | None, typer.Option(help="Metres; needed for released files, which do not store it.")
     ] = None,
     max_depth: Annotated[
-        float | None, typer.Option(help="Metres; needed for released files, which lack it.")
+        float | None, typer.Option(help="Metres; needed for released files, which do not store it.")
     ] = None,
     trusted: Trusted = None,
     force: Annotated[bool, typer.Option("--force", help="Replace DST if it exists.")] = False,
@@ -27,7 +27,7 @@ def convert(
     """Convert weights to one safetensors file that carries its architecture and depth range."""
     if target.suffix != ".safetensors":
         raise ConfigError(
-            f"{target}: what is written is safetensors, so name it {target.with_suffix('.safetensors')}"
+            f"{target}: this command writes safetensors, so name the file {target.with_suffix('.safetensors')}"
         )
     if target.exists() and not force:
         raise ConfigError(f"{target} exists: choose another name, or replace it with --force")

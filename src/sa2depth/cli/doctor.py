@@ -1,4 +1,4 @@
-"""`sa2depth doctor`: what this machine has, whether each fast path is right, and how to get what is missing."""
+"""`sa2depth doctor`: lists what this machine has, tests each fast path, and tells how to get what is missing."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def doctor(
     device: Device = "auto",
     no_test: Annotated[
-        bool, typer.Option("--no-test", help="Only list what is there; run no operator.")
+        bool, typer.Option("--no-test", help="Only list what is there; do not run operators.")
     ] = False,
 ) -> None:
     """Print versions, devices and back ends, test each back end against float64, and say what is missing."""
@@ -92,7 +92,7 @@ def _kernels(device: "torch.device") -> list[tuple[str, str]]:
     except FileNotFoundError:
         kept = "empty"
     except OSError as error:
-        kept = f"cannot be used ({error.strerror}), every process compiles anew"
+        kept = f"cannot be used ({error.strerror}), every process compiles again"
     rows = [
         ("back end", f"{backend()} (SA2DEPTH_OPS)"),
         (
@@ -123,7 +123,7 @@ def _test(device: "torch.device", console: "object") -> int:
         try:
             with console.status(f"{operator} on the back end {backend}: kernels are compiled the first time"):
                 check = selftest.check(operator, backend, device)
-        except Exception as error:  # whatever it is: the others are tested all the same
+        except Exception as error:  # whatever the error: still test the others
             table.add_row(operator, backend, "", "", f"[red bold]FAILED[/] {escape(str(error))}")
             wrong += 1
             continue

@@ -1,4 +1,4 @@
-"""Errors that a user can fix are one message and exit status 2; anything else is a bug with a traceback."""
+"""Errors that a user can fix end in one message and exit status 2; any other error is a bug with a traceback."""
 
 import functools
 from collections.abc import Callable
@@ -15,12 +15,12 @@ R = TypeVar("R")
 
 
 def friendly(command: Callable[P, R]) -> Callable[P, R]:
-    """Print a `UserError` of a command, or what the machine ran out of, without traceback and exit with status 2.
+    """Print a `UserError`, or an error of the machine's limits, without traceback and exit with status 2.
 
     Ctrl-C exits with status 130 and the line ``interrupted``, unless the command itself says more about it.
 
     Args:
-        command: A typer command.
+        command: a typer command.
 
     Returns:
         The same command for typer: its signature and help are kept.
@@ -44,6 +44,6 @@ def friendly(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def complain(message: str) -> None:
-    """One error message on stderr."""
+    """Print an error message on stderr."""
     typer.secho("error: ", fg=typer.colors.RED, bold=True, err=True, nl=False)
     typer.echo(message, err=True)

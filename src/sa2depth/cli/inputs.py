@@ -1,4 +1,4 @@
-"""Reads what people type: images as files, folders and patterns; sizes as 480x640."""
+"""Read what users type: images as files, folders and patterns; sizes as 480x640."""
 
 import glob
 import re
@@ -28,10 +28,10 @@ SUFFIXES = frozenset(
             ".webp",
             ".heic",
             ".heif",
-        ),  # the last two cannot be read: they are refused by name, not passed over
+        ),  # the last two cannot be read: they give an error instead of being skipped
     }
 )
-"""Suffixes of images inside a folder; a file that is named itself is tried whatever its suffix."""
+"""Suffixes of images inside a folder; a file that is named directly is read whatever its suffix."""
 
 MAX_SIDE = 99_999
 """Longest side in pixels; no network runs on more."""
@@ -42,15 +42,15 @@ Say = Callable[[str], None]
 
 
 def find_images(arguments: Sequence[str], say: Say = lambda text: None) -> list[Path]:
-    """Files that the arguments mean, each once, in the order given; folders and patterns sorted by name.
+    """Files that the arguments name, each once, in the order given; folders and patterns are sorted by name.
 
     Args:
         arguments: Paths of files, of folders (their images are taken, not those of sub-folders), or patterns
             with ``*``, ``?``, ``[...]``, ``**`` that the shell has not resolved.
-        say: Called with one line for each folder or pattern, which says which files are skipped.
+        say: Called with a line about skipped files for each folder or pattern.
 
     Returns:
-        Paths. A missing file and a broken link are kept; reading them fails later, as for files that are damaged.
+        Paths. A missing file and a broken link are kept; reading them fails later, as for damaged files.
 
     Raises:
         DataError: A folder or a pattern holds no image, or a folder cannot be read.
@@ -63,13 +63,13 @@ def find_images(arguments: Sequence[str], say: Say = lambda text: None) -> list[
         elif not path.exists() and glob.has_magic(argument):
             matches = [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207  # may be absolute
             if not (inside := _only_images(argument, matches, say)):
-                raise DataError(f"{argument}: no image fits this pattern")
+                raise DataError(f"{argument}: no image matches this pattern")
             found += inside
         else:
             found.append(path)
     once: dict[Path, Path] = {}
     for path in found:
-        # not the target of a link: a link has a name of its own, and so has its result
+        # do not follow links: a link has its own name, and so has its result
         once.setdefault(path.parent.resolve() / path.name, path)
     return list(once.values())
 
@@ -82,8 +82,10 @@ def _images_in(folder: Path, say: Say) -> list[Path]:
     images = _only_images(str(folder), inside, say)
     if not images:
         below = sum(item.is_dir() for item in inside)
-        hint = f"; it has {below} folders, whose images '{folder}/**/*' finds" if below else ""
-        raise DataError(f"{folder}: no images in this folder{hint} (known: {', '.join(sorted(SUFFIXES))})")
+        hint = f"; give '{folder}/**/*' to search its {below} folders" if below else ""
+        raise DataError(
+            f"{folder}: no images in this folder{hint}. Known suffixes are {', '.join(sorted(SUFFIXES))}"
+        )
     return images
 
 
@@ -99,15 +101,15 @@ def _only_images(where: str, paths: Iterable[Path], say: Say) -> list[Path]:
             results.append(path.name)
         else:
             images.append(path)
-    for names, why in ((others, "no images by name"), (results, "results of sa2depth predict")):
+    for names, why in ((others, "files without an image suffix"), (results, "results of sa2depth predict")):
         if names:
             more = f" and {len(names) - _NAMES_SHOWN:,} more" if len(names) > _NAMES_SHOWN else ""
-            say(f"{where}: left out as {why}: {', '.join(names[:_NAMES_SHOWN])}{more}")
+            say(f"{where}: left out {why}: {', '.join(names[:_NAMES_SHOWN])}{more}")
     return images
 
 
 def is_result(path: Path) -> bool:
-    """Whether a file is a picture that ``sa2depth predict`` wrote, perhaps into the folder of its photographs."""
+    """True if ``sa2depth predict`` wrote this picture, perhaps into the folder of the photographs."""
     if not path.name.endswith(("_depth.png", "_depth_mm.png")):
         return False
     try:
@@ -121,19 +123,19 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     """``"480x640"`` as (height, width) in pixels.
 
     Args:
-        text: What was typed, or nothing.
+        text: The text typed, or None.
 
     Returns:
-        Height and width.
+        Height and width; None without text.
 
     Raises:
-        ConfigError: Not of that form, or larger than `MAX_SIDE`.
+        ConfigError: The text has another form, or a side is larger than `MAX_SIDE`.
     """
     if text is None:
         return None
     match = re.fullmatch(r"0*([0-9]+)[x×]0*([0-9]+)", text.strip().lower())
     if match is None or "0" in (match[1], match[2]):
-        raise ConfigError(f"--size is HEIGHTxWIDTH in pixels, for example 480x640, not '{text}'")
+        raise ConfigError(f"--size must be HEIGHTxWIDTH in pixels, for example 480x640, not '{text}'")
     if max(len(match[1]), len(match[2])) > len(str(MAX_SIDE)):  # before int(), which refuses very long ones
         raise ConfigError(f"--size {text}: too large; each side may have up to {MAX_SIDE} pixels")
     return int(match[1]), int(match[2])

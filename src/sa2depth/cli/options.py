@@ -7,7 +7,9 @@ import typer
 Checkpoint = Annotated[
     str, typer.Option("--checkpoint", "-c", metavar="FILE", help="Weights in any known format.")
 ]
-LegacyDepth = Annotated[float | None, typer.Option(help="Metres; only for released weights, which lack it.")]
+LegacyDepth = Annotated[
+    float | None, typer.Option(help="Metres; only for released weights, which do not store it.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or e.g. cuda:1.")]
 Precision = Annotated[str, typer.Option(help="fp32 or bf16.")]
 Trusted = Annotated[

@@ -1,4 +1,4 @@
-"""`sa2depth predict`: images in, depth files out."""
+"""`sa2depth predict`: predicts depth for images and writes it to files."""
 
 import contextlib
 import errno
@@ -51,8 +51,8 @@ def predict(
         float | None,
         typer.Option(
             metavar="N",
-            help="Never decode larger files at full size: with --max-side or --size read them reduced, else refuse "
-            "them. 179 unless SA2DEPTH_MAX_MEGAPIXELS says otherwise.",
+            help="Never decode larger files at full size: read them reduced with --max-side or --size, otherwise "
+            "refuse them. Default: SA2DEPTH_MAX_MEGAPIXELS, or 179.",
         ),
     ] = None,
     formats: Annotated[str, typer.Option(help="Files to write: any of color, mm, npy.")] = "color,mm,npy",
@@ -90,7 +90,7 @@ def predict(
     predictor = Predictor(
         model,
         device=device,
-        precision=precision,  # type: ignore[arg-type]  # the Predictor refuses others by name
+        precision=precision,  # type: ignore[arg-type]  # the Predictor rejects other values
         flip=flip,
         max_side=max_side,
         size=working_size,
@@ -98,7 +98,7 @@ def predict(
     )
     settle(predictor.device.type)
     written, failed = _run(predictor, files, output, wanted, depth_range, colormap, strict, console)
-    print(f"{written} files of {len(files) - failed} images in {output}")
+    print(f"wrote {written} files of {len(files) - failed} images to {output}")
     if failed:
         complain(f"{failed} of {len(files)} images failed; they are named above")
         raise typer.Exit(1)
@@ -132,11 +132,11 @@ def _run(
         for file, name in zip(files, names, strict=True):
             progress.update(task, description=escape(name))
             try:
-                # not kept while the next one is made: a photograph of 216 megapixels has results of 1.7 GB
+                # free each result before the next: those of a 216-megapixel photograph take 1.7 GB
                 written += _written(
                     _predicted(predictor, file, name), output, name, formats, depth_range, colormap, written
                 )
-            except (DataError, ShapeError) as error:  # the image's fault; other mistakes end the run
+            except (DataError, ShapeError) as error:  # the image is at fault; other errors end the run
                 if strict:
                     raise
                 failed += 1
@@ -150,7 +150,7 @@ def _predicted(predictor: "Predictor", file: Path, name: str) -> "Prediction":
     """The prediction of one file.
 
     Raises:
-        DataError, ShapeError: the file is at fault, also if it needs more memory than there is; names the file.
+        DataError, ShapeError: the file is at fault or needs too much memory; the message names it.
     """
     try:
         return predictor(file, id=name)
@@ -160,7 +160,7 @@ def _predicted(predictor: "Predictor", file: Path, name: str) -> "Prediction":
         if not (isinstance(error, MemoryError) or "memory" in str(error)):
             raise
         raise DataError(
-            f"{file}: the network needs more memory for this image than there is. Give --max-side 1024, or less "
+            f"{file}: the network needs more memory for this image than there is. Give --max-side 1024 or less "
             f"({str(error).partition(chr(10))[0] or type(error).__name__})"
         ) from error
 
@@ -178,7 +178,7 @@ def _written(
 
     Raises:
         DataError: the name is too long for a file.
-        _OutputError: no more files can be written to the folder, so that the remaining ones would fail too.
+        _OutputError: the folder cannot be written, so that the remaining images would fail too.
     """
     from sa2depth.infer import write
 
@@ -186,19 +186,19 @@ def _written(
         return len(write(prediction, output, name, formats, depth_range, colormap))
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            raise DataError(f"{name}: this name is too long for its results: rename the image") from error
+            raise DataError(f"{name}: too long to name its results: rename the image") from error
         raise _OutputError(
-            f"{output}: cannot be written ({_reason(output, error)}); the {before} files of the images before "
-            "are whole"
+            f"{output}: cannot be written ({_reason(output, error)}); the {before} files written before "
+            "are complete"
         ) from error
 
 
 class _OutputError(UserError):
-    """No more files can be written to the folder of the results."""
+    """The folder of the results cannot be written."""
 
 
 def _reason(folder: Path, error: OSError) -> str:
-    """The system's reason; if NumPy left it out, it is mostly a full disk."""
+    """The reason that the system gives; if NumPy left it out, the disk is usually full."""
     if error.strerror:
         return error.strerror
     with contextlib.suppress(OSError):
@@ -208,7 +208,7 @@ def _reason(folder: Path, error: OSError) -> str:
 
 
 def _check_folder(output: Path) -> None:
-    """Before a model is loaded, refuse a folder that cannot take the results."""
+    """Before the model is loaded, refuse a folder that cannot be written."""
     try:
         there = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
     except OSError as error:
@@ -217,17 +217,17 @@ def _check_folder(output: Path) -> None:
         raise _OutputError(f"{output}: cannot be written, {there} is a file; choose a folder with --output")
     if not os.access(there, os.W_OK | os.X_OK):
         raise _OutputError(
-            f"{output}: cannot be written, you may not change {there}; choose another with --output"
+            f"{output}: cannot be written, you have no permission to change {there}; choose another with --output"
         )
 
 
 def _tell_names(files: list[Path], names: list[str]) -> None:
-    """Say which results belong to which of several images with the same name."""
+    """Tell which results belong to which image if several have the same name."""
     changed = [(file, name) for file, name in zip(files, names, strict=True) if file.stem != name]
     for file, name in changed[:_NAMES_SHOWN]:
-        typer.echo(f"note: the results of {file} are named {name}: another image has its name", err=True)
+        typer.echo(f"note: the results of {file} are named {name}: another image has the same name", err=True)
     if len(changed) > _NAMES_SHOWN:
-        typer.echo(f"note: and {len(changed) - _NAMES_SHOWN:,} more in the same way", err=True)
+        typer.echo(f"note: likewise for {len(changed) - _NAMES_SHOWN:,} more images", err=True)
 
 
 def _show_warnings() -> None:
@@ -236,7 +236,7 @@ def _show_warnings() -> None:
 
     # the limit is --max-megapixels
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-    # about damaged tags, without the name of the file; sa2depth.image_files reports those that matter
+    # these concern damaged tags and name no file; sa2depth.image_files reports those that matter
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
     log = logging.getLogger("sa2depth")
     if not any(isinstance(handler, _Lines) for handler in log.handlers):

@@ -1,4 +1,4 @@
-"""`sa2depth report`: one self-contained HTML page about a finished evaluation."""
+"""`sa2depth report`: writes one self-contained HTML page about a finished evaluation."""
 
 from pathlib import Path
 from typing import Annotated
@@ -42,12 +42,12 @@ def report(
         from sa2depth.report.page import write_page
         from sa2depth.report.run_files import read_run
 
-    # all are read before the first page is written: a misspelt name is said at once
+    # read all runs before the first page is written, so that a misspelt name is reported at once
     with stage("reading runs"):
         files = [read_run(run) for run in runs]
         others = [read_run(other) for other in compare or ()]
     if len(files) == 1 and any(other.folder == files[0].folder for other in others):
-        raise ConfigError(f"--compare {files[0].folder} is the run itself: name another")
+        raise ConfigError(f"--compare {files[0].folder} is the run itself: name another run")
     for run in files:
         # among several runs, one may be the reference of the others
         with stage("writing the page"):

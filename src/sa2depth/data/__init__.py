@@ -1,7 +1,7 @@
 """Data: files and scenes in, batches out.
 
-Names are imported when used, so that listings (`sa2depth.data.sets`) need no torch. The data sets' own factories are
-names of this package too, for example `sa2depth.data.nyu_sync`; so is `sa2depth.data.SyntheticScenes`.
+Names are imported when used, so that listings (`sa2depth.data.sets`) need no torch. This package also
+exports the factories of the data sets, for example `sa2depth.data.nyu_sync`, and `sa2depth.data.SyntheticScenes`.
 """
 
 from importlib import import_module
@@ -35,7 +35,7 @@ _HOMES = {
     "NyuBorder": "sa2depth.data.augment.borders",
     "RawSample": "sa2depth.data.sample",
     "Source": "sa2depth.data.sample",
-    "SyntheticScenes": "sa2depth.scenes",  # its name here is in configurations and checkpoints
+    "SyntheticScenes": "sa2depth.scenes",  # configurations and checkpoints use this name
 }
 
 

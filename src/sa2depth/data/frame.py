@@ -1,4 +1,4 @@
-"""A frame: where one image and its depth lie and which camera took it; and how its files are read."""
+"""A frame names the files of one image and its depth, and its camera; `read_frame` reads them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +19,14 @@ class Frame:
 
     Attributes:
         image: the photograph.
-        depth: its depth file; None where the data set has none for this image.
-        intrinsics: ``(fx, fy, cx, cy)`` in pixels; None: in ``intrinsics_file``, or unknown without one.
+        depth: its depth file; None if the data set has none for this image.
+        intrinsics: ``(fx, fy, cx, cy)`` in pixels; None: read from ``intrinsics_file``, or unknown without one.
         id: name of the frame, unique within a data set, e.g. ``train/office_0003/00002``.
-        place: where it was taken. Frames of one place look alike: they stay together when a list is divided.
+        place: name of the place it shows. Frames of one place look alike and stay together when a list is divided.
         decode: reads ``depth`` as metres.
         mask: 8-bit image, 0 where depth must not be used; None: use all of it.
         intrinsics_file: text file with the nine numbers of the camera matrix.
-        smaller_depth: whether ``depth`` may have fewer pixels than ``image``, see `sa2depth.depth_size`.
+        smaller_depth: True if ``depth`` may have fewer pixels than ``image``, see `sa2depth.depth_size`.
     """
 
     image: Path
@@ -53,7 +53,7 @@ def read_frame(frame: Frame) -> RawSample:
         A sample at the photograph's own size; the camera matrix holds NaN where the camera is unknown.
 
     Raises:
-        DataError: a file is absent or broken, or the sizes do not fit; with the file's name.
+        DataError: a file is absent or broken, or the sizes do not fit; the message names the file.
     """
     image = read_rgb(frame.image)
     depth = depth_of_frame(frame, (image.shape[0], image.shape[1]))
@@ -61,17 +61,17 @@ def read_frame(frame: Frame) -> RawSample:
 
 
 def depth_of_frame(frame: Frame, size: tuple[int, int]) -> DepthMap | None:
-    """Depth of a frame as its files have it, masked; None where it has none.
+    """Read and mask the depth of a frame; None if it has none.
 
     Args:
-        frame: which.
+        frame: the frame to read.
         size: ``(H, W)`` of its photograph, upright.
 
     Returns:
         ``(H, W)`` metres, or fewer pixels where the frame allows it; 0 = not measured.
 
     Raises:
-        DataError: a file is absent or broken, or its size does not fit; with its name.
+        DataError: a file is absent or broken, or its size does not fit; the message names it.
     """
     if frame.depth is None:
         return None
@@ -88,7 +88,7 @@ def depth_of_frame(frame: Frame, size: tuple[int, int]) -> DepthMap | None:
 
 
 def size_problem(frame: Frame, found: tuple[int, ...], size: tuple[int, int]) -> str | None:
-    """The fault in the size of a frame's depth map beside its photograph of ``size``; None: nothing."""
+    """A message if a depth map of size ``found`` does not fit its photograph of ``size``, else None."""
     if frame.smaller_depth:
         return why_not((found[0], found[1]), size, frame.image.name)
     if found == size:
@@ -99,7 +99,7 @@ def size_problem(frame: Frame, found: tuple[int, ...], size: tuple[int, int]) ->
 
 
 def read_camera(path: Path) -> npt.NDArray[np.float64]:
-    """``(3, 3)`` camera matrix of a text file with its nine numbers.
+    """Read a ``(3, 3)`` camera matrix from a text file of nine numbers.
 
     Raises:
         DataError: the file is absent or holds something else.

@@ -20,16 +20,15 @@ _NAMES_SHOWN = 5
 
 @dataclass(frozen=True)
 class Listing:
-    """The frames of a split and what is known of them.
+    """The frames of a split and facts about them.
 
     Attributes:
-        title: what people are told it is, e.g. ``NYU v2 labelled, test``.
-        root: folder in which the files are looked for.
+        title: name of the split in messages, e.g. ``NYU v2 labelled, test``.
+        root: folder that should hold the files.
         frames: all frames in their order, those without ground truth included.
-        advice: what to do about missing files: the layout expected, where the archives come from.
-        size: ``(H, W)`` of all images, or None where they differ.
-        depth_range: metres between which measured depths of this data set lie; values outside hint at a wrong
-            scale.
+        advice: advice about missing files: the expected layout and the origin of the archives.
+        size: ``(H, W)`` of all images, or None if they differ.
+        depth_range: nearest and farthest plausible depth in metres; values outside hint at a wrong scale.
         expected: number of frames that the published list has; None for sets without one.
 
     Raises:
@@ -50,19 +49,19 @@ class Listing:
             raise DataError(f"{self.title}: {len(twice)} ids occur more than once, first '{twice[0]}'")
         if self.expected is not None and len(self.frames) != self.expected:
             raise DataError(
-                f"{self.title}: {len(self.frames):,} frames are listed, {self.expected:,} belong to it"
+                f"{self.title}: {len(self.frames):,} frames are listed, expected {self.expected:,}"
             )
 
     @property
     def without_truth(self) -> list[str]:
-        """Ids of the frames that have no ground truth by the data set's own account."""
+        """Ids of the frames for which the data set has no ground truth."""
         return [frame.id for frame in self.frames if frame.depth is None]
 
     def require(self, frames: Sequence[Frame] | None = None) -> None:
-        """Fail unless the files of ``frames`` are there; of all frames where none are named.
+        """Fail unless the files of ``frames`` exist; None means all frames.
 
         Raises:
-            DataError: with the number of missing files, the first names, the folder searched and the advice.
+            DataError: files are missing; the message gives their number, first names, folder and the advice.
         """
         # OFFICIAL: the released loader skips an image whose ground truth is missing and evaluates the rest.
         wanted = files_of(self.frames if frames is None else frames)
@@ -81,14 +80,14 @@ class Listing:
 
 
 def files_of(frames: Iterable[Frame]) -> list[Path]:
-    """All files that some frames need, each once: one calibration file belongs to many frames."""
+    """All files that the frames need, each once, since many frames share a calibration file."""
     return list(dict.fromkeys(path for frame in frames for path in frame.files))
 
 
 def missing_files(paths: Iterable[Path]) -> list[Path]:
-    """Those of ``paths`` that are not there.
+    """The ``paths`` that do not exist.
 
-    Folders are listed once each: quicker than asking for 72,000 files one by one, on network disks above all.
+    Each folder is listed once: faster than a query for each of 72,000 files, above all on network disks.
     """
     listings: dict[Path, set[str]] = {}
     missing = []
@@ -102,9 +101,9 @@ def missing_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def _spelling(missing: Sequence[Path]) -> str:
-    """A line on missing paths that would be found if they were spelt otherwise, as they are on Windows; or nothing."""
+    """A hint if missing paths exist in another spelling, one that Windows would accept; else empty."""
     if os.sep == "/" and any("\\" in str(path) for path in missing):
-        return "Paths with backslashes are understood by Windows only: write / instead.\n"
+        return "Only Windows understands paths with backslashes: write / instead.\n"
     for path in missing[:_NAMES_SHOWN]:
         try:
             names = os.listdir(path.parent)  # noqa: PTH208  # names alone
@@ -112,14 +111,14 @@ def _spelling(missing: Sequence[Path]) -> str:
             continue
         for name in names:
             if name.casefold() == path.name.casefold():
-                return f"{path.name} is there as {name}: upper and lower case count.\n"
+                return f"{path.name} exists as {name}: upper and lower case matter.\n"
             if unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", path.name):
-                return f"{path.name} is there, but its accents are other characters: copy the name from the folder.\n"
+                return f"{path.name} exists, but its accents are other characters: copy the name from the folder.\n"
     return ""
 
 
 def named(names: Iterable[str]) -> str:
-    """The first of some names in alphabetical order and how many more there are; ``none`` without any."""
+    """The first names in alphabetical order and the number of the others; ``none`` if there are no names."""
     ordered = sorted(names)
     more = f" and {len(ordered) - _NAMES_SHOWN:,} more" if len(ordered) > _NAMES_SHOWN else ""
     return (", ".join(ordered[:_NAMES_SHOWN]) + more) or "none"

@@ -1,6 +1,6 @@
-"""A sample, as a source of images hands it over: one photograph, its depth, its camera.
+"""A sample as a source returns it: one photograph, its depth, its camera.
 
-Everything between files (or a renderer) and tensors speaks in these; nothing here needs torch.
+All code between files (or a renderer) and tensors uses samples; nothing here needs torch.
 """
 
 from dataclasses import dataclass, replace
@@ -12,14 +12,13 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class RawSample:
-    """One image with what is known about it.
+    """One image with its depth and camera.
 
     Attributes:
         image: ``(H, W, 3)`` RGB, ``uint8`` in 0..255 as read; ``float32`` in [0, 1] after photometric
             augmentation.
-        depth: ``(H, W) float32`` metres along the optical axis, 0 where nothing was measured; None without
-            ground truth. It may have fewer pixels than the image (`sa2depth.depth_size`); after `full_depth` it has
-            as many.
+        depth: ``(H, W) float32`` metres along the optical axis, 0 = not measured; None without ground truth.
+            It may have fewer pixels than the image (`sa2depth.depth_size`); after `full_depth` it has as many.
         intrinsics: ``(3, 3) float64`` camera matrix in pixels, the centre of the top-left pixel being (0, 0).
         id: name of the image, unique among all sources of a data set.
     """
@@ -56,7 +55,7 @@ def full_depth(sample: RawSample) -> RawSample:
 
 
 def nearest_resized(values: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:
-    """``(h, w)`` values at another ``(H, W)``: each takes the value of the pixel in which its centre lies."""
+    """Resize ``(h, w)`` values to ``(H, W)``: each takes the value of the pixel that contains its centre."""
     rows, columns = (
         (2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip(size, values.shape, strict=True)
     )
@@ -65,14 +64,14 @@ def nearest_resized(values: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDAr
 
 @runtime_checkable
 class DepthSource(Source, Protocol):
-    """A source that can hand out depth alone, sooner than whole samples."""
+    """A source that can return depth alone, faster than whole samples."""
 
     def depth(self, index: int) -> npt.NDArray[np.float32] | None:
         """``source[index].depth``."""
 
 
 def read_depth(source: Source, index: int) -> npt.NDArray[np.float32] | None:
-    """The depth of one sample, without its photograph where the source can do that (`DepthSource`)."""
+    """The depth of one sample; a `DepthSource` does not read the photograph for it."""
     return source.depth(index) if isinstance(source, DepthSource) else source[index].depth
 
 

@@ -25,11 +25,11 @@ class FileSource:
     """Samples read from files (a `sa2depth.data.sample.Source`).
 
     Args:
-        frames: which files; never empty.
-        title: what the printed plan calls them.
-        available: number of frames they were chosen from, where only a handful is used.
+        frames: the frames to read; at least one.
+        title: their name in the printed plan.
+        available: number of frames that they were chosen from; None: all are used.
         without_truth: number of images of the split that were left out because the data set has no ground
-            truth for them; a protocol says how many it expects.
+            truth for them; a protocol states how many it expects.
         prepare: fixed change of every sample as it is read, before any augmentation.
         listing: the split that the frames were chosen from, if there is one.
 
@@ -67,13 +67,13 @@ class FileSource:
         """Read one sample.
 
         Raises:
-            DataError: a file is broken, or image and depth differ in size; with the file's name.
+            DataError: a file is broken, or image and depth differ in size; the message names the file.
         """
         sample = read_frame(self.frames[index])
         return sample if self.prepare is None else self.prepare(sample)
 
     def depth(self, index: int) -> npt.NDArray[np.float32] | None:
-        """Depth of one sample; of its photograph no more than the size is read, unless `prepare` needs all of it.
+        """Depth of one sample; only the size of its photograph is read, unless `prepare` needs all of it.
 
         Raises:
             DataError: as for the whole sample.
@@ -84,11 +84,11 @@ class FileSource:
         return None if frame.depth is None else depth_of_frame(frame, photograph_size(frame.image))
 
     def fingerprint(self, indices: Iterable[int]) -> str | None:
-        """Changes when the depth of some samples may have changed: names, sizes and times of all their files.
+        """A digest of names, sizes and times of the samples' files; it changes when their depth may have changed.
 
         Returns:
-            A hexadecimal number; None where nobody can tell (`prepare`, decoders without a repr of their own, files
-            that cannot be looked at).
+            A hexadecimal number; None if changes cannot be noticed (`prepare`, decoders without a repr of their own,
+            inaccessible files).
         """
         if self._changes_samples:
             return None
@@ -108,7 +108,7 @@ class FileSource:
 
     @property
     def _changes_samples(self) -> bool:
-        """Whether depth may be another than that of the files."""
+        """True if the depth may differ from that in the files."""
         return self.prepare is not None or type(self).__getitem__ is not FileSource.__getitem__
 
     def describe(self) -> str:
@@ -130,16 +130,16 @@ def from_listing(
     keep_without_truth: bool = False,
     prepare: Prepare | None = None,
 ) -> FileSource:
-    """The chosen frames of a listing as a source; their files must be there.
+    """The chosen frames of a listing as a source; their files must exist.
 
     Args:
-        listing: what the split holds.
+        listing: the split to choose from.
         part: ``all``, ``fit`` or ``held_out``, see `sa2depth.data.splits.selection.hold_out`.
         every: every ``every``-th place is held out.
-        limit: use at most so many images, evenly spread.
+        limit: use at most this many images, evenly spread.
         ids: use exactly these images.
-        keep_without_truth: whether images without ground truth stay (for prediction); else they are left out
-            and counted.
+        keep_without_truth: keep images without ground truth (for prediction); otherwise they are left out and
+            counted.
         prepare: see `FileSource`.
 
     Raises:
@@ -164,7 +164,7 @@ def from_listing(
 
 @contextmanager
 def missing_files_allowed() -> Iterator[None]:
-    """Sources made inside may lack files: for those who look what is missing, as `sa2depth data check` does."""
+    """Allow sources made inside to lack files, so that `sa2depth data check` can report what is missing."""
     token = _MISSING_ALLOWED.set(True)
     try:
         yield

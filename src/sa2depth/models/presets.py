@@ -8,8 +8,8 @@ from copy import deepcopy
 from functools import cache
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import create_config_search_path
+from hydra._internal.config_loader_impl import ConfigLoaderImpl  # noqa: PLC2701
+from hydra._internal.utils import create_config_search_path  # noqa: PLC2701
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 

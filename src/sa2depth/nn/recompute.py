@@ -5,8 +5,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.batchnorm import _BatchNorm  # noqa: PLC2701
+from torch.nn.modules.dropout import _DropoutNd  # noqa: PLC2701
 from torch.utils.checkpoint import checkpoint
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm  # noqa: PLC2701
 
 from sa2depth.errors import ConfigError
 from sa2depth.ops.autograd import refuse_second_derivative

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
-from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver  # noqa: PLC2701
 
 _POLL_S = 0.2
 _PATIENCE_S = 3.0

@@ -1,4 +1,4 @@
-"""Putting solids into a scene: placed frames, floor plans without collisions, colours and stock materials."""
+"""Tools to build a scene: local frames, a floor plan without collisions, colours and stock materials."""
 
 import colorsys
 from collections.abc import Sequence
@@ -10,21 +10,21 @@ from sa2depth.scenes.scene import Colour, Material, Shape, Solid, Texture, Vecto
 
 
 class Dice:
-    """The draws a scene is made of, over one ``np.random.Generator``."""
+    """The random draws that make a scene, from one ``np.random.Generator``."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
 
     def between(self, low: float, high: float) -> float:
-        """A uniform number."""
+        """A uniform random number."""
         return float(self.rng.uniform(low, high))
 
     def normal(self, middle: float, deviation: float) -> float:
-        """A normal number, cut at two deviations."""
+        """A normal random number, clipped at two deviations."""
         return middle + deviation * float(np.clip(self.rng.standard_normal(), -2, 2))
 
     def chance(self, probability: float) -> bool:
-        """True that often."""
+        """True with this probability."""
         return bool(self.rng.random() < probability)
 
     def whole(self, low: int, high: int) -> int:
@@ -34,7 +34,7 @@ class Dice:
     def colour(
         self, hue: tuple[float, float], saturation: tuple[float, float], value: tuple[float, float]
     ) -> Colour:
-        """A colour from ranges of hue, saturation and value as seen on a screen, as linear RGB."""
+        """A linear RGB colour, drawn from ranges of hue, saturation and value as seen on a screen."""
         hsv = (self.between(*hue) % 1.0, self.between(*saturation), self.between(*value))
         r, g, b = (c**2.2 for c in colorsys.hsv_to_rgb(*hsv))
         return (r, g, b)
@@ -99,7 +99,7 @@ class Dice:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A frame on the floor: position and heading; local y points away from what stands behind."""
+    """A frame on the floor: position and heading; local y points away from the object behind it."""
 
     x: float
     y: float
@@ -119,14 +119,14 @@ class Place:
 
 @dataclass(slots=True)
 class Builder:
-    """Collects solids and remembers which parts of the floor are taken.
+    """Collects solids and remembers occupied parts of the floor.
 
     Attributes:
-        dice: the scene's draws.
+        dice: source of random draws.
         eye: floor position of the camera, kept clear.
-        heading: where the camera looks, yaw in radians; more room is left in front of it.
-        solids: what was built.
-        taken: circles (x, y, radius) on the floor.
+        heading: yaw of the camera in radians; more floor is kept clear in front of it.
+        solids: the solids built so far.
+        taken: occupied circles (x, y, radius) on the floor.
     """
 
     dice: Dice
@@ -136,7 +136,7 @@ class Builder:
     taken: list[tuple[float, float, float]] = field(default_factory=list)
 
     def free(self, place: Place, width: float, depth: float, clear: float = 0.35) -> bool:
-        """Whether a footprint (m, from the origin forward) hits nothing, nor the camera; if so, takes it."""
+        """If a footprint (m, from the origin forward) hits neither objects nor camera, take it and return True."""
         short, long = sorted((width, depth))
         count = max(1, round(long / max(short, 0.3)))
         circles = []

@@ -1,4 +1,4 @@
-"""Things that stand and lie in rooms; each function builds one at a place, its back at local y = 0."""
+"""Objects in rooms; each function builds one at a place, its back at local y = 0."""
 
 from sa2depth.scenes.builder import Builder, Place
 from sa2depth.scenes.scene import Material

@@ -1,6 +1,6 @@
 """Exact first hits of pinhole rays with analytic solids, vectorised over pixels.
 
-A ray is ``position + t * (right * x + down * y + forward)``, so ``t`` *is* the depth along the optical axis.
+A ray is ``position + t * (right * x + down * y + forward)``, so ``t`` is the depth along the optical axis.
 Each solid is tried only inside the rectangle that its bounding box covers on the image plane.
 """
 
@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from sa2depth.scenes.scene import Array, Shape, Solid, Vector, View
 
-NEAR = 0.05  # m; nothing nearer is seen
+NEAR = 0.05  # m; nearer points are not seen
 _SIGNS = np.array([[i, j, k] for i in (-1, 1) for j in (-1, 1) for k in (-1, 1)], dtype=np.float64)
 _EDGES = np.array([[a, b] for a in range(8) for b in (a ^ 1, a ^ 2, a ^ 4) if a < b])
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The image-plane points looked through: ``x (W,)`` rightwards and ``y (H,)`` down, at depth 1."""
+    """The image-plane points of the rays: ``x (W,)`` rightwards and ``y (H,)`` down, at depth 1."""
 
     x: Array
     y: Array
@@ -44,7 +44,7 @@ def extents(solids: Sequence[Solid], view: View, margin: float = 0.0) -> Vector:
     Args:
         solids: P solids.
         view: the camera.
-        margin: metres by which the solids are swollen.
+        margin: metres by which the solids are enlarged.
     """
     half = np.stack([s.half for s in solids]) + margin
     rotation = np.stack([view.rotation.T @ s.rotation for s in solids])
@@ -66,7 +66,7 @@ def extents(solids: Sequence[Solid], view: View, margin: float = 0.0) -> Vector:
 
 def rectangles(extent: Vector, grid: Grid) -> list[tuple[int, slice, slice]]:
     """Number, rows and columns of each solid that may be seen, from its ``extents (P, 4)``."""
-    # float32 ticks against float64 bounds would be converted at every call
+    # with float32 points and float64 bounds, searchsorted would convert at every call
     x, y = grid.x.astype(np.float64), grid.y.astype(np.float64)
     left, right = np.searchsorted(x, extent[:, 0]), np.searchsorted(x, extent[:, 2], side="right")
     top, bottom = np.searchsorted(y, extent[:, 1]), np.searchsorted(y, extent[:, 3], side="right")
@@ -131,17 +131,17 @@ def _frustum(origin: Array, half: Array, radii: tuple[float, float], rays: list[
 def cast(
     solids: Sequence[Solid], view: View, grid: Grid, extent: Vector | None = None
 ) -> tuple[Array, NDArray[np.int16]]:
-    """First hits.
+    """Find the first hit of each ray.
 
     Args:
         solids: P solids.
         view: the camera.
         grid: H by W image-plane points.
-        extent: ``extents(solids, view)`` where they are known already.
+        extent: ``extents(solids, view)`` if already known.
 
     Returns:
-        Depth along the optical axis ``(H, W)``, metres, infinite where nothing is met, and the number of the
-        solid met ``(H, W)``, -1 for none.
+        Depth along the optical axis ``(H, W)``, metres, infinite where nothing is hit, and the number of the
+        solid hit ``(H, W)``, -1 for none.
     """
     depth = np.full((len(grid.y), len(grid.x)), np.inf, dtype=np.float32)
     index = np.full(depth.shape, -1, dtype=np.int16)

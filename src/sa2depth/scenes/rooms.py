@@ -24,7 +24,7 @@ class _Wall:
         return Place(float(c * along + s * self.depth), float(s * along - c * self.depth), 0.0, self.yaw)
 
     def spot(self, dice: Dice, width: float) -> float | None:
-        """A free stretch ``width`` metres long for something on the wall; None where there is none."""
+        """Middle of a free stretch of wall ``width`` metres long; None if there is none."""
         if width > self.length - 0.2:
             return None
         for _ in range(4):
@@ -37,7 +37,7 @@ class _Wall:
 
 
 def _choose(b: Builder, walls: list[_Wall]) -> _Wall:
-    """A wall, mostly one that the camera sees."""
+    """A random wall, usually one that the camera sees."""
     wall = walls[b.dice.whole(0, 3)]
     # A wall at yaw a has its inward normal (-sin a, cos a), the camera looks along (sin h, cos h)
     if np.cos(wall.yaw + b.heading) > 0.3 and b.dice.chance(0.75):
@@ -89,7 +89,7 @@ def _shell(dice: Dice, room: tuple[float, float, float]) -> Solid:
 
 
 def _openings(b: Builder, walls: list[_Wall], height: float, day: float) -> list[tuple[Place, float]]:
-    """Doors and windows; returns the windows (place, area) for the light that falls through them."""
+    """Doors and windows; returns the windows (place, area) for the light that they let in."""
     d, windows = b.dice, []
     for _ in range(d.whole(0, 2)):
         wall, width = _choose(b, walls), d.between(0.8, 0.95)
@@ -234,7 +234,7 @@ def _lamps(
     )
     shade = Material("plain", (0.9, 0.87, 0.8), glow=d.between(0.8, 2.0))
     place = Place(x, y)
-    # Not so near that the shade fills the picture
+    # Not so near the camera that the shade fills the picture
     if np.hypot(x - b.eye[0], y - b.eye[1]) > 0.8:
         b.round(
             place,
@@ -265,7 +265,7 @@ def build_room(rng: np.random.Generator) -> Scene:
         1 / (2 * np.tan(np.radians(d.between(56, 66)) / 2)), (d.normal(0.5, 0.006), d.normal(0.5, 0.006))
     )
     height = d.between(0.8, min(1.8, room[2] - 0.4))
-    # Mostly from the edge towards the room, as people take pictures
+    # Usually from the edge into the room, as people take pictures
     angle, edge = d.between(0, 2 * np.pi), d.between(0.35, 1.0) ** 0.5
     eye = tuple(
         float(np.clip(1.2 * edge * f(angle), -1, 1)) * (s / 2 - 0.45)
@@ -275,7 +275,7 @@ def build_room(rng: np.random.Generator) -> Scene:
     yaw = float(np.arctan2(target[0] - eye[0], target[1] - eye[1])) + d.normal(0, 0.15)
     if d.chance(0.25):
         yaw = d.between(0, 2 * np.pi)
-    # A bare wall at arm's length shows nothing to learn from: turn on, but for one view in ten
+    # Nothing can be learned from a bare wall at arm's length: turn further, except in one view of ten
     if d.chance(0.9):
         for _ in range(8):
             if _ahead(room, eye, yaw) > 2.7:

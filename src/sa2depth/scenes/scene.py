@@ -22,7 +22,7 @@ Texture = Literal[
 
 
 class Shape(IntEnum):
-    """Kinds of solid; each is met analytically."""
+    """Kinds of solid; ray hits are computed analytically."""
 
     INTERIOR = 0  # a box seen from inside: floor, ceiling and walls of a room
     BOX = 1
@@ -68,7 +68,7 @@ class Solid:
         rotation: ``(3, 3)`` world from local.
         materials: one for all faces, or six in the order -x, +x, -y, +y, -z, +z.
         radii: lower and upper radius of a frustum, m.
-        shadow: whether it casts a shadow of the main light.
+        shadow: True if it casts a shadow from the main light.
     """
 
     shape: Shape
@@ -129,12 +129,12 @@ class Lens:
 
 @dataclass(slots=True)
 class Scene:
-    """Everything that is needed to take a picture.
+    """Everything needed to take a picture.
 
     Attributes:
         view: the camera's place.
         lens: the camera's intrinsics.
-        solids: what is there.
+        solids: all objects.
         lights: lamps; the first is the main one and casts shadows.
         ambient: light from above and from below, RGB.
         sky: colours at the horizon and at the zenith, RGB radiance.

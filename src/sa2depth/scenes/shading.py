@@ -1,7 +1,7 @@
-"""From first hits to a photograph: surface points, lamps, shadows, occlusion, then lens and sensor.
+"""Turn first hits into a photograph: surface points, lamps, shadows, occlusion, then lens and sensor.
 
 Only visible points are shaded. The colour of a pixel is the mean of its centre and its four corners
-("quincunx"), the centres being the very rays that the depth comes from.
+("quincunx"); the depth comes from the centre rays.
 """
 
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from sa2depth.scenes.raycast import Grid, cast, extents, local_rays, rectangles
 from sa2depth.scenes.scene import Array, Light, Scene, Shape, Solid, Vector, View
 from sa2depth.scenes.textures import reflectance
 
-_SHADOW_SIZE = 128  # texels a side of the shadow map
-_OCCLUSION_REACH = 0.35  # m; how far a solid darkens its surroundings
+_SHADOW_SIZE = 128  # texels per side of the shadow map
+_OCCLUSION_REACH = 0.35  # m; distance to which a solid darkens its surroundings
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def _chart(solid: Solid, local: Array) -> tuple[Array, Array, Array, NDArray[np.
 def _surface(
     scene: Scene, x: Array, y: Array, depth: Array, index: NDArray[np.int16], pixel: float
 ) -> _Surface:
-    """Look up what is seen; inputs ``(N,)`` sorted by ``index``, ``pixel`` the size of a pixel at depth 1."""
+    """Look up the visible surface; inputs ``(N,)`` sorted by ``index``, ``pixel`` the size of a pixel at depth 1."""
     count = len(depth)
     normal, colour, glow = (np.zeros((3, count), np.float32) for _ in range(3))
     gloss = np.zeros(count, np.float32)
@@ -82,7 +82,7 @@ def _surface(
         several = len(solid.materials) > 1
         for side in np.unique(face).tolist() if several else (0,):
             material = solid.materials[side if several else 0]
-            # Ellipsis keeps the common case (one material) free of copies
+            # a slice keeps the common case (one material) free of copies
             pick = np.flatnonzero(face == side) if several else slice(None)
             shade = reflectance(material, u[pick], v[pick], width[pick])
             colour[:, part][:, pick] = shade
@@ -93,7 +93,7 @@ def _surface(
 
 
 def _shadow_view(light: Light, aim: Vector) -> View:
-    """A view from the light: down from a lamp, towards the camera's surroundings from the sun."""
+    """The main light's view: down for a lamp, towards the camera's surroundings for the sun."""
     forward = aim - light.position if light.sun else np.array([0.0, 0.0, -1.0])
     forward = forward / np.linalg.norm(forward)
     helper = np.array([1.0, 0.0, 0.0]) if abs(forward[0]) < 0.9 else np.array([0.0, 1.0, 0.0])
@@ -159,7 +159,7 @@ def _light(scene: Scene, surface: _Surface, toward: Array) -> Array:
 
 
 def _occlusion(scene: Scene, grid: Grid, depth: Array, index: NDArray[np.int16]) -> Array:
-    """Cheap ambient occlusion ``(H, W)``: solids and room corners darken what is near them."""
+    """Cheap ambient occlusion ``(H, W)``: solids and room corners darken nearby points."""
     height, width = depth.shape
     seen = index >= 0
     rotation = scene.view.rotation.astype(np.float32)
@@ -173,11 +173,11 @@ def _occlusion(scene: Scene, grid: Grid, depth: Array, index: NDArray[np.int16])
     for number, rows, columns in rectangles(extents(scene.solids, scene.view, _OCCLUSION_REACH), grid):
         solid = scene.solids[number]
         size = min(1.0, float(np.sort(solid.half)[1]) / 0.25)
-        # Table legs and boards darken nothing that would be seen
+        # Table legs and boards darken too little to see
         if solid.shape != Shape.INTERIOR and (not solid.shadow or size < 0.15):
             continue
         if solid.shape == Shape.INTERIOR:
-            # A point on a wall touches that wall itself: the constant factor is taken out again
+            # A point on a wall touches that wall: divide this constant factor out again
             factor = np.ones((height, width), np.float32)
             for k in range(3):
                 gap = solid.half[k] - np.abs(point[k] - np.float32(solid.centre[k]))
@@ -197,7 +197,7 @@ def _occlusion(scene: Scene, grid: Grid, depth: Array, index: NDArray[np.int16])
 
 
 def _sky(scene: Scene, x: Array, y: Array) -> Array:
-    """Radiance ``(3, N)`` where nothing is met."""
+    """Radiance ``(3, N)`` of rays that hit nothing."""
     r = scene.view.rotation.astype(np.float32)
     up = (r[2, 0] * x + r[2, 1] * y + r[2, 2]) / np.sqrt(x * x + y * y + 1)
     share = np.clip(up, 0, 1) ** np.float32(0.6)
@@ -206,16 +206,16 @@ def _sky(scene: Scene, x: Array, y: Array) -> Array:
 
 
 def radiance(scene: Scene, height: int, width: int) -> tuple[Array, Array]:
-    """Take the picture without a sensor.
+    """Take the picture, without the effects of lens and sensor.
 
     Args:
-        scene: what is there.
+        scene: the scene.
         height: H, pixels.
         width: W, pixels.
 
     Returns:
         Linear RGB radiance ``(3, H, W)`` and depth along the optical axis ``(H, W)``, metres, infinite where
-        nothing is met.
+        nothing is hit.
     """
     matrix = scene.lens.matrix(height, width)
     u, v = np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64)
@@ -270,7 +270,7 @@ def develop(image: Array, rng: np.random.Generator) -> NDArray[np.uint8]:
     a, b = np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32)
     fall = np.float32(0.09 + 0.08 * settings[1])
     image = image * (1 - fall * (a[None] ** 2 + b[:, None] ** 2))
-    # Automatic exposure: between the mean and the highlights, then a photographer's error
+    # Automatic exposure between mean and highlights, times a random error
     bright = float(np.quantile(image[1, ::4, ::4], 0.9))
     level = 0.5 * float(image.mean()) / 0.22 + 0.5 * bright / 0.6
     gain = 2.0 ** (0.35 * settings[2]) / max(level, 1e-4)

@@ -1,6 +1,6 @@
 """The embedded default data set: endless rooms and streets with exact depth, ray-cast from a seed.
 
-Nothing is downloaded or read: number ``n`` of a seed is always the same scene.
+It downloads and reads nothing: number ``n`` of a seed is always the same scene.
 """
 
 from typing import Annotated, Literal, get_args
@@ -25,7 +25,7 @@ class SyntheticScenes:
 
     The camera is a pinhole with square pixels and 56 to 66 degrees of horizontal field of view, different in
     each scene; the geometry does not depend on the resolution, so that the same index at twice the size is
-    the same scene. Depth is exact at pixel centres and 0 (not measured) from ``max_depth`` on and for sky.
+    the same scene. Depth is exact at pixel centres, and 0 (not measured) for sky and from ``max_depth`` on.
 
     Args:
         count: number of scenes.
@@ -35,10 +35,10 @@ class SyntheticScenes:
         kind: "rooms", "streets", or "mixed" (two thirds rooms).
         max_depth: range in metres; streets are built to fill it.
         offset: number of the first scene, so that training and test sets of one seed need not overlap.
-        cache: keep rendered samples in memory: 7 bytes a pixel, 86 kB a scene at 96 x 128.
+        cache: keep rendered samples in memory: 7 bytes per pixel, 86 kB per scene at 96 x 128.
 
     Raises:
-        ConfigError: an argument that cannot mean anything.
+        ConfigError: an argument is out of range.
     """
 
     @checked
@@ -57,7 +57,7 @@ class SyntheticScenes:
             raise ConfigError(
                 f"synthetic scenes: kind is {kind!r}; choose one of {', '.join(get_args(Kind))}"
             )
-        # a street that ends nearer than that has no room for its houses
+        # a shorter street has no space for its houses
         nearest_end = 1.0 if kind == "rooms" else 5.0
         if not nearest_end <= max_depth <= 1000.0:
             raise ConfigError(
@@ -70,7 +70,7 @@ class SyntheticScenes:
 
     @property
     def keeps_samples(self) -> bool:
-        """Whether a scene costs nothing from the second time on."""
+        """True if a scene is rendered only once."""
         return self._cache is not None
 
     def __len__(self) -> int:
@@ -95,7 +95,7 @@ class SyntheticScenes:
         return RawSample(sample.image.copy(), depth, sample.intrinsics.copy(), sample.id)
 
     def describe(self) -> str:
-        """One line for the plan that is printed before training."""
+        """One line for the printed plan."""
         last = self.offset + self.count - 1
         return (
             f"{self.count:,} synthetic scenes ({self.kind}, seed {self.seed}, numbers {self.offset}-{last}), "
@@ -107,7 +107,7 @@ class SyntheticScenes:
         return self._build(number)[0]
 
     def _build(self, number: int) -> tuple[Scene, bool, np.random.Generator]:
-        """The scene, whether it is a room, and the generator of its sensor."""
+        """The scene, True for a room, and the random generator of its sensor."""
         streams = np.random.SeedSequence([self.seed, number]).spawn(2)
         rng, sensor = (np.random.Generator(np.random.PCG64(s)) for s in streams)
         room = bool(rng.random() < _ROOMS_SHARE)

@@ -102,7 +102,7 @@ def _car(b: Builder, place: Place) -> None:
         b.box(place, (x, -long / 2, 0.3 + tall * 0.65), (0.25, 0.03, 0.16), rear, shadow=False)
     for x in (-wide / 2 + 0.09, wide / 2 - 0.09):
         for y in (-long * 0.31, long * 0.31):
-            # Axles lie along local x: the cylinder's axis is tilted down from z in a frame turned sideways
+            # Axles are along local x: the cylinder's axis is tilted down from z in a frame turned sideways
             wheel = place.shift(x, y, 0.31, np.pi / 2)
             b.round(wheel, (0, 0, -0.1), 0.2, (0.31, 0.31), rubber, tilt=np.pi / 2, shadow=False)
             b.round(wheel, (0, 0, -0.105), 0.21, (0.18, 0.18), rim, tilt=np.pi / 2, shadow=False)
@@ -168,7 +168,7 @@ def _ground(b: Builder, width: float, pavement: float) -> None:
 
 
 def build_street(rng: np.random.Generator, max_depth: float) -> Scene:
-    """A random street as wide and long as suits the range ``max_depth`` (m); all draws come from ``rng``."""
+    """A random street whose size suits the range ``max_depth`` (m); all draws come from ``rng``."""
     d = Dice(rng)
     wide = max_depth > 20
     width = d.between(7.0, 16.0) if wide else d.between(2.6, 6.5)
@@ -190,7 +190,7 @@ def build_street(rng: np.random.Generator, max_depth: float) -> Scene:
     b = Builder(d, eye, yaw)
     pavement = 0.0 if width < 3.6 else d.between(0.7, 1.5)
     _ground(b, width, pavement)
-    # A house across the end, where the street bends or the yard closes; for one in five beyond the range
+    # A house closes the end of the street or yard; in one of five it is beyond the range
     end = far if d.chance(0.8) else max_depth + d.between(2.0, 8.0)
     _row(b, -1, width, end)
     _row(b, 1, width, end)

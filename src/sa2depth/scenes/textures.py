@@ -1,4 +1,4 @@
-"""Procedural surfaces with physical scale: a brick is 7 cm high wherever it is, so texture carries depth.
+"""Procedural surfaces with physical scale: a brick is 7 cm high at any distance, so texture tells depth.
 
 Patterns are functions of surface coordinates ``u, v (N,)`` in metres and of the pixel's footprint there;
 edges are smoothed over the footprint and noise is read from a mip pyramid, so that far surfaces do not flicker.
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sa2depth.scenes.scene import Array, Colour, Material, Texture
 
-_SIZE = 512  # texels a side of the noise tile
+_SIZE = 512  # texels per side of the noise tile
 _TEXEL = 0.006  # metres
 _LEVELS = 8
 
@@ -22,7 +22,7 @@ Pattern = Callable[[Material, Array, Array, Array], Array]
 
 @cache
 def _pyramid() -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Flattened mip pyramid of one periodic 1/f noise tile (mean 0, deviation 1), and where its levels start."""
+    """Flattened mip pyramid of one periodic 1/f noise tile (mean 0, deviation 1), and the starts of its levels."""
     rng = np.random.default_rng(20250101)
     fy, fx = np.fft.fftfreq(_SIZE)[:, None], np.fft.rfftfreq(_SIZE)[None]
     radius = np.hypot(fy, fx)
@@ -59,7 +59,7 @@ def noise(u: Array, v: Array, width: Array, phase: int, stretch: tuple[float, fl
 
 
 def _soft(u: Array, v: Array, width: Array, phase: int, stretch: float) -> Array:
-    """``noise`` with grains of ``stretch`` texels, interpolated: for patterns that are seen from near."""
+    """``noise`` with grains of ``stretch`` texels, interpolated, for patterns seen from near."""
     unit = np.float32(_TEXEL * stretch)
     a, b = u / unit, v / unit
     column, row = np.floor(a), np.floor(b)
@@ -184,13 +184,13 @@ def _marble(m: Material, u: Array, v: Array, width: Array) -> Array:
 
 
 def _spectrum(tone: Array) -> Array:
-    """Muted colours ``(3, N)`` from a number in [-1, 1] a cell."""
+    """Muted colours ``(3, N)`` from a number in [-1, 1] per cell."""
     turn = tone[None] * np.float32(9.0) + np.array([[0.0], [2.1], [4.2]], dtype=np.float32)
     return np.float32(0.22) + np.float32(0.18) * np.sin(turn) + np.float32(0.12) * tone
 
 
 def _books(m: Material, u: Array, v: Array, width: Array) -> Array:
-    """Backs of books from the foot of the face up; ``scale`` is their thickness, ``size[1]`` the row's height."""
+    """Spines of books from the bottom of the face up; ``scale`` is their thickness, ``size[1]`` the row's height."""
     column = np.floor(u / m.scale + 0.3 * np.sin(u * np.float32(7)))
     tone = _cells(column, column, m.phase)
     top = m.size[1] * (np.float32(0.76) + 0.2 * _cells(column, column, m.phase + 3))
@@ -267,7 +267,7 @@ def _panels(m: Material, u: Array, v: Array, width: Array) -> Array:
     groove = 1 - _inside(edge - 0.008, width)
     inset = _inside(0.006 - np.abs(edge - 0.09 * min(m.size)), width)
     dark = np.maximum(groove * np.float32(0.7), inset * np.float32(0.4)) * _fade(min(m.size), width)
-    # On the side where two doors meet
+    # The knob is on the side where two doors meet
     hand = np.where(column % 2 == 0, np.float32(0.36 * m.size[0]), np.float32(-0.36 * m.size[0]))
     knob = _inside(0.02 - np.hypot(x - hand, y), width)
     grain = noise(u, v, width, m.phase, (0.8, 14.0))

@@ -23,7 +23,7 @@ def run(monkeypatch, tmp_path):
 
 @pytest.fixture
 def folders(tmp_path):
-    """Two parallel folders of one's own, two places of three images; overrides that name them."""
+    """Two parallel folders with two places of three images; returns overrides that name them."""
     rng = np.random.default_rng(0)
     for place in "ab":
         for kind in ("images", "depths"):
@@ -41,7 +41,7 @@ def test_a_good_data_set_ends_with_one_verdict_and_status_0(run, folders):
     result = run("custom", *folders[1])
     assert result.exit_code == 0, result.output
     assert result.output.splitlines()[-1] == "GOOD: all 6 images opened, nothing is wrong"
-    assert "6 by its list; 6 opened" in result.output
+    assert "6 in its list; 6 opened" in result.output
 
 
 def test_problems_are_named_counted_and_written_with_status_1(run, folders):

@@ -1,4 +1,4 @@
-"""`sa2depth data prepare` as people type it: plan, progress, verdict, exit status."""
+"""`sa2depth data prepare` as users type it: plan, progress, verdict, exit status."""
 
 import shutil
 import zipfile
@@ -47,10 +47,10 @@ def test_plan_then_tree_then_nothing_to_do(archive, tmp_path):
     assert done.stdout.splitlines()[-1].startswith("COMPLETE: DIML outdoor")
     again = run("diml_outdoor", "--from", archive, "--root", root)
     assert again.exit_code == 0
-    assert "20 files are there already" in again.stdout
+    assert "20 files exist already" in again.stdout
     assert "done: nothing to do" in again.stdout
     checked = run("diml_outdoor", "--from", archive, "--root", root, "--verify")
-    assert "done: 20 compared and right" in checked.stdout
+    assert "done: 20 compared and correct" in checked.stdout
 
 
 def test_links_and_copies_of_folders(archive, tmp_path):
@@ -94,4 +94,4 @@ def test_ctrl_c_says_that_it_continues(archive, tmp_path, monkeypatch):
     monkeypatch.setattr("sa2depth.data.prepare.execute", stopped)
     result = run("diml_outdoor", "--from", archive, "--root", tmp_path / "diml")
     assert result.exit_code == 130
-    assert "The same command continues" in result.stderr
+    assert "Run the same command again to continue" in result.stderr

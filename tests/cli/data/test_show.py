@@ -18,7 +18,7 @@ def run(*arguments):
 
 @pytest.fixture
 def rows(monkeypatch):
-    """What the sheet was drawn from."""
+    """The rows from which the sheet was drawn."""
     from sa2depth.report import contact_sheet as module
 
     drawn = []
@@ -72,7 +72,7 @@ def test_the_seed_chooses_the_images(tmp_path, rows):
     assert first != other
 
 
-def test_a_tree_that_lacks_files_shows_what_is_there(tmp_path, rows):
+def test_a_tree_that_lacks_files_shows_the_rest(tmp_path, rows):
     frames = read_table(LABELLED_TABLES["test"])
     for scene, number in frames[3:5]:
         folder = tmp_path / "official_splits" / "test" / scene

@@ -15,7 +15,7 @@ def test_all_rows_are_printed_and_written(tmp_path):
     options = ["--workers", "0,1", "--seconds", 0.1, "--batch-size", 2, "--json", tmp_path / "speed.json"]
     result = run("synthetic", *SMALL, "--augment", "synthetic", *options)
     assert result.exit_code == 0, result.output
-    for words in ("make sample", "augment", "tensor", "collate", "24x32", "images/s", "per worker", "enough"):
+    for words in ("make sample", "augment", "tensor", "collate", "24x32", "images/s", "per worker", "fewest"):
         assert words in result.output
     measured = json.loads((tmp_path / "speed.json").read_text())
     assert [row["workers"] for row in measured["loader"]] == [0, 1]

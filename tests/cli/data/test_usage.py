@@ -1,4 +1,4 @@
-"""Wrong usage of `sa2depth data`: status 2 and a message that says what would have worked."""
+"""Wrong usage of `sa2depth data`: status 2 and a message with a usage that works."""
 
 import pytest
 from typer.testing import CliRunner
@@ -17,17 +17,17 @@ SMALL = "data.train.count=6 data.train.height=24 data.train.width=32"
         ("check nyu_sync data.train.split=5", "no split '5'"),
         ("check nyu_sync --split trian", "choose one of train, val, test, all"),
         ("check sunrgbd --split train", "it has: test"),
-        ("check synthetic --root here", "no folder of that kind"),
-        ("prepare diml_outdoor --root ROOT", "say with --from what to prepare DIML outdoor from"),
+        ("check synthetic --root here", "has no folder: leave --root out"),
+        ("prepare diml_outdoor --root ROOT", "no source for DIML outdoor is given: use --from with"),
         ("prepare diml --from EMPTY --root ROOT", "did you mean diml_outdoor"),
-        ("prepare diml_outdoor --from EMPTY --root ROOT --depth raw", "no choice of --depth"),
+        ("prepare diml_outdoor --from EMPTY --root ROOT --depth raw", "has no option --depth"),
         (
             "prepare nyu_labelled --from EMPTY --root ROOT --depth dense",
             "--depth dense: choose raw or filled",
         ),
         ("prepare nyu_labelled --from EMPTY --root ROOT --depth raw", "no such file was given"),
         ("prepare diml_outdoor --from x.zip --root ROOT", "no such file or folder"),
-        ("prepare sunrgbd --from EMPTY --root ROOT", "nothing of SUN RGB-D was found"),
+        ("prepare sunrgbd --from EMPTY --root ROOT", "no file of SUN RGB-D was found"),
         ("show synthetic -o sheet.jpg", "name it sheet.png"),
         ("show synthetic --split tset", "choose one of train, val, test"),
         ("show synthetic --augment nyuu", "did you mean nyu"),

@@ -24,7 +24,7 @@ def full(sample, *place, **more):
     return apply(options, sample, *place)
 
 
-def test_albumentations_must_not_call_home():
+def test_albumentations_does_not_look_for_updates():
     assert os.environ["NO_ALBUMENTATIONS_UPDATE"] == "1"
 
 
@@ -68,7 +68,7 @@ def test_no_depth_is_invented(raw_sample):
 
 
 def test_image_and_depth_stay_aligned(raw_sample):
-    # The red channel carries the depth: wherever bilinear and nearest agree on a flat area, so must the two.
+    # The red channel carries the depth: image and depth must agree wherever an area is flat.
     sample = raw_sample()
     blocks = np.repeat(np.repeat(np.arange(1, 13, dtype=np.uint8).reshape(3, 4), 16, 0), 16, 1)
     sample.image[:] = blocks[..., None] * 20
@@ -220,7 +220,7 @@ def test_a_sample_without_depth_is_augmented_too(raw_sample):
     assert result.image.shape == (20, 30, 3)
 
 
-def test_a_camera_that_nobody_knows_stays_unknown(raw_sample):
+def test_an_unknown_camera_stays_unknown(raw_sample):
     known = raw_sample()
     unknown = replace(known, intrinsics=np.array([[np.nan] * 3, [np.nan] * 3, [0.0, 0.0, 1.0]]))
     for place in range(5):

@@ -74,10 +74,10 @@ def test_nonsense_is_refused():
 
 
 def test_a_pixel_keeps_its_ray_through_window_crop_and_mirror(raw_sample):
-    """What a pixel shows and the direction it looks into stay together through the geometry of augment=kitti."""
+    """A pixel keeps its content and its viewing direction through the geometry of augment=kitti."""
     sample = raw_sample(375, 1242)
     rows, columns = np.mgrid[:375, :1242]
-    where = (rows * 1242 + columns + 1).astype(np.float32)  # the depth map says where a pixel came from
+    where = (rows * 1242 + columns + 1).astype(np.float32)  # the depth map encodes where a pixel came from
     sample = type(sample)(sample.image, where, sample.intrinsics, sample.id)
     augment = Augmentation(border=BottomCentre(), crop=[352, 1120], horizontal_flip=0.5)
     mirrored = 0

@@ -35,7 +35,7 @@ def write_pair(folder, name, seed, metres=(1.0, 9.0), units=1000.0):
 
 @pytest.fixture
 def split(tmp_path):
-    """A listing of ``count`` frames, two a place, whose files are written."""
+    """A listing of ``count`` frames, two per place, whose files are written."""
 
     def make(name="train", count=4, seed=0, **options):
         decode = options.pop("decode", PngDepth(1000.0))
@@ -48,7 +48,7 @@ def split(tmp_path):
             )
             frames.append(Frame(image, depth, (50, 50, 16, 12), f"{name}/{number:03d}", place, decode))
         settings = {"size": (24, 32), "depth_range": RANGE} | options
-        return Listing(name, tmp_path / name, tuple(frames), "Fetch the archive.", **settings)
+        return Listing(name, tmp_path / name, tuple(frames), "Download the archive.", **settings)
 
     return make
 
@@ -174,15 +174,15 @@ def test_millimetres_read_as_kitti_are_named(split):
     report = look(train=split(count=2, decode=PngDepth(256.0)))
     assert {p.kind for p in report.problems} == {"wrong_unit"}
     assert len(report.problems) == 2
-    assert "It would fit as millimetres (1000 units a metre" in report.problems[0].message
+    assert "It would fit as millimetres (1000 units per metre" in report.problems[0].message
 
 
 def test_kitti_read_as_millimetres_is_named_although_every_image_is_in_range(split):
-    # 1 to 9 m look like 0.26 to 2.3 m: nothing is odd but that a whole set never reaches 3 m
+    # 1 to 9 m look like 0.26 to 2.3 m: the only oddity is that no depth in the set reaches 3 m
     listing = split(count=24, units=256.0)
     report = look(train=listing)
     assert [p.kind for p in report.problems] == ["wrong_unit"]
-    assert "256 units a metre: KITTI" in report.problems[0].message
+    assert "256 units per metre: KITTI" in report.problems[0].message
     assert "no depth beyond 2.28 m in 24 images" in report.problems[0].message
     assert look(train=replace(listing, frames=listing.frames[:8])).good
 
@@ -200,7 +200,7 @@ def test_sun_rotation_forgotten_or_done_twice(split):
     assert "rotated by 3 bits (SUN RGB-D)" in look(train=rotated).problems[0].message
 
 
-def test_limits_that_leave_nothing_say_what_was_there(split):
+def test_limits_that_drop_everything_report_the_depths_found(split):
     listing = split(count=1, decode=Limited(PngDepth(1.0), 0.5, 20.0))
     (problem,) = look(train=listing).problems
     assert problem.kind == "wrong_unit"
@@ -209,7 +209,7 @@ def test_limits_that_leave_nothing_say_what_was_there(split):
 
 
 def test_limits_may_drop_a_part(split):
-    # a third of the ramp from 1 to 9 m is farther than 6.4 m; and a set that never comes near its limit is no fault
+    # a third of the ramp from 1 to 9 m is farther than 6.4 m; a set that never comes near its limit is not a fault
     part = look(train=split(count=1, decode=Limited(PngDepth(1000.0), 0.5, 6.4), depth_range=(0.5, 6.4)))
     assert part.good
     assert part.splits[0].depth[2] == pytest.approx(6.4, abs=0.1)
@@ -231,7 +231,7 @@ def test_places_in_two_splits(split):
     assert "2 images in train (train/002, train/003) and 1 in test (test/000)" in report.leaks[0].message
 
 
-def test_one_folder_for_all_is_no_place(split):
+def test_one_folder_for_all_images_is_not_a_place(split):
     train, test = split(), split("test", seed=1)
     for number in range(4):
         train, test = (with_frame(one, number, place="images") for one in (train, test))
@@ -253,7 +253,7 @@ def test_a_copy_under_another_name_leaks(split):
     shutil.copyfile(train.frames[3].image, test.frames[0].image)
     (leak,) = look(train=train, test=test).problems
     assert (leak.kind, leak.id, leak.file) == ("leaked_image", "test/000", str(test.frames[0].image))
-    assert "byte for byte" in leak.message
+    assert "byte-for-byte" in leak.message
     assert "'train/003'" in leak.message
 
 
@@ -263,7 +263,7 @@ def test_training_images_that_select_models_leak_and_shared_test_images_are_note
     assert report.splits[0].name == "train, val, test"
     assert {p.kind for p in report.leaks} == {"leaked_image", "leaked_place"}
     assert report.notes == [
-        "val and test share 4 images: models are selected on what the result is measured on"
+        "val and test share 4 images: models are selected on the images that the result is measured on"
     ]
 
 
@@ -293,11 +293,11 @@ def test_copies_within_a_split_are_noted(split):
     report = look(train=listing)
     assert report.good
     assert report.splits[0].notes == [
-        "1 images are copies of others in this list, first 'train/001' of 'train/000'"
+        "1 images are copies of others in the list, first 'train/001' (of 'train/000')"
     ]
 
 
-def test_quick_opens_a_few_and_still_misses_all_that_is_missing(split, monkeypatch):
+def test_quick_opens_a_few_images_and_finds_all_missing_files(split, monkeypatch):
     monkeypatch.setattr(check_module, "QUICK", 3)
     listing = split(count=12)
     listing.frames[7].depth.unlink()
@@ -319,7 +319,7 @@ def test_the_number_of_workers_changes_nothing(split, workers):
     assert seen == [1] * 9
 
 
-def test_only_a_few_frames_are_under_way_at_any_time():
+def test_only_a_few_frames_are_in_flight():
     from concurrent.futures import ThreadPoolExecutor
 
     asked = []
@@ -336,7 +336,7 @@ def test_only_a_few_frames_are_under_way_at_any_time():
         assert list(results) == list(range(1, 100))
 
 
-def test_a_source_without_files_is_looked_at_too(raw_sample, list_source):
+def test_a_source_without_files_is_checked_too(raw_sample, list_source):
     samples = [raw_sample(seed=n) for n in range(3)]
     samples[1] = replace(samples[1], depth=samples[1].depth * 0)
     report = check({"train": list_source(samples)})
@@ -372,7 +372,7 @@ def test_genuine_files_are_good_and_a_wrong_unit_is_recognised():
         assert report.good, report.problems
     wrong = look(train=there(sync, decode=PngDepth(256.0))).problems
     assert {p.kind for p in wrong} == {"wrong_unit"}
-    assert all("millimetres (1000 units a metre" in p.message for p in wrong)
+    assert all("millimetres (1000 units per metre" in p.message for p in wrong)
     in_metres = look(train=there(drives, decode=PngDepth(1.0))).problems
     assert {p.kind for p in in_metres} == {"wrong_unit"}
     assert all("256" in p.message for p in in_metres)

@@ -24,7 +24,7 @@ def test_an_array_with_leading_axes_of_one_and_one_row(tmp_path):
     assert np.array_equal(ArrayDepth()(tmp_path / "d.npy", (1, 3)), DEPTH[:1])
 
 
-def test_what_is_no_depth_in_an_array_counts_as_not_measured(tmp_path):
+def test_invalid_values_in_an_array_count_as_not_measured(tmp_path):
     np.save(tmp_path / "d.npy", np.array([[np.nan, -1.0, np.inf, 2.0]]))
     assert ArrayDepth()(tmp_path / "d.npy", (1, 4)).tolist() == [[0, 0, 0, 2]]
 
@@ -51,7 +51,7 @@ def test_bad_arrays_name_their_file(tmp_path, kind):
         np.save(path, np.ones((2, 3, 4)))
     if kind == "words":
         np.save(path, np.array([["a", "b"]]))
-    if kind == "objects":  # unpickling a stranger's file would run what it says
+    if kind == "objects":  # unpickling an untrusted file would run its code
         np.save(path, np.array([[print]], object), allow_pickle=True)
     with pytest.raises(DataError, match=f"{kind}.npy"):
         ArrayDepth()(path, (2, 3))
@@ -65,7 +65,7 @@ def test_rotated_bits_of_sun(tmp_path):
     np.testing.assert_allclose(read, millimetres / 1000, rtol=1e-6)
 
 
-def test_limits_forget_what_lies_outside(tmp_path):
+def test_values_outside_limits_become_0(tmp_path):
     np.save(tmp_path / "d.npy", DEPTH)
     read = Limited(ArrayDepth(), 0.6, 9.0)(tmp_path / "d.npy", (2, 3))
     assert read.tolist() == [[0, 1.25, 2.5], [9, 0, 0]]

@@ -64,7 +64,7 @@ def test_other_kinds_become_rgb(tmp_path, photo, mode):
     assert np.array_equal(read_rgb(tmp_path / name), np.array(image.convert("RGB")))
 
 
-def test_of_16_bit_colour_the_upper_half_is_kept(tmp_path, photo):
+def test_16_bit_colour_keeps_its_upper_half(tmp_path, photo):
     deep = photo.astype(np.uint16) * 256 + 200
     cv2.imwrite(str(tmp_path / "a.png"), deep[..., ::-1])
     assert np.array_equal(read_rgb(tmp_path / "a.png"), photo)
@@ -79,7 +79,7 @@ UPRIGHT = {
     6: lambda a: np.rot90(a, -1),  # the camera was held upright: turn by 90 degrees clockwise
     7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: np.rot90(a),
-    9: lambda a: a,  # means nothing
+    9: lambda a: a,  # an undefined value
 }
 
 
@@ -119,7 +119,7 @@ def test_masks_of_any_kind_keep_what_is_not_zero(tmp_path, kind):
     image = Image.fromarray(MASK)
     if kind == "1":
         image = Image.fromarray(MASK != 0)
-    if kind == "P":  # all entries black: their numbers count, as in segmentations
+    if kind == "P":  # all entries are black: their numbers count, as in segmentations
         image.putpalette([0] * 768)
     if kind.startswith("I"):
         image = Image.fromarray(
@@ -146,7 +146,7 @@ def test_bad_mask_names_its_file(tmp_path, name):
 
 
 @pytest.mark.parametrize("kind", ["pillow", "opencv", "optimised"])
-def test_16_bit_depth_reads_alike_whoever_wrote_it(tmp_path, kind, monkeypatch):
+def test_16_bit_depth_reads_the_same_from_any_writer(tmp_path, kind, monkeypatch):
     depth = np.array([[0, 1], [2500, 65535]], np.uint16)
     if kind == "opencv":
         cv2.imwrite(str(tmp_path / "d.png"), depth)
@@ -206,7 +206,7 @@ def test_bad_depth_names_its_file_and_what_was_found(tmp_path, photo, name, foun
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp"])
-def test_the_size_in_the_head_is_that_of_every_orientation(name, orientation, photo, tmp_path):
+def test_the_size_in_the_header_follows_the_orientation(name, orientation, photo, tmp_path):
     path = save(tmp_path / name, photo, orientation)
     assert photograph_size(path) == read_rgb(path).shape[:2]
 
@@ -219,7 +219,7 @@ def test_the_size_of_jpeg_and_png_is_known_without_decoding(name, photo, tmp_pat
 
 
 @pytest.mark.parametrize("contents", [b"", b"noise", None])
-def test_what_is_no_photograph_is_refused_as_by_its_reader(contents, tmp_path):
+def test_other_files_are_refused_as_by_the_reader(contents, tmp_path):
     path = tmp_path / "a.jpg"
     if contents is not None:
         path.write_bytes(contents)

@@ -85,7 +85,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(raw_sample, list_sou
 @pytest.mark.parametrize("workers", [1, 2])
 def test_same_seed_same_batches_whatever_the_workers(module, workers):
     alone, helped = module().train_dataloader(), module(num_workers=workers).train_dataloader()
-    epochs = [epoch_of(helped, epoch) for epoch in range(2)]  # the workers live on
+    epochs = [epoch_of(helped, epoch) for epoch in range(2)]  # the same workers load both
     assert same(epoch_of(alone, 0), epochs[0])
     assert same(epoch_of(alone, 1), epochs[1])
     assert not same(epochs[0], epochs[1])
@@ -214,7 +214,7 @@ def test_numbers_out_of_range_are_refused(module, option):
 
 
 class Recorder(pl.LightningModule):
-    """Writes down what it is fed."""
+    """Records the batches that it gets."""
 
     def __init__(self):
         super().__init__()

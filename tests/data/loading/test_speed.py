@@ -21,7 +21,7 @@ def test_the_training_loader_is_timed(module, workers):
     rate = loader_rate(module, workers, 0.2)
     assert rate.workers == workers
     assert rate.images % 4 == 0
-    assert rate.images > 8  # goes on into further epochs
+    assert rate.images > 8  # more than one epoch
     assert rate.seconds >= 0.2
     assert rate.per_second == rate.images / rate.seconds
     assert module.num_workers == 5

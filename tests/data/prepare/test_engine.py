@@ -1,4 +1,4 @@
-"""Preparing: plans, archives, links, runs that were stopped, sources that are damaged or not to be trusted."""
+"""Preparing data sets: plans, archives, links, stopped runs, damaged or unsafe sources."""
 
 import errno
 import fcntl
@@ -21,7 +21,7 @@ from sa2depth.errors import DataError
 
 @dataclass(frozen=True)
 class Bins(Recipe):
-    """Every ``FOLDER/NAME.bin``, kept under these two names."""
+    """Takes every ``FOLDER/NAME.bin`` and keeps this path."""
 
     title = "Bins"
     archives = "bins.zip"
@@ -120,7 +120,7 @@ def test_written_files_are_ordinary_ones(tmp_path):
     assert {stat.S_IMODE((root / name).stat().st_mode) for name in FILES} == {wanted}
 
 
-def test_files_that_are_not_whole_are_made_again(tmp_path):
+def test_incomplete_files_are_made_again(tmp_path):
     root, archive = tmp_path / "root", pack_zip(tmp_path / "bins.zip")
     run(root, archive)
     (root / "a/007.bin").write_bytes(FILES["a/007.bin"][:50])
@@ -132,7 +132,7 @@ def test_files_that_are_not_whole_are_made_again(tmp_path):
     assert tree(root) == FILES
 
 
-def test_verify_finds_what_sizes_do_not_tell(source, tmp_path):
+def test_verify_finds_changes_of_equal_size(source, tmp_path):
     root = tmp_path / "root"
     run(root, source, copy=True)
     wrong = bytearray(FILES["a/007.bin"])
@@ -144,7 +144,7 @@ def test_verify_finds_what_sizes_do_not_tell(source, tmp_path):
     assert tree(root) == FILES
 
 
-def test_links_that_lead_nowhere_or_elsewhere_are_replaced(tmp_path):
+def test_broken_and_other_links_are_replaced(tmp_path):
     root, old, new = tmp_path / "root", unpack(tmp_path / "old"), tmp_path / "new"
     run(root, old)
     old.rename(new)
@@ -157,7 +157,7 @@ def test_links_that_lead_nowhere_or_elsewhere_are_replaced(tmp_path):
     assert (root / "a/001.bin").readlink() == old / "a/001.bin"
 
 
-def test_copy_turns_links_into_files_and_leaves_the_source_alone(tmp_path):
+def test_copy_turns_links_into_files_and_keeps_the_source(tmp_path):
     root, folder = tmp_path / "root", unpack(tmp_path / "unpacked")
     for path in folder.rglob("*.bin"):
         path.chmod(0o440)
@@ -178,12 +178,14 @@ def test_extracting_over_a_link_does_not_write_through_it(tmp_path):
     assert (folder / "a/001.bin").read_bytes() == b"short"
 
 
-def test_file_systems_without_links_are_told_apart_from_other_trouble(tmp_path, monkeypatch):
+def test_file_systems_without_links_get_their_own_error(tmp_path, monkeypatch):
     def refuse(self, goal):
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr("pathlib.Path.symlink_to", refuse)
-    with pytest.raises(DataError, match=r"no symbolic links \(Operation not permitted\): use --copy"):
+    with pytest.raises(
+        DataError, match=r"does not allow symbolic links \(Operation not permitted\): use --copy"
+    ):
         run(tmp_path / "root", unpack(tmp_path / "unpacked"))
     run(tmp_path / "root", tmp_path / "unpacked", copy=True)
     assert tree(tmp_path / "root") == FILES
@@ -216,7 +218,7 @@ def test_the_same_file_twice(tmp_path):
     assert (len(both.steps), both.twice) == (80, 80)
     assert {step.source.path for step in both.steps} == {one}
     three = pack_zip(tmp_path / "3.zip", {"a/001.bin": b"another"})
-    with pytest.raises(DataError, match=r"a/001.bin: two sources hold it.*101 bytes.*7 bytes"):
+    with pytest.raises(DataError, match=r"a/001.bin: two sources have it.*101 bytes.*7 bytes"):
         planned(tmp_path / "root", one, three)
 
 
@@ -227,7 +229,7 @@ def test_the_same_file_twice(tmp_path):
 def test_names_that_lead_out_are_refused(kind, name, tmp_path):
     path = tmp_path / f"evil.{kind}"
     (pack_zip if kind == "zip" else pack_tar)(path, {name: b"x"}, prefix="")
-    with pytest.raises(DataError, match="leads out of the folder") as error:
+    with pytest.raises(DataError, match="would be unpacked outside the folder") as error:
         planned(tmp_path / "root", path)
     assert str(path) in str(error.value)
     assert not (tmp_path / "root").exists()
@@ -255,7 +257,7 @@ def test_links_and_secrets_in_zips_are_refused(tmp_path):
         planned(tmp_path / "root", tmp_path / "secret.zip")
 
 
-def test_what_macos_adds_is_left_out(tmp_path):
+def test_files_added_by_macos_are_left_out(tmp_path):
     path = pack_zip(tmp_path / "mac.zip", {"a/1.bin": b"1", "__MACOSX/a/2.bin": b"2", "a/._1.bin": b"3"})
     run(tmp_path / "root", path)
     assert tree(tmp_path / "root") == {"a/1.bin": b"1"}
@@ -271,7 +273,7 @@ def test_archives_that_end_early(kind, tmp_path):
     cut = tmp_path / f"cut.{kind}"
     data = whole.read_bytes()
     cut.write_bytes(data[: len(data) * 2 // 3])
-    with pytest.raises(DataError, match=r"cut\.\w+: it is damaged or not whole .*Fetch this file again"):
+    with pytest.raises(DataError, match=r"cut\.\w+: it is damaged or incomplete .*Download it again"):
         planned(tmp_path / "root", cut)
 
 
@@ -293,7 +295,7 @@ def test_a_damaged_member_is_named_and_the_others_arrive(tmp_path):
     assert tree(root) == FILES
 
 
-def test_sources_that_are_none(tmp_path):
+def test_files_that_are_not_sources(tmp_path):
     (tmp_path / "page.zip").write_text("<html>Please log in</html>")
     with pytest.raises(DataError, match=r"page.zip: expected one of a zip or tar archive.*interrupted"):
         planned(tmp_path / "root", tmp_path / "page.zip")
@@ -304,7 +306,7 @@ def test_sources_that_are_none(tmp_path):
         planned(tmp_path / "root", tmp_path / "absent.zip")
 
 
-def test_space_is_asked_for_before_anything_is_written(tmp_path, monkeypatch):
+def test_space_is_checked_before_anything_is_written(tmp_path, monkeypatch):
     free = 79 * 4096
     monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: _Usage(free))
     root, archive = tmp_path / "root", pack_zip(tmp_path / "bins.zip")
@@ -333,7 +335,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_advice(tmp_path, monkeypatch):
             yield temporary
 
     monkeypatch.setattr(engine, "atomic_path", full)
-    with pytest.raises(DataError, match=r"the disk is full. Make room and run the same command again"):
+    with pytest.raises(DataError, match=r"the disk is full. Free some space and run the same command again"):
         run(root, archive, workers=1)
     assert len(tree(root)) == 5
     monkeypatch.undo()
@@ -341,7 +343,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_advice(tmp_path, monkeypatch):
     assert tree(root) == FILES
 
 
-def test_unfinished_files_are_removed_and_strangers_kept(tmp_path):
+def test_unfinished_files_are_removed_and_other_files_kept(tmp_path):
     root, archive = tmp_path / "root", pack_zip(tmp_path / "bins.zip")
     strangers = {
         "a/.git": b"x",
@@ -354,7 +356,7 @@ def test_unfinished_files_are_removed_and_strangers_kept(tmp_path):
     run(root, archive)
     assert tree(root) == FILES | strangers
     unpack(root, {"a/.001-0123456789abcdef.bin": b"half"})
-    run(root, archive)  # also where nothing else is left to do
+    run(root, archive)  # also if nothing else is left to do
     assert tree(root) == FILES | strangers
 
 
@@ -364,7 +366,7 @@ def test_two_runs_do_not_share_a_tree(tmp_path):
     handle = os.open(root, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match="another run prepares this tree"):
+        with pytest.raises(DataError, match="another run is preparing this tree"):
             run(root, archive)
     finally:
         os.close(handle)

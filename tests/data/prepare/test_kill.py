@@ -1,4 +1,4 @@
-"""A run that is killed in the middle leaves no file that looks whole and is not; the next run goes on from there."""
+"""A killed run leaves no file that only looks complete; the next run continues from there."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 
-# Pieces of 2 kB, slowly: most of the time some file is half written.
+# It writes pieces of 2 kB slowly, so that some file is half written most of the time.
 SLOW = """
 import sys, time
 from pathlib import Path
@@ -36,7 +36,7 @@ print(len(plan.steps), outcome.written)
 
 @pytest.fixture
 def sources(tmp_path):
-    """A zip archive and a folder with 120 files of 20 kB each; returns them and what the tree should hold."""
+    """A zip archive and a folder with 120 files of 20 kB each; returns them and the expected contents of the tree."""
     rng = np.random.default_rng(0)
     files = {
         f"scene{number % 3}/{folder}/{number:04d}.png": rng.bytes(20_000)
@@ -64,7 +64,7 @@ def command(root, paths):
 
 
 def kill_when(root, paths, count):
-    """Start a run and kill it as soon as ``count`` files are there."""
+    """Start a run and kill it as soon as ``count`` files exist."""
     process = subprocess.Popen(command(root, paths), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while sum(not path.name.startswith(".") for path in root.rglob("*.png")) < count:

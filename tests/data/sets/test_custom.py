@@ -1,4 +1,4 @@
-"""One's own data: lists and folders; the scale is given, never guessed; every error knows its line."""
+"""A user's own data, lists and folders: the scale is given, never guessed; every error names its line."""
 
 import json
 import pickle
@@ -37,7 +37,7 @@ def files(tmp_path):
 
 @pytest.fixture
 def written(files):
-    """Write a list beside the files; text as it stands, or rows as JSON lines."""
+    """Write a list beside the files, from text or from rows as JSON lines."""
 
     def write(content, name="my.csv"):
         path = files / name
@@ -73,7 +73,7 @@ def metres(number=0):
         "depth,image\n" + "\n".join(",".join(line.split(",")[::-1]) for line in LIST.splitlines()[1:]),
     ],
 )
-def test_a_table_reads_alike_whoever_wrote_it(written, text):
+def test_tables_of_any_dialect_read_the_same(written, text):
     read = custom(written(text), scale=1000)
     assert read.ids == ["rgb/attic/0", "rgb/bath/1"]
     for sample, number in zip((read[0], read[1]), (0, 1), strict=True):
@@ -150,7 +150,7 @@ def test_options_hold_where_the_row_is_silent(written):
     expected = np.where((metres() >= 1.5) & (metres() <= 1.75), metres(), 0)
     np.testing.assert_allclose(silent.depth, expected, atol=6e-4)
     assert silent.intrinsics[:2].tolist() == [[5, 0, 7], [0, 6, 8]]
-    assert own.depth.max() == 0  # from 2 m on with the row's own scale, and it wants at most 1.1
+    assert own.depth.max() == 0  # all depths are 2 m or more with the row's own scale, and its limit is 1.1 m
     assert own.intrinsics[:2].tolist() == [[1, 0, 3], [0, 2, 4]]
 
 
@@ -254,12 +254,12 @@ def test_splits_are_chosen_and_never_overlooked(written):
         ("image\nrgb/attic/0.jpg\n", "expected a column 'depth', found image"),
         (f"image,depth\n{ROW},5\n", r"line 2: expected 2 cells \(image,depth\), found 3"),
         (f"image,depth\n{ROW}\n\nrgb/x.jpg\n", "line 4: expected 2 cells.*found 1"),
-        (f'image,depth\n"{ROW}\n', "line 2: this is no CSV"),
+        (f'image,depth\n"{ROW}\n', "line 2: this is not valid CSV"),
         (
             f"image,depth\n{ROW}\n{ROW}\n",
-            r"line 3: the id 'rgb/attic/0' is that of .*my\.csv, line 2 already",
+            r"line 3: the id 'rgb/attic/0' is already used in .*my\.csv, line 2",
         ),
-        (f"image,depth,id\n{ROW},a\nrgb/bath/0.jpg,d.png,a\n", "line 3: the id 'a' is that of"),
+        (f"image,depth,id\n{ROW},a\nrgb/bath/0.jpg,d.png,a\n", "line 3: the id 'a' is already used in"),
         ("image,depth\n,d.png\n", "line 2: column 'image' is empty"),
         ("image,depth\na.npy,d.png\n", "line 2: expected an image.*found 'a.npy'"),
         (
@@ -277,7 +277,7 @@ def test_splits_are_chosen_and_never_overlooked(written):
         (f"image,depth,min\n{ROW},-1\n", "line 2: expected metres"),
         (f"image,depth,fx,fy\n{ROW},5,5\n", "line 2: a camera needs fx, fy, cx and cy, missing: cx, cy"),
         (f"image,depth,intrinsics\n{ROW},5 5 5\n", "line 2: expected fx fy cx cy, or the nine"),
-        (f"image,depth,intrinsics\n{ROW},0 5 5 5\n", "line 2: .*focal lengths are positive"),
+        (f"image,depth,intrinsics\n{ROW},0 5 5 5\n", "line 2: .*focal lengths must be positive"),
         (f"image,depth,intrinsics\n{ROW},5 5 5 0 0 5 5 0 1\n", "line 2: .*zeros and its one"),
         (f"image,depth,intrinsics,fx\n{ROW},5 5 5 5,5\n", "line 2: give either fx, fy, cx, cy or intrinsics"),
         ("", "found an empty list"),
@@ -294,7 +294,7 @@ def test_a_bad_table_names_file_line_and_what_to_do(written, text, told):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ('{"image": "a.png", "depth": "d.png"}\n\n{"image": \n', "line 3: expected one JSON object a line"),
+        ('{"image": "a.png", "depth": "d.png"}\n\n{"image": \n', "line 3: expected one JSON object per line"),
         ('[{"image": "a.png"}]\n', r"line 1: expected a JSON object \{...\}, found list"),
         ('{"image": "a.png", "detph": "d.png"}\n', "line 1: unknown column 'detph'; did you mean depth"),
         (
@@ -323,10 +323,10 @@ def test_line_separators_inside_json_text_do_not_count(written):
     assert columns == {"image", "depth"}
 
 
-def test_lists_that_are_not_there_or_of_another_kind(files):
+def test_missing_and_other_lists_are_refused(files):
     with pytest.raises(DataError, match=r"no\.csv: cannot read this list \(No such file"):
         custom(files / "no.csv")
-    with pytest.raises(DataError, match=r"ends in \.csv"):
+    with pytest.raises(DataError, match=r"whose name ends in \.csv"):
         custom(files / "my.json")
 
 
@@ -338,22 +338,24 @@ def test_missing_files_are_named_with_what_paths_are_relative_to(written, files)
         custom(path, scale=1000)
 
 
-def test_folders_with_files_that_are_alone(files):
+def test_folders_with_files_without_partner(files):
     (files / "npy/bath/1.npy").unlink()
     (files / "npy/bath/2.npy").touch()
     with pytest.raises(DataError) as caught:
         from_folders(files / "rgb", files / "npy", Defaults(1))
-    assert "6 images, without depth map: bath/1\n" in str(caught.value)
-    assert "6 depth maps, without image: bath/2\n" in str(caught.value)
+    assert "6 images; without depth map: bath/1\n" in str(caught.value)
+    assert "6 depth maps; without image: bath/2\n" in str(caught.value)
 
 
 def test_folders_without_files_or_with_two_of_one_name(files):
     with pytest.raises(DataError, match=r"nowhere: expected files.*does not exist"):
         from_folders(files / "nowhere", files / "npy", Defaults(1))
-    with pytest.raises(DataError, match=r"rgb: expected files that end in \.png, \.npy, \.npz; it has none"):
+    with pytest.raises(
+        DataError, match=r"rgb: expected files whose names end in \.png, \.npy, \.npz; it has none"
+    ):
         from_folders(files / "rgb", files / "rgb", Defaults(1))
     (files / "rgb/bath/1.png").touch()
-    with pytest.raises(DataError, match=r"1\.png: another file has this name up to the ending, 1\.jpg"):
+    with pytest.raises(DataError, match=r"1\.png: 1\.jpg has the same name except for the suffix"):
         from_folders(files / "rgb", files / "npy", Defaults(1))
 
 
@@ -369,8 +371,8 @@ def test_folders_may_be_links(files):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({}, r"which images\? Give data.train.list=my.csv"),
-        ({"images": "a"}, "which images"),
+        ({}, r"no images are given: set data.train.list=my.csv"),
+        ({"images": "a"}, "no images are given"),
         ({"list": "a.csv", "images": "a"}, "not both"),
         ({"images": "a", "depths": "b", "split": "test"}, "folders have no column"),
         ({"list": "a.csv", "scale": 0}, "positive scale"),
@@ -379,7 +381,7 @@ def test_folders_may_be_links(files):
         ({"list": "a.csv", "intrinsics": [1, 2]}, "expected fx fy cx cy"),
     ],
 )
-def test_options_that_cannot_mean_anything(options, told):
+def test_invalid_options_are_refused(options, told):
     with pytest.raises(ConfigError, match=told):
         custom(**options)
 
@@ -466,13 +468,13 @@ def test_genuine_folders():
 @pytest.mark.parametrize(
     ("path", "advice"),
     [
-        ("rgb\\attic\\0.jpg", "Paths with backslashes are understood by Windows only: write / instead."),
-        ("rgb/attic/0.JPG", "0.JPG is there as 0.jpg: upper and lower case count."),
+        ("rgb\\attic\\0.jpg", "Only Windows understands paths with backslashes: write / instead."),
+        ("rgb/attic/0.JPG", "0.JPG exists as 0.jpg: upper and lower case matter."),
         ("rgb/bath/cafe\u0301.jpg", "its accents are other characters: copy the name from the folder."),
         ("rgb/attic/9.jpg", ""),
     ],
 )
-def test_a_missing_path_that_is_spelt_otherwise_is_told(files, written, path, advice):
+def test_a_missing_path_with_another_spelling_is_explained(files, written, path, advice):
     """DenseDepth#113 and others: lists from Windows and from macOS."""
     (files / "rgb" / "bath" / "caf\u00e9.jpg").touch()
     rows = [{"image": path, "depth": "png/attic/0.png"}]
@@ -486,6 +488,6 @@ def test_a_missing_path_that_is_spelt_otherwise_is_told(files, written, path, ad
 @pytest.mark.parametrize(
     ("scale", "kinds"), [(1000, set()), (1, {"wrong_unit"}), (1_000_000, {"wrong_unit"})]
 )
-def test_the_check_finds_a_scale_that_cannot_be(written, scale, kinds):
+def test_the_check_finds_an_impossible_scale(written, scale, kinds):
     report = check({"train": custom(written(LIST), scale=scale)})
     assert {problem.kind for problem in report.problems} - {"blank_image"} == kinds

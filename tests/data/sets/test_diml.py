@@ -1,4 +1,4 @@
-"""DIML/CVD outdoor: found by looking, paired by name or number, divided as documented."""
+"""DIML/CVD outdoor: found by search, paired by name or number, divided as documented."""
 
 import pickle
 
@@ -62,10 +62,12 @@ def test_a_test_folder_decides_wherever_it_stands(scene, name):
     assert len(diml.outdoor(root, "train").frames) == 6
 
 
-def test_a_file_called_test_is_no_test_folder(scene):
+def test_a_file_called_test_is_not_a_test_folder(scene):
     scene("a", [("test", "test")])
     root = scene("b")
-    assert ids(diml.outdoor(root, "test", test_every=2)) == ["a/test"]  # as the first place, not by its name
+    assert ids(diml.outdoor(root, "test", test_every=2)) == [
+        "a/test"
+    ]  # because it is the first place, not by its name
     assert ids(diml.outdoor(root, "train", test_every=2)) == ["b/0001", "b/0002"]
 
 
@@ -108,7 +110,7 @@ def test_both_resolutions_need_a_choice(scene):
     assert len(diml.outdoor(root / "test" / "LR", "all").frames) == 2
 
 
-def test_a_resolution_that_is_not_there(scene):
+def test_a_missing_resolution(scene):
     with pytest.raises(DataError, match="no folder 'HR'"):
         diml.outdoor(scene("test/LR"), resolution="HR")
 
@@ -130,16 +132,16 @@ def test_pairs_by_number_where_names_differ(scene, names):
 @pytest.mark.parametrize(
     ("names", "told"),
     [
-        ([("1", "1"), ("2", None)], "2 images, without depth map: 2\n  1 depth maps, without image: none"),
-        ([("1", "1"), (None, "2")], "without depth map: none\n  2 depth maps, without image: 2"),
-        ([("l1", "d1"), ("l2", "d3")], "without depth map: l1, l2\n  2 depth maps, without image: d1, d3"),
+        ([("1", "1"), ("2", None)], "2 images; without depth map: 2\n  1 depth maps; without image: none"),
+        ([("1", "1"), (None, "2")], "without depth map: none\n  2 depth maps; without image: 2"),
+        ([("l1", "d1"), ("l2", "d3")], "without depth map: l1, l2\n  2 depth maps; without image: d1, d3"),
         ([("1_cam0", "1_cam1"), ("2_cam0", "2_cam1")], "without depth map: 1_cam0, 2_cam0"),
         ([("1_v2", "1_w2"), ("2_v2", "2_w2")], "without depth map: 1_v2, 2_v2"),
         ([("a", "b")], "without depth map: a\n"),
         ([(f"{n:02d}", None) for n in range(8)], "00, 01, 02, 03, 04 and 3 more"),
     ],
 )
-def test_what_does_not_pair_is_named(scene, names, told):
+def test_files_without_partner_are_named(scene, names, told):
     root = scene("s", names)
     with pytest.raises(DataError) as caught:
         diml.outdoor(root, "all")
@@ -156,7 +158,7 @@ def test_depth_beyond_the_cap_is_not_measured(scene):
     assert "30 m" in read.describe()
 
 
-def test_the_end_of_16_bits_is_no_measurement(scene):
+def test_the_largest_16_bit_value_is_not_a_measurement(scene):
     scene("s", [("1", "1")], millimetres=65534)
     root = scene("s", [("2", "2")], millimetres=65535)
     read = diml_outdoor(root, "all")
@@ -164,7 +166,7 @@ def test_the_end_of_16_bits_is_no_measurement(scene):
     assert (read[1].depth == 0).all()
 
 
-def test_leavings_of_macos_are_no_images(scene):
+def test_files_left_by_macos_are_not_images(scene):
     root = scene("s")
     (root / "s" / "outleft" / "._0001.png").write_bytes(b"\0")
     assert len(diml.outdoor(root, "all").frames) == 2
@@ -180,7 +182,7 @@ def test_links_are_followed_once(scene, tmp_path):
     assert ids(diml.outdoor(tmp_path / "linked", "all")) == ["there/0001", "there/0002"]
 
 
-def test_nothing_found_says_what_was_looked_for(tmp_path, scene):
+def test_errors_name_the_missing_folders(tmp_path, scene):
     with pytest.raises(DataError, match=r"no folder 'outleft' below.*does not exist(.|\n)*paths.data_dir"):
         diml.outdoor(tmp_path / "nowhere")
     with pytest.raises(DataError, match="it has none"):
@@ -211,5 +213,5 @@ def test_configuration_divides_once_for_all_three(compose, scene):
     assert "share" not in module.describe()
     assert [frame.place for frame in module.source("test").frames] == ["s0", "s0", "s4", "s4"]
     batch = next(iter(module.test_dataloader()))
-    assert (batch["depth"] == 0).all()  # 2.5 m lies beyond the 2 m of train, which hold for all
+    assert (batch["depth"] == 0).all()  # 2.5 m is beyond the limit of 2 m, which train sets for all
     assert compose("data=diml_outdoor").test.root == str(root)

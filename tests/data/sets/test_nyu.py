@@ -1,4 +1,4 @@
-"""NYU v2: where its files lie, and what is said when they do not."""
+"""NYU v2: the places of its files, and errors about missing ones."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Each data set: what its archives hold arrives where the index looks for it, and nothing else does."""
+"""For each data set, the files of its archives arrive where the listing expects them, and no others."""
 
 import tarfile
 import zipfile
@@ -36,7 +36,7 @@ def unpack(folder, names):
 
 
 def prepare(dataset, root, *paths, copy=False, **options):
-    """Prepare, see that a second run has nothing to do, and return the recipe and the names below the root."""
+    """Prepare, check that a second run has nothing to do, and return the recipe and the names below the root."""
     recipe = make_recipe(dataset, root, **options)
     outcome = execute(make_plan(recipe, open_sources(paths, recipe), copy=copy))
     assert not outcome.failures
@@ -46,7 +46,7 @@ def prepare(dataset, root, *paths, copy=False, **options):
 
 
 def held_by(listing):
-    """Files of a listing that are there."""
+    """Files of a listing that exist."""
     return {path for frame in listing.frames for path in frame.files if path.exists()}
 
 
@@ -139,7 +139,7 @@ def scans(drive, numbers=(5, 6)):
 
 @pytest.fixture
 def kitti_archives(tmp_path):
-    """Archives as KITTI has them, of a training drive and of a drive with test frames (6 and 9 are in the list)."""
+    """KITTI's archives of a training drive and of a drive with test frames (6 and 9 are in the list)."""
     calib = ["calib_cam_to_cam.txt", "calib_velo_to_cam.txt", "calib_imu_to_velo.txt"]
     folder = tmp_path / "downloads"
     folder.mkdir()
@@ -323,7 +323,7 @@ def test_every_listed_file_has_its_place(dataset, tmp_path):
         try:
             listing = split()
         except DataError:
-            assert dataset == "kitti_official"  # training drives: what is found
+            assert dataset == "kitti_official"  # its training drives are searched
             continue
         for path in {path for frame in listing.frames for path in frame.files}:
             target = path.relative_to(tmp_path).as_posix()
@@ -336,7 +336,7 @@ def test_every_listed_file_has_its_place(dataset, tmp_path):
 def test_unknown_names_and_options(tmp_path):
     with pytest.raises(ConfigError, match="did you mean kitti_eigen"):
         make_recipe("kitti_eigne", tmp_path)
-    with pytest.raises(ConfigError, match="sunrgbd has no choice of --velodyne"):
+    with pytest.raises(ConfigError, match="sunrgbd has no option --velodyne"):
         make_recipe("sunrgbd", tmp_path, velodyne=True)
     with pytest.raises(ConfigError, match="choose raw or filled"):
         make_recipe("nyu_labelled", tmp_path, depth="dense")

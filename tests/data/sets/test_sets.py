@@ -1,4 +1,4 @@
-"""What holds of every data set: its list, what is said without its files, its division, how it is found."""
+"""Rules for every data set: its list, errors about missing files, its division, how it is found."""
 
 import pickle
 import shutil
@@ -23,7 +23,7 @@ from sa2depth.data.splits.selection import hold_out
 from sa2depth.errors import ConfigError, DataError
 from sa2depth.resources import conf_dir
 
-# function, frames, frames without truth, files, what a message on missing files says
+# function, frames, frames without truth, files, words of the message about missing files
 LISTS = {
     "nyu_sync": (nyu.sync, 36253, 0, 72506, ["basement_0001a/rgb_00000.jpg", "sync.zip"]),
     "nyu_sync 24231": (partial(nyu.sync, split="24231"), 24231, 0, 48462, ["sync.zip"]),
@@ -66,7 +66,7 @@ def test_held_out_places_are_disjoint_and_nothing_is_lost(name, every, tmp_path)
     fit, held_out = hold_out(frames, "fit", every), hold_out(frames, "held_out", every)
     assert not {frame.place for frame in fit} & {frame.place for frame in held_out}
     assert sorted(frame.id for frame in fit + held_out) == sorted(frame.id for frame in frames)
-    if name.startswith("nyu"):  # KITTI's 33 drives are of very different length
+    if name.startswith("nyu"):  # KITTI's 33 drives differ much in length
         assert 0.4 / every < len(held_out) / len(frames) < 2.2 / every
 
 
@@ -178,7 +178,7 @@ test: null
 
 @pytest.fixture
 def toys(tmp_path, monkeypatch):
-    """A data set that nobody has heard of: one module in `sets`, one file in ``conf/data``; and its files."""
+    """A new data set: one module in `sets`, one file in ``conf/data``, and its files."""
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "toys.py").write_text(MODULE)
     monkeypatch.setattr(sets, "__path__", [*sets.__path__, str(tmp_path / "more")])
@@ -212,6 +212,6 @@ def test_a_new_data_set_is_one_file_and_one_yaml(toys, tmp_path):
     assert "GOOD: all 2 images opened" in run("check", "toy_yard", "--root", toys.root)
     shown = run("show", "toy_yard", "--root", toys.root, "-o", tmp_path / "sheet.png")
     assert "1 of 1 images of train" in shown
-    assert "enough: data.num_workers=0" in run(
+    assert "recommended: data.num_workers=0" in run(
         *("speed", "toy_yard", "--root", toys.root, "--workers", 0, "--seconds", 0.01, "--batch-size", 1)
     )

@@ -176,7 +176,7 @@ def test_unusable_lists(tmp_path, text):
     path = tmp_path / "mine.txt"
     if text is not None:
         path.write_text(text)
-    found = {None: "cannot read"}.get(text, "line 3.*already in line 1" if text and text.strip() else "none")
+    found = {None: "cannot read"}.get(text, "line 3.*listed in line 1" if text and text.strip() else "none")
     with pytest.raises(DataError, match=found):
         sunrgbd.read_list(path)
 
@@ -223,7 +223,7 @@ def test_genuine_images(tmp_path, folder, image, depth, size, focal, median):
     assert np.median(raw.depth[measured]) == pytest.approx(median, abs=1e-3)
     assert measured.mean() < 0.9
     assert (filled.depth > 0).all()
-    # filling changes next to nothing where something was measured
+    # filling changes almost nothing where depth was measured
     assert np.median(np.abs(filled.depth - raw.depth)[measured]) < 0.005
 
 

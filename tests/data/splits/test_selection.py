@@ -1,4 +1,4 @@
-"""Dividing lists by place, and handfuls of them."""
+"""Division of lists by place, and small subsets."""
 
 from pathlib import Path
 

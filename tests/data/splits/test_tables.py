@@ -1,4 +1,4 @@
-"""The split tables that travel with the package: their published counts, and how ranges are read."""
+"""The shipped split tables have their published counts, and ranges are parsed."""
 
 import pytest
 

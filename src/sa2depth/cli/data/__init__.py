@@ -1,1 +1,1 @@
-"""`sa2depth data ...`: data sets on disk. A file for each command; `app` lists them."""
+"""`sa2depth data ...`: commands for data sets on disk, one file each; `app` lists them."""

@@ -1,4 +1,4 @@
-"""`sa2depth data check`: whether all files exist, can be read and are what the data set says they are."""
+"""`sa2depth data check`: checks that all files exist, can be read and match the data set's description."""
 
 import json
 from collections import defaultdict
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sa2depth.data.sample import Source
 
 _NAMED = 5
-"""How many problems of each kind are named on the screen; the JSON file has all."""
+"""Number of problems of each kind that the screen names; the JSON file has all."""
 _SPLITS = {"train": ("train", "val"), "val": ("val",), "test": ("test",), "all": ("train", "val", "test")}
 
 
@@ -72,7 +72,7 @@ def check(
 
         with atomic_path(json_file) as path:
             path.write_text(json.dumps({"dataset": dataset, **report.as_dict()}, indent=1))
-        console.print(f"everything in {json_file}", markup=False)
+        console.print(f"wrote {json_file}", markup=False)
     console.print(report.verdict, style="bold green" if report.good else "bold red", markup=False)
     if not report.good:
         raise typer.Exit(1)
@@ -109,7 +109,7 @@ def _print_split(console: "Console", part: "SplitReport") -> None:
     console.print(f"{part.name}: {part.title}", style="bold", markup=False)
     if part.images:
         truth = f", {part.without_truth:,} of them without ground truth" if part.without_truth else ""
-        lines = [f"images  {part.images:,} by its list{truth}; {part.opened:,} opened"]
+        lines = [f"images  {part.images:,} in its list{truth}; {part.opened:,} opened"]
         if part.files:
             lines.append(f"files   {part.files:,}, {part.missing:,} missing, below {part.folder}")
         if part.depth is not None:
@@ -126,7 +126,7 @@ def _print_split(console: "Console", part: "SplitReport") -> None:
 
 
 def _print_problems(console: "Console", problems: "list[Problem]", folder: str) -> None:
-    """Each kind with its number and the first names."""
+    """Print each kind of problem with its count and the first names."""
     from sa2depth.data.check.frames import MEANING
 
     by_kind: dict[str, list[Problem]] = defaultdict(list)
@@ -140,11 +140,11 @@ def _print_problems(console: "Console", problems: "list[Problem]", folder: str) 
         for problem in found[:_NAMED]:
             console.print(f"    {_short(problem, folder)}", markup=False)
         if len(found) > _NAMED:
-            console.print(f"    ... and {len(found) - _NAMED:,} more (--json FILE names all)", markup=False)
+            console.print(f"    ... and {len(found) - _NAMED:,} more (--json FILE lists all)", markup=False)
 
 
 def _short(problem: "Problem", folder: str) -> str:
-    """File and finding, without the folder if it is the same for all."""
+    """One line about a problem; file names are relative to ``folder``."""
     message = problem.message.removeprefix(f"{problem.file}: ")
     file = problem.file.removeprefix(f"{folder}/") if folder else problem.file
     if problem.kind == "no_list":

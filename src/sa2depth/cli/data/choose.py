@@ -1,4 +1,4 @@
-"""From a data set's name on the command line to its sources.
+"""Turn a data set's name on the command line into its sources.
 
 The name is a file of ``conf/data``, so `check`, `show` and `speed` read the same files as training and evaluation.
 """
@@ -31,7 +31,7 @@ def compose_data(
         augment: a file of ``conf/augment``; None: no augmentation.
 
     Raises:
-        ConfigError: an unknown name or option, with the nearest ones.
+        ConfigError: a name or option is unknown; the message suggests the nearest.
     """
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
@@ -45,7 +45,9 @@ def compose_data(
         words.append(f"augment={augment}")
     for override in overrides:
         if "=" not in override and not override.startswith("~"):
-            raise ConfigError(f"'{override}' is no override: write KEY=VALUE, as data.train.split=24231")
+            raise ConfigError(
+                f"'{override}' is not an override: write KEY=VALUE, e.g. data.train.split=24231"
+            )
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         try:
             cfg = compose("eval", overrides=[*words, *overrides])
@@ -60,7 +62,7 @@ def compose_data(
 def build_sources(
     cfg: "DictConfig", splits: Iterable[str] = SPLITS
 ) -> tuple[dict[str, "Source"], dict[str, str]]:
-    """The sources of some splits, whether or not their files are there.
+    """The sources of some splits, whether or not their files exist.
 
     Args:
         cfg: from `compose_data`.
@@ -70,7 +72,7 @@ def build_sources(
         The sources of the splits that exist, and the errors of splits that could not be listed.
 
     Raises:
-        ConfigError: an option that cannot mean anything, or none of the splits exists.
+        ConfigError: an option is invalid, or none of the splits exists.
     """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
@@ -114,10 +116,10 @@ def require_source(cfg: "DictConfig", splits: Sequence[str]) -> tuple[str, "Sour
 
 
 def build_module(cfg: "DictConfig") -> "DepthDataModule":
-    """The data module exactly as training has it.
+    """The data module, exactly as training uses it.
 
     Raises:
-        ConfigError: an option that cannot mean anything.
+        ConfigError: an option is invalid.
     """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
@@ -141,13 +143,13 @@ def _set_root(cfg: "DictConfig", dataset: str, root: Path) -> None:
     given = [cfg.data[split] for split in SPLITS if cfg.data.get(split) is not None]
     given = [node for node in given if "root" in node]
     if not given:
-        raise ConfigError(f"--root: data set '{dataset}' has no folder of that kind")
+        raise ConfigError(f"--root: data set '{dataset}' has no folder: leave --root out")
     for node in given:
         OmegaConf.update(node, "root", str(root.expanduser()))
 
 
 def _explain(error: Exception, overrides: Sequence[str], known: set[str]) -> str:
-    """Which override is at fault, with the names that would have worked."""
+    """A message that names the wrong override and the nearest known names."""
     for override in overrides:
         key = override.lstrip("+~").split("=", 1)[0]
         if key not in known and not override.startswith("+") and "/" not in key and "@" not in key:

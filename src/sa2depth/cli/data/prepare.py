@@ -1,4 +1,4 @@
-"""`sa2depth data prepare`: brings archives or folders that a user has into the layout that the package reads."""
+"""`sa2depth data prepare`: arranges a user's archives or folders in the layout that the package reads."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ _SHOWN = 5
 
 
 class NamesRecipes(TyperCommand):
-    """Names the data sets that can be prepared; they are looked up when the help is shown."""
+    """Help that names the data sets with a recipe; they are looked up when it is shown."""
 
     def format_help(self, *arguments: Any, **options: Any) -> None:
         """Write the help."""
@@ -64,12 +64,12 @@ def prepare(
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare the contents of files that already exist.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be done.")] = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads; by default one for each core, at most 8.")
     ] = None,
 ) -> None:
-    """Bring a data set into the layout that training and evaluation expect.
+    """Arrange a data set in the layout that training and evaluation expect.
 
     Folders are linked; only the files needed are extracted from archives.
     You may stop it at any moment: the same command continues.
@@ -83,16 +83,16 @@ def prepare(
 
     recipe = make_recipe(dataset, root, everything=everything, velodyne=velodyne, depth=depth)
     if not sources:
-        raise ConfigError(f"say with --from what to prepare {recipe.title} from: {recipe.archives}")
+        raise ConfigError(f"no source for {recipe.title} is given: use --from with {recipe.archives}")
     console = Console(stderr=True)
-    with console.status("looking at the sources and the tree"):
+    with console.status("reading the sources and the folder"):
         opened = open_sources(sources, recipe)
         if depth and not any(source.path.suffix.lower() == ".mat" for source in opened):
             raise ConfigError("--depth chooses between the depths of a .mat file, and no such file was given")
         plan = make_plan(recipe, opened, copy=copy)
     _show_plan(plan, recipe)
     if not any(count for _, count in plan.found) and not recipe.enough(what_is_missing(recipe)):
-        raise DataError(f"nothing of {recipe.title} was found in these sources. Expected {recipe.archives}")
+        raise DataError(f"no file of {recipe.title} was found in these sources. Expected {recipe.archives}")
     plan.require_space()
     outcome = None
     if not dry_run:
@@ -102,7 +102,7 @@ def prepare(
 
 
 def _show_plan(plan: "Plan", recipe: "Recipe") -> None:
-    """Sources, counts and bytes."""
+    """Print sources, counts and bytes."""
     from sa2depth.data.prepare.plan import State
 
     print(f"{recipe.title} below {plan.root}")
@@ -117,15 +117,15 @@ def _show_plan(plan: "Plan", recipe: "Recipe") -> None:
             len(to_do) - links,
         ),
         (f"{links:,} links to make", links),
-        (f"{states[State.WHOLE]:,} files are there already", states[State.WHOLE]),
+        (f"{states[State.WHOLE]:,} files exist already", states[State.WHOLE]),
         (
             f"{states[State.DIFFERS]:,} of them replace a file or link with other contents",
             states[State.DIFFERS],
         ),
-        (f"{states[State.DANGLING]:,} of them replace links that lead nowhere", states[State.DANGLING]),
+        (f"{states[State.DANGLING]:,} of them replace broken links", states[State.DANGLING]),
         (f"{plan.twice:,} files are in more than one source; the first is used", plan.twice),
-        (f"{len(plan.leftovers):,} unfinished files of a run that was stopped are removed", plan.leftovers),
-        (f"{len(plan.dangling):,} files of the sources are links that lead nowhere", plan.dangling),
+        (f"{len(plan.leftovers):,} unfinished files of a stopped run are removed", plan.leftovers),
+        (f"{len(plan.dangling):,} files of the sources are broken links", plan.dangling),
     ]
     for text, wanted in rows:
         if wanted:
@@ -133,7 +133,7 @@ def _show_plan(plan: "Plan", recipe: "Recipe") -> None:
 
 
 def _carry_out(plan: "Plan", workers: int | None, verify: bool, console: "Console") -> "Outcome":
-    """Execute with a progress bar of bytes and files."""
+    """Carry out the plan with a progress bar."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     from sa2depth.data.prepare import execute
@@ -157,7 +157,7 @@ def _carry_out(plan: "Plan", workers: int | None, verify: bool, console: "Consol
         try:
             return execute(plan, workers=workers, verify=verify, tick=tick)
         except KeyboardInterrupt:
-            complain("stopped; every file that is there is whole. The same command continues")
+            complain("stopped; every file written so far is complete. Run the same command again to continue")
             raise typer.Exit(130) from None
 
 
@@ -169,7 +169,7 @@ def _show_outcome(outcome: "Outcome") -> None:
     counts = {
         "written": outcome.written,
         "links made": outcome.linked,
-        "compared and right": outcome.verified,
+        "compared and correct": outcome.verified,
         "compared, wrong and written again": outcome.repaired,
     }
     print(
@@ -183,11 +183,11 @@ def _show_outcome(outcome: "Outcome") -> None:
 
 
 def _give_verdict(recipe: "Recipe", states: "Sequence[SplitState]", outcome: "Outcome | None") -> None:
-    """One line for each split, one line for all, and the exit status."""
+    """Print a line for each split and one for all, and set the exit status."""
     origins: Counter[str] = Counter()
     for state in states:
         if state.later:
-            print(f"  {state.title}: a split is what will be found in the tree; nothing to compare with yet")
+            print(f"  {state.title}: the folder is searched for images, so nothing can be compared yet")
         elif state.problem:
             print(f"  {state.problem}")
         elif state.complete:

@@ -1,4 +1,4 @@
-"""`sa2depth data show`: a contact sheet of a data set, before and after augmentation."""
+"""`sa2depth data show`: draws a contact sheet of a data set, before and after augmentation."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -32,7 +32,7 @@ def show(
     augment: Annotated[
         str | None, typer.Option(metavar="NAME", help="Also show this augmentation of conf/augment.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed for choice and augmentation of the images.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for choosing and augmenting images.")] = 0,
     max_depth: Annotated[
         float | None,
         typer.Option(min=0.001, help="Metres at the end of the colours; default: from the images."),
@@ -47,7 +47,7 @@ def show(
     if split is not None and split not in SPLITS:
         raise ConfigError(f"--split {split}: choose one of {', '.join(SPLITS)}")
     if output.suffix.lower() != ".png":
-        raise ConfigError(f"{output}: what is written is PNG, so name it {output.with_suffix('.png')}")
+        raise ConfigError(f"{output}: the sheet is a PNG file, so name it {output.with_suffix('.png')}")
     cfg = compose_data(dataset, root, overrides or (), augment)
     chosen_split, source = require_source(cfg, SPLITS if split is None else (split,))
     with stage("loading PyTorch"):
@@ -65,14 +65,14 @@ def show(
         typer.echo(
             f"{missing:,} of {len(source):,} images lack files: 'sa2depth data check' names them", err=True
         )
-    print(f"{len(rows)} of {len(source):,} images of {chosen_split} in {output}")
+    print(f"wrote {len(rows)} of {len(source):,} images of {chosen_split} to {output}")
     if failed:
         complain(f"{failed} of {len(indices)} images cannot be shown; they are named above")
         raise typer.Exit(1)
 
 
 def _choose(source: "Source", count: int, seed: int) -> tuple[list[int], int]:
-    """Numbers of images drawn at random, in order, from those whose files are there; and how many lack files."""
+    """Sorted indices of images drawn at random among those with all files, and the number that lack files."""
     from sa2depth.data.listing import files_of, missing_files
     from sa2depth.data.loading.samplers import stream
     from sa2depth.data.source import FileSource
@@ -89,7 +89,7 @@ def _choose(source: "Source", count: int, seed: int) -> tuple[list[int], int]:
 
 
 def _rows(dataset: "DepthDataset", indices: list[int]) -> tuple[list["SheetRow"], int]:
-    """The images that can be read, and how many cannot: each of those is named.
+    """The images that can be read, and the number of the others, which are named on stderr.
 
     Raises:
         DataError: none can be read; this is the error of the last one.

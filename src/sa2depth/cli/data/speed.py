@@ -1,4 +1,4 @@
-"""`sa2depth data speed`: how many images a second the loader delivers, and where the time of one image goes."""
+"""`sa2depth data speed`: measures images per second of the loader, and the time of each stage of one image."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -49,7 +49,7 @@ def speed(
     console = Console(highlight=False)
     if cfg.data.get("train") is None:
         cfg.data.train = cfg.data.test
-        console.print("no training split: measured on the test images")
+        console.print("there is no training split: the test images are used")
     cfg.data.batch_size = batch_size
 
     with stage("loading PyTorch"):
@@ -72,7 +72,7 @@ def speed(
     _print_rates(console, rates)
     best = recommend(rates)
     console.print(
-        f"enough: data.num_workers={best} (the fewest that reach 95 % of the best rate here)", markup=False
+        f"recommended: data.num_workers={best} (the fewest that reach 95 % of the best rate)", markup=False
     )
     if json_file is not None:
         measured = {
@@ -86,7 +86,7 @@ def speed(
             "enough_workers": best,
         }
         _write(json_file, measured)
-        console.print(f"also in {json_file}", markup=False)
+        console.print(f"wrote {json_file}", markup=False)
 
 
 def _numbers(text: str | None, cores: int) -> list[int]:
@@ -98,7 +98,7 @@ def _numbers(text: str | None, cores: int) -> list[int]:
     except ValueError:
         numbers = [-1]
     if min(numbers) < 0:
-        raise ConfigError(f"--workers is a list of whole numbers, for example 0,1,4, not '{text}'")
+        raise ConfigError(f"--workers must be a list of whole numbers, for example 0,1,4, not '{text}'")
     return numbers
 
 

@@ -1,4 +1,4 @@
-"""`sa2depth data write-submission` and `validate-submission`: results for KITTI's depth prediction server."""
+"""`sa2depth data write-submission` and `validate-submission`: write and check results for KITTI's server."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -63,7 +63,7 @@ def write_submission(
     predictor = Predictor(
         model,
         device=device,
-        precision=precision,  # type: ignore[arg-type]  # the Predictor refuses others by name
+        precision=precision,  # type: ignore[arg-type]  # the Predictor rejects other values
         flip=flip,
     )
     console = Console(stderr=True)
@@ -99,19 +99,18 @@ def _validated(archive: Path, console: "Console") -> "SubmissionReport":
 
 
 def _tell(report: "SubmissionReport") -> None:
-    """Print every complaint and a verdict; exit status 1 if there is an error."""
+    """Print every error and warning and a verdict; exit status 1 if there is an error."""
     for error in report.errors:
         complain(error)
     for warning in report.warnings:
         typer.secho(f"warning: {warning}", fg=typer.colors.YELLOW, err=True)
     if not report.valid:
         count = len(report.errors)
-        print(
-            f"{report.path}: not fit to send, {count} error{'s' if count > 1 else ''}; {report.images} images are right"
-        )
+        errors = f"{count} error{'s' if count > 1 else ''}"
+        print(f"{report.path}: not ready to submit, {errors}; {report.images} images are correct")
         raise typer.Exit(1)
     size = report.path.stat().st_size / 1e6
-    print(f"{report.path}: fit to send, {report.images} images, {size:.1f} MB")
+    print(f"{report.path}: ready to submit, {report.images} images, {size:.1f} MB")
 
 
 def _progress(console: "Console") -> "Progress":

@@ -1,1 +1,1 @@
-"""Augmentation: random changes of training samples, and fixed treatments of borders."""
+"""Augmentation: random changes of training samples, and fixed handling of borders."""

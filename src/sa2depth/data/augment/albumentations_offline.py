@@ -1,6 +1,6 @@
 """The only module that imports albumentations.
 
-Unless told not to, it asks the network for a newer version of itself when it is imported.
+Unless the variable below is set, albumentations looks online for a newer version when it is imported.
 """
 
 import os

@@ -28,20 +28,20 @@ class Augmentation:
     """The changes of a training sample, in this order; every part is off by default.
 
     Args:
-        border: fixed treatment of a border without depth, e.g. `sa2depth.data.augment.borders.NyuBorder`; None: none.
+        border: fixed handling of a border without depth, e.g. `sa2depth.data.augment.borders.NyuBorder`; None: none.
         rotation: largest angle in degrees, in [0, 90); each image turns about its centre by an angle drawn
             from [-rotation, rotation]. Corners that come from outside are black and have no depth.
         crop: ``(height, width)`` in pixels of a window at a random place; None: the whole image.
         horizontal_flip: probability of mirroring left and right.
         photometric: probability that gamma, brightness and color are changed, together.
-        gamma: interval of the exponent, see `sa2depth.data.augment.photometric.PhotometricJitter`; None leaves it
-            alone.
-        brightness: interval of the common factor; None leaves it alone.
-        color: interval of the factor of each channel; None leaves it alone.
+        gamma: interval of the exponent, see `sa2depth.data.augment.photometric.PhotometricJitter`; None: no
+            change.
+        brightness: interval of the common factor; None: no change.
+        color: interval of the factor of each channel; None: no change.
         cut_flip: probability of `sa2depth.data.augment.cut_flip.cut_flip`.
 
     Raises:
-        ConfigError: a value outside its range.
+        ConfigError: a value is outside its range.
     """
 
     @checked
@@ -67,8 +67,8 @@ class Augmentation:
         """Change one sample.
 
         Args:
-            sample: with an ``(H, W, 3) uint8`` image.
-            rng: the only source of chance: the same state gives the same result.
+            sample: one with an ``(H, W, 3) uint8`` image.
+            rng: the only source of randomness: the same state gives the same result.
 
         Returns:
             The sample with an ``(H', W', 3) float32`` image in [0, 1] and the intrinsics of the new picture.
@@ -78,12 +78,12 @@ class Augmentation:
         """
         if self.border is not None:
             sample = self.border(sample)
-        # OFFICIAL: an image smaller than the training size fails an assertion there, without its name.
+        # OFFICIAL: an image smaller than the training size fails an assertion there that does not name it.
         height, width = sample.image.shape[:2]
         if self.crop is not None and (height < self.crop[0] or width < self.crop[1]):
             raise DataError(
                 f"{sample.id}: {height}x{width} pixels are too few for augment.crop={list(self.crop)} "
-                "(height, width)"
+                "(height, width): choose a smaller crop"
             )
         if self.geometry is not None:
             sample = self._move(sample, rng)

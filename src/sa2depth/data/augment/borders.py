@@ -1,4 +1,4 @@
-"""Borders of a data set without usable pixels, and what training does about them.
+"""Image borders without usable pixels, and how training handles them.
 
 Source: the loader of BTS and its descendants (NeWCRFs, IEBins, SA2Depth).
 """
@@ -16,12 +16,12 @@ BorderMode = Literal["mask", "crop"]
 
 
 class NyuBorder:
-    """The rim of a 480x640 NYU v2 image, where registration left no depth.
+    """The border of a 480x640 NYU v2 image, where registration left no depth.
 
     It is everything but rows 45..471 and columns 43..607.
 
     Args:
-        mode: ``mask`` forgets the depth there and keeps the image, as the released code does when it trains
+        mode: ``mask`` removes the depth there and keeps the image, as the released code does when it trains
             on 480x640; ``crop`` cuts image and depth to 427x565, as it does for smaller training sizes.
     """
 
@@ -65,16 +65,16 @@ class NyuBorder:
 
 
 class BottomCentre:
-    """The window at the bottom and in the middle of an image: "kb crop" of the KITTI benchmark.
+    """The window at the bottom centre of an image: the "kb crop" of the KITTI benchmark.
 
     The scanner sees nothing above it, and images of different recording days get one size.
 
     Args:
-        height: of the window, pixels.
-        width: of the window, pixels.
+        height: height of the window in pixels.
+        width: width of the window in pixels.
 
     Raises:
-        ConfigError: a size below 1.
+        ConfigError: a size is below 1.
     """
 
     @checked
@@ -89,7 +89,7 @@ class BottomCentre:
         """
         height, width = sample.image.shape[:2]
         if height < self.height or width < self.width:
-            # OFFICIAL: a negative offset is an index from the other end there: 2 rows are left of a lower image.
+            # OFFICIAL: a negative offset counts from the other end there, which leaves 2 rows of a lower image.
             raise DataError(
                 f"{sample.id}: {height}x{width} pixels are too few for the bottom-centre window of "
                 f"{self.height}x{self.width}: set augment.border=null, or a smaller augment.border.height and width"

@@ -1,6 +1,6 @@
 """Cut-flip: the upper and the lower part of an image change places.
 
-Source: URCDC-Depth, taken over by IEBins and SA2Depth (``Cut_Flip`` in their loader). In spite of its name
+Source: URCDC-Depth, also used by IEBins and SA2Depth (``Cut_Flip`` in their loader). Despite its name
 nothing is mirrored: the image is cut along one row, drawn uniformly between 20 % and 80 % of its height, and
 the band below the cut is put on top of the band above it. The horizon jumps, so that the network cannot learn
 "higher up is farther away".
@@ -13,7 +13,7 @@ import numpy as np
 from sa2depth.data.sample import RawSample
 
 CUT_RANGE = (0.2, 0.8)
-"""Share of the height that the new upper band may have, ends included."""
+"""Interval of the new upper band's share of the height, ends included."""
 
 
 def cut_flip(sample: RawSample, rng: np.random.Generator) -> RawSample:

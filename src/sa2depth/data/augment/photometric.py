@@ -1,7 +1,7 @@
 """Random gamma, brightness and colour, as in BTS and its descendants (``augment_image``).
 
-albumentations has neither: its brightness adds, and each of its steps clips to [0, 1] where the released code
-clips once at the end. On 8-bit pixels the three steps are one table of 256 values a channel: exact, and fifty
+albumentations differs: its brightness adds, and each of its steps clips to [0, 1] where the released code
+clips once at the end. On 8-bit pixels the three steps are one table of 256 values per channel: exact, and fifty
 times faster.
 """
 
@@ -26,9 +26,9 @@ class PhotometricJitter:
 
     Args:
         probability: chance that an image is changed, in [0, 1]; the three always come together.
-        gamma: interval of the exponent; above 0, 1 changes nothing.
-        brightness: interval of the common factor; above 0.
-        color: interval of the factor of each channel, drawn three times; above 0.
+        gamma: interval of the exponent, above 0; 1 changes nothing.
+        brightness: interval of the common factor, above 0.
+        color: interval of the factor of each channel, drawn three times, above 0.
     """
 
     @checked
@@ -57,7 +57,7 @@ class PhotometricJitter:
 
 
 def to_float(image: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """``uint8`` image to ``float32`` in [0, 1]; a float image is passed on."""
+    """``uint8`` image to ``float32`` in [0, 1]; a float image stays as it is."""
     if image.dtype == np.uint8:
         return apply_table(image, np.repeat(_SHARES_OF_255[:, None], image.shape[2], axis=1))
     return image.astype(np.float32, copy=False)
@@ -66,8 +66,8 @@ def to_float(image: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 def apply_table(image: npt.NDArray[np.uint8], table: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """Look every pixel of ``(H, W, C)`` up in ``table (256, C)``.
 
-    The result is ``(H, W, C)`` but lies in memory channel by channel, as a network takes it: turning it into a tensor
-    then copies nothing, and looking up one channel at a time is quicker than three together.
+    The result is ``(H, W, C)`` but lies in memory channel by channel, as a network expects it: turning it into a
+    tensor then copies nothing, and one channel at a time is faster than three together.
     """
     planes = np.empty((image.shape[2], *image.shape[:2]), np.float32)
     columns = np.ascontiguousarray(table.T, np.float32)

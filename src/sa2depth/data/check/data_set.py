@@ -1,6 +1,6 @@
-"""Checking a data set on disk: everything its splits should hold against everything that is there.
+"""Check a data set on disk: compare what its splits should hold with what is there.
 
-Nothing here needs torch. Files are opened by threads: decoding a JPEG or PNG lets go of Python's lock.
+Nothing here needs torch. Files are opened by threads: decoding a JPEG or PNG releases Python's lock.
 """
 
 import math
@@ -35,14 +35,14 @@ from sa2depth.data.source import FileSource
 from sa2depth.data.splits.selection import spread
 from sa2depth.threads import usable_cores
 
-_PLAUSIBLE = (0.01, 1000.0)  # metres, of data that name no range: what lies outside is in another unit
+_PLAUSIBLE = (0.01, 1000.0)  # metres, for data without a stated range: values outside are in another unit
 QUICK = 200
 """Images of a split that a quick check opens."""
 
 _ENOUGH = 20
-"""Images from which on a split as a whole says something about its unit."""
+"""Smallest number of images for which a whole split says something about its unit."""
 _AHEAD = 4
-"""Tasks that wait for each worker: enough to keep it busy, few enough to hold no memory."""
+"""Queued tasks per worker: enough to keep it busy, few enough to need little memory."""
 
 Advance = Callable[[int], None]
 
@@ -53,18 +53,18 @@ class SplitReport:
 
     Attributes:
         name: the splits that take their images from it, e.g. ``train, val``.
-        title: what the data set calls it.
-        folder: where its files were looked for.
+        title: its name in the data set.
+        folder: folder that should hold its files.
         images: number of images that belong to it.
-        without_truth: number of images that have no ground truth by the data set's own account.
+        without_truth: number of images for which the data set has no ground truth.
         files: number of files that belong to it.
-        missing: number of files that are not there.
-        opened: number of images that were looked at.
+        missing: number of files that do not exist.
+        opened: number of images that were opened.
         depth: nearest 1st percentile, median of the medians, and farthest 99th percentile in metres; None without
             any depth.
-        problems: everything that is wrong.
-        notes: what is odd, but no fault.
-        advice: what to do about missing files.
+        problems: all problems.
+        notes: harmless oddities.
+        advice: advice about missing files.
     """
 
     name: str
@@ -87,9 +87,9 @@ class Report:
 
     Attributes:
         splits: one part for each list of frames.
-        leaks: what splits share that must share nothing.
+        leaks: images and places shared by splits that must share nothing.
         quick: only a sample of the images was opened.
-        notes: what is odd between splits, but no fault.
+        notes: harmless oddities between splits.
     """
 
     splits: list[SplitReport]
@@ -104,7 +104,7 @@ class Report:
 
     @property
     def good(self) -> bool:
-        """Whether nothing is wrong."""
+        """True if there is no problem."""
         return not self.problems
 
     @property
@@ -156,27 +156,27 @@ class _Part:
 
     @property
     def frames(self) -> tuple[Frame, ...]:
-        """All frames of the list, whichever of them the splits use."""
+        """All frames of the list, used by the splits or not."""
         if not isinstance(self.source, FileSource):
             return ()
         return self.source.frames if self.source.listing is None else self.source.listing.frames
 
 
 def parts(sources: Mapping[str, Source]) -> list[_Part]:
-    """The lists behind the splits, each once: a training list that is divided into train and val is one list."""
+    """The lists behind the splits, each once: a training list divided into train and val counts once."""
     found: dict[Any, _Part] = {}
     for name, source in sources.items():
         listing = source.listing if isinstance(source, FileSource) else None
         key: Any = id(source)
         if listing is not None:
-            # Two parts of one list of one's own may share title and folder.
+            # Two different lists of a user may share title and folder.
             key = listing.title, listing.root, tuple(frame.id for frame in listing.frames)
         found.setdefault(key, _Part([], source)).names.append(name)
     return list(found.values())
 
 
 def image_count(sources: Mapping[str, Source], quick: bool = False) -> int:
-    """How many images `check` will open, missing ones included."""
+    """Number of images that `check` will open, missing ones included."""
     counts = (len(part.frames) or len(part.source) for part in parts(sources))
     return sum(min(count, QUICK) if quick else count for count in counts)
 
@@ -188,21 +188,21 @@ def check(
     advance: Advance = lambda count: None,
     unlisted: Mapping[str, str] | None = None,
 ) -> Report:
-    """Look for every file of some splits and open all of them.
+    """Look for every file of the splits and open all of them.
 
-    The whole list behind a split is checked, also where a configuration uses only some of its images.
+    The whole list behind a split is checked, even if a configuration uses only some of its images.
 
     Args:
         sources: by split name (``train``, ``val``, ``test``), made inside
             `sa2depth.data.source.missing_files_allowed`.
         workers: threads; None: one for each usable core, at most 8 (on 16 cores, 16 threads were slower than 8).
         quick: look for all files, but open only ``QUICK`` images of each list, evenly spread.
-        advance: called with the number of images that are done since the last call.
-        unlisted: splits of which not even a list could be made, with the error: they are reported beside the others.
+        advance: called with the number of images finished since the last call.
+        unlisted: splits that could not be listed, with the error: they are reported beside the others.
     """
     count = max(1, min(8, usable_cores()) if workers is None else workers)
     digests: dict[str, bytes] = {}
-    # Each thread decodes an image of its own: OpenCV's threads would only fight over the cores.
+    # Each thread decodes an image of its own: OpenCV's threads would only compete for the cores.
     threads = cv2.getNumThreads()
     cv2.setNumThreads(0)
     try:
@@ -222,7 +222,7 @@ def check(
     notes = []
     if "val" in used and "test" in used and (both := shared_images(used["val"], used["test"])):
         notes.append(
-            f"val and test share {both:,} images: models are selected on what the result is measured on"
+            f"val and test share {both:,} images: models are selected on the images that the result is measured on"
         )
     return Report(reports, find_leaks(used, digests), quick, notes)
 
@@ -233,7 +233,7 @@ _Run = Callable[[Iterable[Callable[[], Finding]]], Iterator[Finding]]
 def _in_order(
     pool: ThreadPoolExecutor, ahead: int, tasks: Iterable[Callable[[], Finding]]
 ) -> Iterator[Finding]:
-    """Results of tasks in their order. Only ``ahead`` of them wait: memory stays small, and Ctrl-C is soon done."""
+    """Results of tasks in their order; only ``ahead`` of them wait, so memory stays small and Ctrl-C acts soon."""
     waiting: deque[Future[Finding]] = deque()
     for task in tasks:
         waiting.append(pool.submit(task))
@@ -288,8 +288,8 @@ def _check_part(
             odd.setdefault(what, []).append(where)
         advance(1)
     report.depth = seen.summary()
-    report.notes += [f"{what}: {len(files):,} times, first {files[0]}" for what, files in odd.items()]
-    # Limits say which depths are wanted, not which ones there are: they tell nothing about the whole.
+    report.notes += [f"{what}: {len(files):,} times, first in {files[0]}" for what, files in odd.items()]
+    # Limits say which depths are wanted, not which exist: they tell nothing about the unit.
     decoders = {frame.decode for frame in chosen if frame.depth is not None}
     units = {None if isinstance(decode, Limited) else units_of(decode) for decode in decoders}
     if hint := seen.unit_of_all(expected.depth_range, units.pop() if len(units) == 1 else None):
@@ -299,7 +299,7 @@ def _check_part(
 
 
 def _check_samples(name: str, source: Source, run: _Run, quick: bool, advance: Advance) -> SplitReport:
-    """A source without files, such as synthetic scenes: its samples are made and looked at."""
+    """Check a source without files, such as synthetic scenes: its samples are made and judged."""
     report = SplitReport(name, source.describe(), "", len(source))
     chosen = spread(range(len(source)), QUICK) if quick else range(len(source))
     expected, seen = Expected(None, (0.0, math.inf)), _Depths()
@@ -324,7 +324,7 @@ class _Depths:
         self.medians: list[float] = []
 
     def add(self, spread: Spread | None) -> None:
-        """One more image; None: it has no depth."""
+        """Add an image; None: it has no depth."""
         if spread is not None:
             self.low, self.high = min(self.low, spread.low), max(self.high, spread.high)
             self.medians.append(spread.median)
@@ -334,7 +334,7 @@ class _Depths:
         return (self.low, statistics.median(self.medians), self.high) if self.medians else None
 
     def unit_of_all(self, depth_range: tuple[float, float], units: float | None) -> str | None:
-        """A sentence on what is odd about the unit of the split as a whole; None: nothing."""
+        """A message if the unit of the whole split looks wrong, else None."""
         if units is None or len(self.medians) < _ENOUGH:
             return None
         hint = too_near(self.high, depth_range, units)
@@ -342,12 +342,12 @@ class _Depths:
             return None
         return (
             f"no depth beyond {self.high:.3g} m in {len(self.medians):,} images, although this data set reaches "
-            f"{depth_range[1]:g} m: it would be {hint}"
+            f"{depth_range[1]:g} m: depths would be {hint}"
         )
 
 
 def _needed(frames: Iterable[Frame]) -> dict[Path, list[str]]:
-    """Every file of a split with the ids of the frames that need it: a camera's file serves many."""
+    """Every file of a split with the ids of the frames that need it; many share a camera's file."""
     users: dict[Path, list[str]] = {}
     for frame in frames:
         for file in frame.files:
@@ -360,7 +360,7 @@ def _twins(frames: Sequence[Frame], digests: Mapping[str, bytes]) -> list[str]:
     if not pairs:
         return []
     one, other = pairs[0]
-    return [f"{len(pairs):,} images are copies of others in this list, first '{other.id}' of '{one.id}'"]
+    return [f"{len(pairs):,} images are copies of others in the list, first '{other.id}' (of '{one.id}')"]
 
 
 def _plausible(depth_range: tuple[float, float]) -> tuple[float, float]:

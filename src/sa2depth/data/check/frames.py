@@ -1,6 +1,6 @@
-"""Looking at one frame: whether its files are what its data set says they are.
+"""Check one frame: its files should be what its data set says.
 
-`sa2depth.data.frame.read_frame` stops at the first fault; here everything that can be said of a frame is said.
+`sa2depth.data.frame.read_frame` stops at the first fault; here all faults of a frame are reported.
 """
 
 import hashlib
@@ -41,28 +41,28 @@ Kind = Literal[
     "leaked_place",
 ]
 MEANING: dict[Kind, str] = {
-    "no_list": "lists of images that could not be made",
-    "missing": "files that are not there",
+    "no_list": "splits that cannot be listed",
+    "missing": "files that do not exist",
     "unreadable": "files that cannot be read",
     "wrong_format": "files of another kind than expected",
     "wrong_size": "images or depth maps of another size than expected",
-    "wrong_unit": "depth maps that look as if their unit were another",
+    "wrong_unit": "depth maps that seem to be in another unit",
     "implausible_depth": "depth maps outside the data set's range",
-    "empty_depth": "depth maps without one measured pixel",
+    "empty_depth": "depth maps without any measured pixel",
     "blank_image": "photographs of one colour",
     "leaked_image": "images in two splits",
     "leaked_place": "places in two splits",
 }
-"""Every kind of problem that a check knows, in the order in which they are reported."""
+"""Every kind of problem and its meaning, in the order of the report."""
 
 _SHARE_OUTSIDE = 0.02
-"""Sensors err in single pixels; more measured pixels than this outside the range are no noise."""
+"""Sensors err in single pixels; a larger share of measured pixels outside the range is not noise."""
 _SHARE_DROPPED = 0.5
-"""The same for maps whose values outside some limits count as not measured."""
+"""The same for maps whose values outside given limits count as not measured."""
 _BLANK_LEVELS = 4
-"""A photograph whose grey levels differ by no more shows nothing (a JPEG of one colour may differ by a few)."""
+"""A photograph is blank if its levels differ by no more than this (a JPEG of one colour may differ a little)."""
 _SAMPLES = 20_000
-"""Pixels from which percentiles are taken."""
+"""Largest number of pixels from which percentiles are computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +71,9 @@ class Problem:
 
     Attributes:
         kind: a key of ``MEANING``.
-        id: of the frame; of the place where places leak.
+        id: id of the frame, or name of the place if a place leaks.
         file: the file.
-        message: what was expected and what was found.
+        message: the expected and the found state.
     """
 
     kind: Kind
@@ -87,10 +87,10 @@ class Finding:
     """The facts about a frame after looking at it; small, because there may be 36,000 of them.
 
     Attributes:
-        problems: what is wrong with it.
-        digest: 16 bytes that stand for the content of the photograph's file; None if it cannot be read.
-        depth: where its depths lie; None without measured depth.
-        notes: what is odd about it, but no fault, each as ``(what, file)``: the check counts them by what.
+        problems: its problems.
+        digest: 16-byte hash of the photograph's file; None if it cannot be read.
+        depth: range of its depths; None without measured depth.
+        notes: harmless oddities, each as ``(text, file)``; the check counts equal texts.
     """
 
     problems: tuple[Problem, ...] = ()
@@ -104,8 +104,8 @@ class Expected:
     """The properties that the frames of a split have in common.
 
     Attributes:
-        size: ``(H, W)`` of all images; None where they differ.
-        depth_range: metres.
+        size: ``(H, W)`` of all images; None if they differ.
+        depth_range: nearest and farthest plausible depth, metres.
     """
 
     size: tuple[int, int] | None
@@ -115,7 +115,7 @@ class Expected:
 def look_at_frame(frame: Frame, expected: Expected, missing: Set[Path] = frozenset()) -> Finding:
     """Open all files of a frame, except those known to be missing.
 
-    Never raises for a file's fault: it becomes a problem.
+    A faulty file raises no error: the fault becomes a problem.
     """
     problems: list[Problem] = []
 
@@ -163,7 +163,7 @@ def look_at_frame(frame: Frame, expected: Expected, missing: Set[Path] = frozens
 
 
 def look_at_sample(sample: RawSample, expected: Expected) -> Finding:
-    """The same for a sample that was made instead of read."""
+    """Check a sample that was made instead of read, like `look_at_frame`."""
     problems: list[Problem] = []
 
     def report(kind: Kind, _file: Path, message: str) -> None:
@@ -188,7 +188,7 @@ def spread_of(depth: DepthMap, depth_range: tuple[float, float]) -> Spread | Non
 
 
 def units_of(decode: DepthDecoder | None) -> float | None:
-    """Units a metre that a decoder divides by; None where it has no such number."""
+    """Units per metre that a decoder divides by; None if it has no such number."""
     inner = decode.decoder if isinstance(decode, Limited) else decode
     units = getattr(inner, "units_per_metre", None)
     return None if units is None else float(units)
@@ -201,7 +201,7 @@ def _judge_image(image: npt.NDArray[Any], file: Path, expected: Expected, report
     height, width = image.shape[:2]
     if expected.size is not None and (height, width) != expected.size:
         report("wrong_size", file, _sizes("the size of this data set", expected.size, image.shape))
-    # A frame of another colour, as NYU v2 has one, must not make an empty picture look full.
+    # A border of another colour, as in NYU v2, must not make an empty picture look full.
     inner = image[height // 10 : height - height // 10, width // 10 : width - width // 10]
     inner = inner[:: max(1, height // 64), :: max(1, width // 64)]
     if all(int(np.ptp(inner[..., channel])) <= _BLANK_LEVELS for channel in range(3)):
@@ -216,10 +216,10 @@ def _judge_depth(
     expected: Expected,
     report: _Report,
 ) -> Spread | None:
-    """Judge ``depth`` as it is in the file, before any `Limited`; where the depths lie that are used."""
+    """Judge ``depth`` as stored, before any `Limited`; return the range of the depths that are used."""
     bounds, allowed = expected.depth_range, _SHARE_OUTSIDE
     if isinstance(decode, Limited):
-        # Limits are there to drop something; when they drop most of it, something else is wrong.
+        # Limits are meant to drop something; if they drop most of it, something else is wrong.
         bounds, allowed = (decode.min_depth, decode.max_depth), _SHARE_DROPPED
     near, far = bounds
     spread = spread_of(depth, bounds)
@@ -254,7 +254,7 @@ def _smaller(depth: tuple[int, ...], image: tuple[int, ...]) -> str:
 
 
 def _mask_fits(frame: Frame, mask: tuple[int, ...], image: tuple[int, int]) -> bool:
-    """Whether a mask has the size of its image, or may have that of a smaller depth map (reading compares the two)."""
+    """True if a mask has the size of its image, or of an allowed smaller depth map (reading compares the two)."""
     return mask == image or (frame.smaller_depth and same_view((mask[0], mask[1]), image))
 
 
@@ -270,13 +270,13 @@ def _digest(file: Path) -> bytes | None:
 
 
 def _opens(file: Path) -> bool:
-    """Whether a file that one reader refused is whole for a general one: then it is of another kind, not broken."""
+    """True if a general reader accepts a file that ours refused: then it is of another kind, not broken."""
     try:
         if file.suffix.lower() in (".npy", ".npz"):
             np.load(file, mmap_mode="r", allow_pickle=False)
         else:
             with Image.open(file) as image:
                 image.load()
-    except Exception:  # whatever it is: it does not open
+    except Exception:  # whatever the error: it does not open
         return False
     return True

@@ -1,7 +1,7 @@
-"""Leaks: what two splits of a data set share although they must not.
+"""Leaks: images and places that two splits of a data set must not share.
 
 The same photograph is found by its id, by its file and by the bytes of its file, so that a copy under another name is
-found too; the same place by the name that the data set gives it.
+found too; the same place is found by the name that the data set gives it.
 """
 
 from collections import defaultdict
@@ -12,8 +12,8 @@ from sa2depth.data.check.frames import Problem
 from sa2depth.data.frame import Frame
 
 PAIRS: tuple[tuple[str, str, str], ...] = (
-    ("train", "test", "the result would be measured on what was trained on"),
-    ("train", "val", "models would be selected on what they were trained on"),
+    ("train", "test", "the result would be measured on training images"),
+    ("train", "val", "models would be selected on images they were trained on"),
 )
 """Splits that must share nothing, and why."""
 
@@ -27,8 +27,7 @@ def find_leaks(
 
     Args:
         splits: the frames of each split by its name.
-        digests: what stands for the content of an image file, by its path; images without one are compared by id
-            and path only.
+        digests: hash of each image file by its path; images without one are compared by id and path only.
 
     Returns:
         One problem for each image and each place in two splits.
@@ -56,7 +55,7 @@ def twins(frames: Iterable[Frame], digests: Mapping[str, bytes]) -> list[tuple[F
 
 
 def shared_images(one: Sequence[Frame], other: Sequence[Frame]) -> int:
-    """How many images of ``other`` are, by id or file, in ``one``."""
+    """Number of images of ``other`` that are, by id or file, also in ``one``."""
     ids, files = {frame.id for frame in one}, {frame.image for frame in one}
     return sum(frame.id in ids or frame.image in files for frame in other)
 
@@ -72,7 +71,7 @@ def _between(
         twin = by_id.get(frame.id) or by_file.get(frame.image)
         how = "the same image"
         if twin is None and digest is not None:
-            twin, how = by_content.get(digest), "a copy, byte for byte,"
+            twin, how = by_content.get(digest), "a byte-for-byte copy"
         if twin is not None:
             text = f"{how} is in {one} ('{twin.id}') and in {other} ('{frame.id}'): {why}"
             yield Problem("leaked_image", frame.id, str(frame.image), text)
@@ -80,7 +79,7 @@ def _between(
     for frame in splits[one]:
         places[frame.place].append(frame)
     if len(places.keys() | {frame.place for frame in splits[other]}) == 1:
-        return  # everything lies in one place, such as the folder of two lists of one's own: that says nothing
+        return  # all in one place, such as the folder of a user's two lists: that says nothing
     in_other: dict[str, list[Frame]] = defaultdict(list)
     for frame in splits[other]:
         if frame.place and frame.place in places:

@@ -25,7 +25,7 @@ class DepthDecoder(Protocol):
 
     @property
     def suffixes(self) -> tuple[str, ...]:
-        """Endings of the files it reads, for those who look for files."""
+        """Suffixes of the files it reads, for searching folders."""
 
     def __call__(self, path: Path, size: tuple[int, int]) -> DepthMap:
         """Read a file.
@@ -38,7 +38,7 @@ class DepthDecoder(Protocol):
             ``(H, W) float32`` metres, 0 = not measured.
 
         Raises:
-            DataError: the file is absent, broken or of another kind; with its name.
+            DataError: the file is absent, broken or of another kind; the message names it.
         """
 
 
@@ -50,7 +50,7 @@ class PngDepth:
         units_per_metre: value that stands for one metre (NYU v2: 1000, KITTI: 256, TUM: 5000).
 
     Raises:
-        ConfigError: not a positive number.
+        ConfigError: the scale is not a positive number.
     """
 
     units_per_metre: float
@@ -61,7 +61,7 @@ class PngDepth:
 
     def __call__(self, path: Path, size: tuple[int, int]) -> DepthMap:
         """``raw / units_per_metre``; see `DepthDecoder`."""
-        raw = read_png16(path, f"{self.units_per_metre:g} units a metre")
+        raw = read_png16(path, f"{self.units_per_metre:g} units per metre")
         return raw.astype(np.float32) / np.float32(self.units_per_metre)
 
 
@@ -69,7 +69,7 @@ class PngDepth:
 class RotatedPngDepth:
     """16-bit PNG of SUN RGB-D: millimetres, their bits rotated left by three.
 
-    The data set's toolbox also caps the result at 8 m; here protocols decide about ranges.
+    The data set's toolbox also caps the result at 8 m; here the protocol sets the range.
     """
 
     suffixes: ClassVar[tuple[str, ...]] = (".png",)
@@ -86,10 +86,10 @@ class ArrayDepth:
 
     Attributes:
         units_per_metre: value that stands for one metre.
-        key: name of the array in an ``.npz`` file; None: its only one.
+        key: name of the array in an ``.npz`` file; None: the only array in it.
 
     Raises:
-        ConfigError: not a positive number of units.
+        ConfigError: the scale is not a positive number.
     """
 
     units_per_metre: float = 1.0
@@ -100,7 +100,7 @@ class ArrayDepth:
         check_scale(self.units_per_metre)
 
     def __call__(self, path: Path, size: tuple[int, int]) -> DepthMap:
-        """The array in metres; what is negative or not finite counts as not measured. See `DepthDecoder`."""
+        """The array in metres; negative and non-finite values count as not measured. See `DepthDecoder`."""
         array = np.squeeze(self._load(path))
         if array.ndim == 1 and array.size == size[0] * size[1]:  # one row or one column
             array = array.reshape(size)
@@ -121,7 +121,7 @@ class ArrayDepth:
                 key = self.key or (names[0] if len(names) == 1 else None)
                 if key not in names:
                     wanted = (
-                        "one array, or the name of one of several"
+                        "one array (or set key to choose one of several)"
                         if self.key is None
                         else f"an array '{self.key}'"
                     )
@@ -136,17 +136,17 @@ class ArrayDepth:
         ) as error:  # BadZipFile, zlib.error, MemoryError ...: a damaged file may raise anything
             raise DataError(
                 f"{path}: expected a NumPy file, found something else or a damaged one "
-                f"({str(error) or type(error).__name__}). Fetch it again."
+                f"({str(error) or type(error).__name__}). Download it again."
             ) from error
 
 
 @dataclass(frozen=True)
 class Limited:
-    """Another decoder, without what lies outside a range.
+    """Another decoder whose values outside a range become 0.
 
     Attributes:
         decoder: reads the file.
-        min_depth: metres; smaller values become 0, "not measured".
+        min_depth: metres; smaller values become 0 (not measured).
         max_depth: metres; larger values become 0.
     """
 
@@ -156,7 +156,7 @@ class Limited:
 
     @property
     def suffixes(self) -> tuple[str, ...]:
-        """Those of the decoder."""
+        """The suffixes of the decoder."""
         return self.decoder.suffixes
 
     def __call__(self, path: Path, size: tuple[int, int]) -> DepthMap:
@@ -166,11 +166,11 @@ class Limited:
 
 
 def read_png16(path: Path, unit: str = "depth") -> npt.NDArray[np.uint16]:
-    """Values of a 16-bit single-channel PNG, ``(H, W)``, as they are.
+    """Read the raw values ``(H, W)`` of a 16-bit single-channel PNG.
 
     Args:
         path: the file.
-        unit: what the values mean, for the error.
+        unit: meaning of the values, for the error message.
 
     Raises:
         DataError: the file is absent, broken, or another kind of image.
@@ -185,7 +185,7 @@ def read_png16(path: Path, unit: str = "depth") -> npt.NDArray[np.uint16]:
         raise DataError(f"{wanted}, found another format. Depth must never pass through JPEG.")
     raw = _decode(data)
     if raw is None:
-        raise DataError(f"{wanted}, found a PNG that is damaged or ends early. Fetch this file again.")
+        raise DataError(f"{wanted}, found a PNG that is damaged or ends early. Download this file again.")
     if raw.ndim != 2 or raw.dtype != np.uint16:
         channels = 1 if raw.ndim == 2 else raw.shape[2]
         raise DataError(
@@ -195,13 +195,13 @@ def read_png16(path: Path, unit: str = "depth") -> npt.NDArray[np.uint16]:
 
 
 def check_scale(units_per_metre: float) -> None:
-    """Refuse a depth scale that is no positive number.
+    """Refuse a depth scale that is not a positive number.
 
     Raises:
-        ConfigError: with the number.
+        ConfigError: the message gives the number.
     """
     if not (math.isfinite(units_per_metre) and units_per_metre > 0):
-        raise ConfigError(f"a depth scale is a positive number of units a metre, not {units_per_metre}")
+        raise ConfigError(f"a depth scale must be a positive number per metre, not {units_per_metre}")
 
 
 def _decode(data: bytes) -> npt.NDArray[Any] | None:

@@ -1,25 +1,25 @@
-"""Which unit a depth file may really be in, judged from where its values fall.
+"""Guess the unit of a depth file from the range of its values.
 
-A file read with the wrong number of units a metre looks like any other depth map, only nearer or farther. What gives it
-away is the range in which the depths of its data set lie.
+A file read with the wrong number of units per metre looks like any other depth map, only nearer or farther. The range
+in which the depths of its data set lie gives it away.
 """
 
 import math
 from typing import NamedTuple
 
 UNITS: dict[float, str] = {
-    1000.0: "millimetres (1000 units a metre: NYU v2, DIML)",
-    256.0: "1/256 m (256 units a metre: KITTI)",
-    1.0: "metres (1 unit a metre)",
-    100.0: "centimetres (100 units a metre: Virtual KITTI)",
-    5000.0: "1/5000 m (5000 units a metre: TUM)",
+    1000.0: "millimetres (1000 units per metre: NYU v2, DIML)",
+    256.0: "1/256 m (256 units per metre: KITTI)",
+    1.0: "metres (1 unit per metre)",
+    100.0: "centimetres (100 units per metre: Virtual KITTI)",
+    5000.0: "1/5000 m (5000 units per metre: TUM)",
     8000.0: "millimetres rotated by 3 bits (SUN RGB-D)",
-    10000.0: "tenths of a millimetre (10000 units a metre)",
+    10000.0: "tenths of a millimetre (10000 units per metre)",
 }
-"""Units a metre that occur in this field, the most frequent first."""
+"""Units per metre that occur in this field, the most frequent first."""
 
-_CANNOT_BE = 3.5
-"""A split whose farthest depth is so many times below the range's end is looked at; 1000/256 is 3.9."""
+_SUSPECT = 3.5
+"""A split is suspect if its range ends at more than this many times its farthest depth; 1000/256 is 3.9."""
 
 
 class Spread(NamedTuple):
@@ -46,7 +46,7 @@ def fitting_units(
     Args:
         spread: as read with ``units_per_metre``.
         depth_range: nearest and farthest plausible depth, metres.
-        units_per_metre: what the file was read with; None: its reader knows no such number, and nothing fits.
+        units_per_metre: scale that the file was read with; None: its reader has none, and nothing fits.
     """
     if units_per_metre is None:
         return []
@@ -60,21 +60,21 @@ def fitting_units(
 
 
 def too_near(farthest: float, depth_range: tuple[float, float], units_per_metre: float) -> str | None:
-    """The unit of a whole split whose farthest depth stays far below the end of the range; None: nothing odd.
+    """A hint at another unit if the farthest depth of a split is far below the end of the range, else None.
 
-    A scale that makes everything too small leaves each image inside a range that begins at a few centimetres; over a
-    whole split it shows.
+    A scale that makes everything too small leaves each image inside a range that begins at a few centimetres; only
+    the whole split shows it.
 
     Args:
         farthest: the largest 99th percentile among the images of the split, metres.
         depth_range: nearest and farthest plausible depth, metres.
-        units_per_metre: what the files were read with.
+        units_per_metre: scale that the files were read with.
     """
     end = depth_range[1]
-    if not math.isfinite(end) or farthest * _CANNOT_BE >= end:
+    if not math.isfinite(end) or farthest * _SUSPECT >= end:
         return None
     for units, name in UNITS.items():
         true = farthest * units_per_metre / units
-        if units < units_per_metre and end / _CANNOT_BE < true <= end:
+        if units < units_per_metre and end / _SUSPECT < true <= end:
             return f"up to {true:.3g} m if the values were {name}"
     return None

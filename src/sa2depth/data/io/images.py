@@ -1,4 +1,4 @@
-"""Reading photographs and masks through Pillow, which knows EXIF orientation, palettes and grey.
+"""Reading photographs and masks through Pillow, which handles EXIF orientation, palettes and grey.
 
 Depth files have readers of their own: `sa2depth.data.io.depth_files`.
 """
@@ -16,15 +16,15 @@ from sa2depth.image_files import Note, changes_sides, opened, to_rgb, upright
 def read_rgb(path: Path, note: Note | None = None) -> npt.NDArray[np.uint8]:
     """Read a photograph as ``(H, W, 3) uint8`` RGB, upright.
 
-    Grey, palette, CMYK and RGBA images are converted (transparency is dropped), of 16-bit colour the upper 8 bits
-    are kept, the EXIF orientation is applied.
+    Grey, palette, CMYK and RGBA images are converted (transparency is dropped), 16-bit colour keeps its upper
+    8 bits, and the EXIF orientation is applied.
 
     Args:
         path: the file.
-        note: told what is odd about the file, see `sa2depth.image_files.upright`; None: the log is, once a file.
+        note: called with anything odd about the file, see `sa2depth.image_files.upright`; None: log it, once per file.
 
     Raises:
-        DataError: the file is absent, broken, no image, too large, or a single channel of more than 8 bits.
+        DataError: the file is absent, broken, not an image, too large, or a single channel of more than 8 bits.
     """
     with opened(path, "photograph") as image:
         if image.mode.startswith(("I", "F")):
@@ -36,13 +36,13 @@ def read_rgb(path: Path, note: Note | None = None) -> npt.NDArray[np.uint8]:
 
 
 def photograph_size(path: Path) -> tuple[int, int]:
-    """``(H, W)`` of a photograph as `read_rgb` hands it out, from the head of the file where that says it.
+    """``(H, W)`` of a photograph as `read_rgb` returns it, from the file's header if that is enough.
 
     Raises:
-        DataError: as `read_rgb`; a file that is broken behind its head is found only where the whole is read.
+        DataError: as `read_rgb`; damage after the header is noticed only if the whole file is read.
     """
     with opened(path, "photograph") as image:
-        if image.format in ("JPEG", "MPO", "PNG"):  # others may turn while decoded
+        if image.format in ("JPEG", "MPO", "PNG"):  # others may be rotated while decoding
             width, height = image.size
             return (width, height) if changes_sides(image, str(path)) else (height, width)
     height, width = read_rgb(path).shape[:2]
@@ -52,11 +52,11 @@ def photograph_size(path: Path) -> tuple[int, int]:
 def read_mask(path: Path) -> npt.NDArray[np.bool_]:
     """Read a mask as ``(H, W) bool``, upright: True where it is not 0.
 
-    In a palette image 0 is the first entry, whatever its colour; in colour it is black; transparency does not
-    count.
+    In a palette image 0 is the first entry, whatever its colour; in a colour image it is black. Transparency is
+    ignored.
 
     Raises:
-        DataError: the file is absent, broken or no image.
+        DataError: the file is absent, broken or not an image.
     """
     with opened(path, "mask") as image:
         turned, _ = upright(image, str(path))

@@ -1,4 +1,4 @@
-"""A user's table, CSV or JSON lines, as rows of named text: where every error knows its line."""
+"""Read a user's table, CSV or JSON lines, as rows of named text; every error names its line."""
 
 import csv
 import io
@@ -21,17 +21,17 @@ class Row:
 
     Attributes:
         where: file and line, for errors: ``my.csv, line 3``.
-        values: what is filled in, by column: text from CSV, text, numbers or lists from JSON.
+        values: cells by column: text from CSV; text, numbers or lists from JSON.
     """
 
     where: str
     values: dict[str, Any] = field(hash=False)
 
     def text(self, column: str) -> str | None:
-        """Text of a column, without spaces around it; None where it is empty.
+        """Text of a column, without spaces around it; None if it is empty.
 
         Raises:
-            DataError: it is a list or an object.
+            DataError: the value is a list or an object.
         """
         value = self.values.get(column)
         if isinstance(value, list | dict | bool):
@@ -39,10 +39,10 @@ class Row:
         return None if value is None else str(value).strip() or None
 
     def number(self, column: str) -> float | None:
-        """Number of a column, None where it is empty.
+        """Number of a column; None if it is empty.
 
         Raises:
-            DataError: it is no number.
+            DataError: the value is not a number.
         """
         text = self.text(column)
         try:
@@ -56,7 +56,7 @@ class Row:
 def read_rows(path: Path, columns: Collection[str]) -> tuple[list[Row], set[str]]:
     """Rows of a CSV or JSON-lines file, and the columns that it has.
 
-    UTF-8 with or without byte-order mark; any line ends; blank lines do not count. In CSV the first line names the
+    UTF-8 with or without byte-order mark; any line ends; blank lines are skipped. In CSV the first line names the
     columns, cells are separated by comma, semicolon or tab and may be quoted. In JSON lines every line is an object.
 
     Args:
@@ -64,13 +64,13 @@ def read_rows(path: Path, columns: Collection[str]) -> tuple[list[Row], set[str]
         columns: the names that columns may have.
 
     Raises:
-        DataError: the file cannot be read, has no row, an unknown column or a malformed line; with its number.
+        DataError: the file cannot be read, has no row, an unknown column or a malformed line, which is named.
     """
     suffix = path.suffix.lower()
     if suffix not in _JSON_LINES + _TABLES:
         raise DataError(
-            f"{path}: expected a list that ends in {', '.join(_TABLES)} (CSV) or {', '.join(_JSON_LINES)} (one JSON "
-            "object a line)"
+            f"{path}: expected a list whose name ends in {', '.join(_TABLES)} (CSV) or {', '.join(_JSON_LINES)} "
+            "(one JSON object per line)"
         )
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -88,7 +88,7 @@ def read_rows(path: Path, columns: Collection[str]) -> tuple[list[Row], set[str]
 
 
 def _json_lines(path: Path, text: str, columns: Collection[str]) -> Iterator[Row]:
-    # Not splitlines(): JSON text may hold line separators of Unicode.
+    # Not splitlines(): JSON text may contain Unicode line separators.
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -97,7 +97,7 @@ def _json_lines(path: Path, text: str, columns: Collection[str]) -> Iterator[Row
             values = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(
-                f"{where}: expected one JSON object a line, found '{line.strip()[:80]}' ({error})"
+                f"{where}: expected one JSON object per line, found '{line.strip()[:80]}' ({error})"
             ) from error
         if not isinstance(values, dict):
             raise DataError(f"{where}: expected a JSON object {{...}}, found {type(values).__name__}")
@@ -128,7 +128,7 @@ def _table(path: Path, text: str, columns: Collection[str]) -> Iterator[Row]:
             else:
                 yield Row(where, dict(zip(header, cells, strict=True)))
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: this is no CSV ({error})") from error
+        raise DataError(f"{path}, line {reader.line_num}: this is not valid CSV ({error})") from error
 
 
 def _check_columns(where: str, found: list[str], columns: Collection[str]) -> None:

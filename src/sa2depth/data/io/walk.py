@@ -1,4 +1,4 @@
-"""Looking through folders: links are followed, and none is searched twice however they lead around."""
+"""Walk through folders: links are followed, and no folder is visited twice, even if links form a loop."""
 
 import os
 from collections.abc import Iterator
@@ -8,8 +8,8 @@ from pathlib import Path
 def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Each folder below ``root``, itself included, with the names of its folders and of its files.
 
-    What the caller takes out of the list of folders is not searched, as with `os.walk`. Names are sorted, hidden
-    ones (``.git``, and the ``._NAME`` that macOS leaves in archives) left out.
+    Folders that the caller removes from the list are not searched, as with `os.walk`. Names are sorted; hidden ones
+    (``.git``, and the ``._NAME`` that macOS leaves in archives) are left out.
     """
     seen = {root.resolve()}
     for name, inner, files in os.walk(root, followlinks=True):

@@ -1,4 +1,4 @@
-"""Training, validation and test data of one experiment, as Lightning takes them."""
+"""Training, validation and test data of one experiment, as a Lightning data module."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, cast
@@ -20,14 +20,13 @@ SourceLike = Source | Callable[[], Source]
 
 
 class DepthDataModule(LightningDataModule):
-    """Three sources and how they are fed.
+    """Training, validation and test sources and their loaders.
 
-    Models are selected on ``val``, reported on ``test``: two sources, and `describe` says so where they share
-    images.
+    Models are selected on ``val`` and reported on ``test``; `describe` tells if they share images.
 
     Args:
         train: source of the training images, or a function that builds it. Configurations give functions
-            (``_partial_: true``): files are then looked for in `setup`, with an error that speaks of files.
+            (``_partial_: true``): then `setup` looks for the files, and its error names them.
         val: the same for the images on which models are selected; None: no validation.
         test: the same for the images on which the result is reported; None: no test.
         augment: random change of training samples, `sa2depth.data.Augmentation`; None: none.
@@ -35,11 +34,11 @@ class DepthDataModule(LightningDataModule):
             same on one GPU and on four.
         eval_batch_size: images of one evaluation step on one process; above 1 all images must have one size.
         num_workers: loader processes of each process; 0: load in the main process; None: one for each core
-            that falls to this process, at most 8.
-        seed: of order and augmentation.
+            available to this process, at most 8.
+        seed: seed of order and augmentation.
 
     Raises:
-        ConfigError: a number out of range.
+        ConfigError: a number is out of range.
     """
 
     # OFFICIAL: the released training selects its models on the 654 test images, once for each of nine
@@ -64,7 +63,7 @@ class DepthDataModule(LightningDataModule):
         self.num_workers, self.seed = num_workers, seed
 
     def source(self, split: str) -> Source | None:
-        """The source of ``train``, ``val`` or ``test``, built when first asked for; None where there is none.
+        """The source of ``train``, ``val`` or ``test``, built on first use; None if there is none.
 
         Raises:
             DataError: its files are missing.
@@ -73,7 +72,7 @@ class DepthDataModule(LightningDataModule):
         if given is None:
             return None
         if split not in self._built:
-            # A class has the methods of its objects: the protocol alone would take it for a source.
+            # A class has the methods of its instances: the protocol alone would take it for a source.
             if isinstance(given, Source) and not isinstance(given, type):
                 self._built[split] = given
             else:
@@ -81,21 +80,21 @@ class DepthDataModule(LightningDataModule):
         return self._built[split]
 
     def setup(self, stage: str | None = None) -> None:
-        """Build the sources of a stage: missing files are found here, before anything is computed."""
+        """Build the sources of a stage: missing files are reported here, before anything is computed."""
         for split in _splits(stage):
             self.source(split)
 
     def counts(self, stage: str | None = None) -> dict[str, int]:
-        """Number of images of every split that is there; ``stage`` as in `describe`."""
+        """Number of images of every split that exists; ``stage`` as in `describe`."""
         sources = {split: self.source(split) for split in self._named(stage)}
         return {split: len(source) for split, source in sources.items() if source is not None}
 
     def describe(self, stage: str | None = None) -> str:
-        """The printed plan: one line a split, and a line for each pair of splits that share images.
+        """The printed plan: one line per split, and a line for each pair of splits that share images.
 
         Args:
-            stage: ``fit`` (train and val), ``validate`` or ``test``; None: what `setup` has prepared so far
-                (an evaluation must not need the training files), all three if that is nothing.
+            stage: ``fit`` (train and val), ``validate`` or ``test``; None: the splits that `setup` has prepared so far
+                (an evaluation must not need the training files), or all three if there are none.
         """
         sources = {split: self.source(split) for split in self._named(stage)}
         lines = [
@@ -117,7 +116,7 @@ class DepthDataModule(LightningDataModule):
         return ready if stage is None and ready else _splits(stage)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled, augmented batches of equal size; what does not fill a batch waits for another epoch.
+        """Shuffled, augmented batches of equal size; images that do not fill a batch wait for another epoch.
 
         Raises:
             ConfigError: no training source, a batch that the processes cannot share, or too few images for
@@ -125,18 +124,20 @@ class DepthDataModule(LightningDataModule):
         """
         source = self.source("train")
         if source is None:
-            raise ConfigError("there is no training data: data.train is null")
+            raise ConfigError(
+                "there is no training data: data.train is null; set it, or choose another data set"
+            )
         rank, world = process_place()
         # OFFICIAL: int(batch / gpus) there: batch 8 on 3 GPUs trains with 6, on 16 GPUs with 0.
         if self.batch_size % world:
             raise ConfigError(
-                f"data.batch_size={self.batch_size} cannot be shared evenly by {world} processes"
+                f"data.batch_size={self.batch_size} cannot be shared evenly by {world} processes: choose a multiple"
             )
         sampler = TrainingSampler(len(source), self.seed, rank, world)
         if len(sampler) < self.batch_size // world:
             raise ConfigError(
                 f"{len(source)} training images do not fill one batch of data.batch_size={self.batch_size}: "
-                "take a smaller batch"
+                "choose a smaller batch"
             )
         dataset = DepthDataset(source, self.augment, self.seed, full_depth=True)
         return self._loader(dataset, sampler, self.batch_size // world, drop_last=True)
@@ -174,7 +175,7 @@ class DepthDataModule(LightningDataModule):
         )
 
     def _cores_each(self) -> int:
-        # those of this machine; processes on other machines take none of its cores
+        # only the processes on this machine share its cores
         here = getattr(getattr(self.trainer, "strategy", None), "num_processes", None)
         return min(8, usable_cores(here if isinstance(here, int) else process_place()[1]))
 
@@ -190,5 +191,5 @@ def _splits(stage: str | None) -> tuple[str, ...]:
 
 
 def _start_worker(_worker: int) -> None:
-    # Each worker is one process already: OpenCV's own threads would only fight over the cores.
+    # Each worker is one process already: OpenCV's own threads would only compete for the cores.
     cv2.setNumThreads(0)

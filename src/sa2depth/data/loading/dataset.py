@@ -1,4 +1,4 @@
-"""From a source of samples to tensors and batches."""
+"""Turn the samples of a source into tensors and batches."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,18 +21,18 @@ class DepthDataset(Dataset[Batch]):
     """Tensors of a source, augmented or not.
 
     An item is a dict with ``image (3, H, W) float32`` in [0, 1] RGB; ``depth (1, H, W) float32`` metres, 0 =
-    not measured (absent where the source has none; with fewer pixels where the source's has, unless ``full_depth``);
+    not measured (absent if the source has none; smaller if the source's is smaller, unless ``full_depth``);
     ``intrinsics (3, 3) float32`` px; ``id`` str; ``index`` int.
 
     The randomness of an item depends on ``(seed, epoch, index)`` alone: not on the number of workers or
     processes, nor on what was drawn before.
 
     Args:
-        source: where samples come from.
+        source: the source of samples.
         augment: random change of a sample; None: as read.
-        seed: start of all random streams.
-        full_depth: whether depth of fewer pixels than its image is upsampled to it (`sa2depth.data.sample.full_depth`),
-            as training and every augmentation need; None: where there is an augmentation.
+        seed: seed of all random streams.
+        full_depth: upsample depth that has fewer pixels than its image (`sa2depth.data.sample.full_depth`), as
+            training and every augmentation need; None: only if there is an augmentation.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ def collate(items: Sequence[Batch]) -> Batch:
         found = ", ".join(f"{name} is {height}x{width}" for (height, width), name in sizes.items())
         raise DataError(
             f"images of different sizes cannot share a batch: {found}. "
-            "For training set augment.crop=[height,width], for evaluation data.eval_batch_size=1."
+            "For training, set augment.crop=[height,width]; for evaluation, data.eval_batch_size=1."
         )
     without = [item["id"] for item in items if "depth" not in item]
     if without and len(without) < len(items):

@@ -1,6 +1,6 @@
-"""Which sample comes when, on one process or many.
+"""The order of the samples, on one process or many.
 
-With these samplers Lightning must not put its own in their place: ``Trainer(use_distributed_sampler=False)``.
+Lightning must not replace these samplers: ``Trainer(use_distributed_sampler=False)``.
 """
 
 from collections.abc import Iterator
@@ -12,10 +12,9 @@ from torch.utils.data import Sampler
 
 
 class Draw(NamedTuple):
-    """Sample ``number`` as it comes in ``epoch``: together with the seed this fixes its augmentation.
+    """Sample ``number`` in ``epoch``: together with the seed, this determines its augmentation.
 
-    The epoch travels with the number because workers that live on from epoch to epoch never hear of it
-    otherwise.
+    The epoch travels with the number because persistent workers do not learn it in any other way.
     """
 
     number: int
@@ -23,14 +22,14 @@ class Draw(NamedTuple):
 
 
 def process_place() -> tuple[int, int]:
-    """``(rank, world size)`` of this process; ``(0, 1)`` where nothing is distributed."""
+    """``(rank, world size)`` of this process; ``(0, 1)`` if nothing is distributed."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
 class TrainingSampler(Sampler[Draw]):
-    """A new permutation each epoch, dealt out to the processes; an uneven remainder sits out.
+    """A new permutation each epoch, distributed over the processes; an uneven remainder is left out.
 
     Args:
         size: number of samples.
@@ -60,10 +59,10 @@ class TrainingSampler(Sampler[Draw]):
 
 
 class EvaluationSampler(Sampler[int]):
-    """Every ``world``-th sample from ``rank`` on: over all processes each sample exactly once.
+    """Every ``world``-th sample from ``rank`` on: together the processes see each sample exactly once.
 
     Nothing is repeated to make the shares equal: a padded sampler counts some images twice, and the average
-    is no longer that of the data set.
+    is then no longer that of the data set.
 
     Args:
         size: number of samples.

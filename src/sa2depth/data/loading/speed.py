@@ -1,6 +1,6 @@
-"""How fast images come: the loader as training uses it, and the time of one image split into its stages.
+"""Speed of the training loader, and the time of one image split into its stages.
 
-The stages are timed in one process, one image after the other, by the very functions the loader calls.
+The stages are timed in one process, one image after the other, by the functions that the loader calls.
 """
 
 import itertools
@@ -24,7 +24,7 @@ STAGES = ("decode image", "decode depth", "make sample", "prepare", "augment", "
 """The stages of an image, in this order. Files are decoded, synthetic samples are made."""
 
 _WARM_BATCHES = 2
-"""Batches of each worker that are not timed: their first includes its start, the rest what it had ready."""
+"""Batches of each worker that are not timed: the first includes its start, the others were prefetched."""
 _T = TypeVar("_T")
 
 
@@ -34,8 +34,8 @@ class Rate:
 
     Attributes:
         workers: loader processes; 0: the main process loads.
-        images: number timed.
-        seconds: they took.
+        images: number of images timed.
+        seconds: time that they took.
         start_s: seconds from the first request to the first batch.
     """
 
@@ -56,12 +56,12 @@ class Rate:
 
 
 def loader_rate(data: DepthDataModule, workers: int, seconds: float) -> Rate:
-    """Time the training loader, which nobody keeps waiting.
+    """Time the training loader alone, without a network that makes it wait.
 
     Args:
         data: a data module with training data.
         workers: loader processes.
-        seconds: how long to measure, after the workers have started; at least one batch is timed.
+        seconds: time to measure, after the workers have started; at least one batch is timed.
 
     Raises:
         ConfigError: see `DepthDataModule.train_dataloader`.
@@ -87,17 +87,17 @@ def loader_rate(data: DepthDataModule, workers: int, seconds: float) -> Rate:
 
 
 def stage_times(dataset: DepthDataset, batch_size: int, seconds: float) -> dict[str, float]:
-    """Milliseconds of one image in each of ``STAGES`` that occurs.
+    """Milliseconds per image in each of the ``STAGES`` that occur.
 
     Args:
-        dataset: with its augmentation.
-        batch_size: images that are put together.
-        seconds: how long to measure; at least one batch is timed, after one that is not.
+        dataset: data set with its augmentation.
+        batch_size: images in a batch.
+        seconds: time to measure; at least one batch is timed, after a first one that is not.
 
     Raises:
         DataError: a file is broken.
     """
-    # As in a worker: one thread, so that times add up.
+    # One thread, as in a worker, so that times add up.
     threads, cv_threads = torch.get_num_threads(), cv2.getNumThreads()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
@@ -147,7 +147,7 @@ def _time_batch(dataset: DepthDataset, indices: Sequence[int], total: dict[str, 
 
 
 def _read(dataset: DepthDataset, index: int, timed: Callable[[str, Callable[[], Any]], Any]) -> RawSample:
-    """Sample ``index``; of files, the photograph (with its camera) and the depth (with its mask) apart."""
+    """Read sample ``index``; photograph (with camera) and depth (with mask) are timed separately for files."""
     source = dataset.source
     if not isinstance(source, FileSource):
         made: RawSample = timed("make sample", lambda: source[index])

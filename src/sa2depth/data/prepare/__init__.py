@@ -1,7 +1,7 @@
-"""Preparing data sets: from the archives or folders a user has to the tree that `sa2depth.data.sets` expects.
+"""Prepare data sets: arrange a user's archives or folders as the tree that `sa2depth.data.sets` expects.
 
-A `Recipe` (one file a data set) says which member belongs where; `make_plan` compares that with the disk; `execute`
-carries it out so that it may be killed at any moment and run again; `what_is_missing` judges the result. Torch-free.
+A `Recipe` (one file per data set) says which member belongs where; `make_plan` compares that with the disk; `execute`
+carries the plan out and may be killed at any moment and run again; `what_is_missing` judges the result. Torch-free.
 """
 
 from sa2depth.data.prepare.engine import Outcome, execute

@@ -24,7 +24,7 @@ DAMAGED = (
     RuntimeError,
     ValueError,
 )
-"""The errors that Python's readers of archives raise for damaged or unsupported ones."""
+"""The errors that Python's archive readers raise for damaged or unsupported archives."""
 
 _ENCRYPTED = 0x1
 
@@ -88,7 +88,7 @@ class TarSource:
         """The archive at ``path``; compressed ones can only be read from the front.
 
         Raises:
-            DataError: it cannot be read.
+            DataError: the file cannot be read.
         """
         try:
             with path.open("rb") as file:
@@ -98,7 +98,7 @@ class TarSource:
             raise damaged(path, error) from error
 
     def find(self, accept: Accept) -> Iterator[Member]:
-        """See `Source`. A compressed archive is read once from end to end for this."""
+        """See `Source`. This reads a compressed archive once from end to end."""
         try:
             with tarfile.open(self.path) as archive:
                 infos = archive.getmembers()
@@ -115,9 +115,9 @@ class TarSource:
             yield Member(name, target, info.size, handle=info)
 
     def _require_end(self, archive: tarfile.TarFile) -> None:
-        """Fail unless a block of zeros follows the last member: tarfile takes any end between members for the end."""
+        """Fail unless a block of zeros follows the last member: tarfile accepts any end between members."""
         if self.sequential:
-            return  # decompressing has told already, and going back would do it all again
+            return  # decompressing has checked this, and seeking back would decompress again
         with self.path.open("rb") as file:
             file.seek(archive.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -144,7 +144,7 @@ class FolderSource:
 
     Attributes:
         path: the folder, absolute.
-        leave_out: a folder below that is not searched: the tree that is being prepared.
+        leave_out: a folder below that is not searched, namely the tree that is being prepared.
     """
 
     path: Path
@@ -155,7 +155,7 @@ class FolderSource:
     dangling: list[str] = field(default_factory=list, compare=False)
 
     def find(self, accept: Accept) -> Iterator[Member]:
-        """See `Source`. Rules see the absolute name, so that a folder deep in the expected tree will do."""
+        """See `Source`. Rules get the absolute name, so that a folder deep in the expected tree also works."""
         self.dangling.clear()
         for path in self.files():
             name = path.as_posix()
@@ -172,7 +172,7 @@ class FolderSource:
             yield Member(name, target, size, handle=path)
 
     def files(self) -> Iterator[Path]:
-        """All files below, links followed, each folder visited once.
+        """All files below; links are followed and each folder is visited once.
 
         Raises:
             DataError: a folder cannot be read.
@@ -202,15 +202,15 @@ class _FileReader:
 
 def damaged(path: Path, error: BaseException, member: str = "") -> DataError:
     """The error for an archive, or one member of it, that cannot be read."""
-    what = f"its member '{member}' is damaged or ends early" if member else "it is damaged or not whole"
+    what = f"its member '{member}' is damaged or ends early" if member else "it is damaged or incomplete"
     reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return DataError(f"{path}: {what} ({reason}). Fetch this file again; a broken download can be continued.")
+    return DataError(f"{path}: {what} ({reason}). Download it again; a broken download can be continued.")
 
 
 def _not_a_file(path: Path, name: str, how: str) -> DataError:
     return DataError(
-        f"{path}: its member '{name}' is a link or a device, not a file. Links of archives are not followed, "
-        f"they may lead anywhere. Give the folder that was packed, or pack it again with the files themselves ({how})."
+        f"{path}: its member '{name}' is a link or a device, not a file. Links in archives are not followed "
+        f"as they may lead anywhere. Give the folder that was packed, or pack it again with real files ({how})."
     )
 
 

@@ -1,4 +1,4 @@
-"""Carrying out a plan: in parallel, resumable, and so that a file is either absent or whole."""
+"""Carry out a plan in parallel; it can be resumed, and each file is either absent or complete."""
 
 import contextlib
 import errno
@@ -30,11 +30,11 @@ class Outcome:
     """The result of carrying out a plan.
 
     Attributes:
-        written: files made, extracted or copied.
-        linked: links made.
-        verified: files whose contents were compared and found right.
-        repaired: files whose contents were compared, found wrong and written again.
-        failures: one message for each file that could not be had from its source.
+        written: number of files made, extracted or copied.
+        linked: number of links made.
+        verified: number of files whose contents were compared and are right.
+        repaired: number of files whose contents were wrong and were written again.
+        failures: one message for each file that could not be read from its source.
     """
 
     written: int = 0
@@ -47,18 +47,18 @@ class Outcome:
 def execute(
     plan: Plan, *, workers: int | None = None, verify: bool = False, tick: Tick | None = None
 ) -> Outcome:
-    """Carry out a plan. Killed at any moment, it continues when it is planned and carried out again.
+    """Carry out a plan. It may be killed at any moment: a new plan continues the work.
 
     Args:
-        plan: what to do.
-        workers: threads; as many as usable cores, at most 8, where not given.
-        verify: also compare the contents of files that are there already: by CRC-32 with zip archives, byte by byte
+        plan: the steps.
+        workers: threads; None: one for each usable core, at most 8.
+        verify: also compare the contents of files that exist already: by CRC-32 with zip archives, byte by byte
             with other sources. Files that differ are written again. Links are not read.
         tick: called after each file, from any thread.
 
     Raises:
-        DataError: the disk is full or may not be written, links are not possible, or another run works on the tree.
-            A damaged member does not end the run: it is named in ``Outcome.failures``.
+        DataError: the disk is full or may not be written, links are not possible, or another run uses the tree.
+            A damaged member does not stop the run: it is named in ``Outcome.failures``.
     """
     plan.require_space()
     steps = work(plan, verify=verify)
@@ -74,7 +74,7 @@ def execute(
 
 
 def work(plan: Plan, *, verify: bool = False) -> list[Step]:
-    """The steps that `execute` goes through."""
+    """The steps that `execute` carries out."""
     return [step for step in plan.steps if step.state is not State.WHOLE or (verify and not step.link)]
 
 
@@ -84,13 +84,13 @@ def _run(worker: "_Worker", shares: Sequence[Sequence[Step]], threads: int) -> N
     try:
         for future in as_completed(futures):
             future.result()
-    finally:  # an error or Ctrl-C: what is being written is finished, the rest is left
+    finally:  # after an error or Ctrl-C, finish the files being written and skip the rest
         worker.stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _shares(steps: Sequence[Step], threads: int) -> list[list[Step]]:
-    """Steps divided for the workers: one source a share, in its order, so that each opens an archive once."""
+    """Divide steps among the workers: one source per share, in its order, so that each opens an archive once."""
     shares = []
     for _, group in groupby(steps, key=lambda step: id(step.source)):
         part = list(group)
@@ -134,7 +134,7 @@ class _Worker:
 
 
 def _do(reader: Reader, step: Step) -> str:
-    """One step; returns the counter of `Outcome` that it belongs to."""
+    """Carry out a step; return the counter of `Outcome` that it belongs to."""
     if step.link:
         _link(step)
         return "linked"
@@ -154,10 +154,10 @@ def _write(reader: Reader, step: Step) -> None:
 
 
 def _content(reader: Reader, step: Step) -> Iterator[bytes]:
-    """A member's bytes.
+    """The bytes of a member.
 
     Raises:
-        DataError: they cannot be read, or are not as many as the source states.
+        DataError: they cannot be read, or their number differs from what the source states.
     """
     member, count = step.member, 0
     try:
@@ -173,7 +173,7 @@ def _content(reader: Reader, step: Step) -> Iterator[bytes]:
 
 
 def _equal(reader: Reader, step: Step) -> bool:
-    """Whether the target's contents are the member's."""
+    """True if the target has the contents of the member."""
     member = step.member
     with step.target.open("rb") as file:
         if member.crc is not None:
@@ -190,11 +190,11 @@ def _crc(pieces: Iterator[bytes]) -> int:
 
 
 def _link(step: Step) -> None:
-    """Make a symbolic link in one move, also over a file or link that is there."""
+    """Make a symbolic link in one move, also in place of an existing file or link."""
     target, goal = step.target, step.member.handle
     target.parent.mkdir(parents=True, exist_ok=True)
-    # `atomic_path` cannot do this: it would change the permissions of the file that the link leads to. The name is
-    # like its names, so that a later run cleans it up.
+    # `atomic_path` cannot do this: it would change the permissions of the file that the link leads to. The name has
+    # the same form, so that a later run cleans it up.
     temporary = target.with_name(f".{target.stem[:40]}-{secrets.token_hex(4)}{target.suffix}")
     try:
         temporary.symlink_to(goal)
@@ -202,7 +202,7 @@ def _link(step: Step) -> None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise NoLinksError(
-            f"{target}: this file system allows no symbolic links ({error.strerror}): use --copy"
+            f"{target}: this file system does not allow symbolic links ({error.strerror}): use --copy"
         ) from error
     try:
         temporary.replace(target)
@@ -216,10 +216,10 @@ class NoLinksError(OSError):
 
 @contextlib.contextmanager
 def _writable(root: Path) -> Iterator[None]:
-    """Turn what goes wrong while writing into advice.
+    """Turn errors of writing into advice.
 
     Raises:
-        DataError: with the reason.
+        DataError: writing failed; the message gives the reason.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -228,7 +228,7 @@ def _writable(root: Path) -> Iterator[None]:
         raise DataError(str(error)) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            advice = "the disk is full. Make room and run the same command again: it continues"
+            advice = "the disk is full. Free some space and run the same command again: it continues"
         else:
             advice = f"cannot be written ({error.strerror or error})"
         raise DataError(f"{error.filename or root}: {advice}") from error
@@ -236,13 +236,12 @@ def _writable(root: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _only_run(root: Path) -> Iterator[None]:
-    """Keep other runs from the same tree: one would take the other's temporary files for leftovers.
+    """Keep other runs out of the tree: one would take the other's temporary files for leftovers.
 
-    The lock ends with the process, however that ends. Where the system or file system has no such locks, there is
-    none.
+    The lock ends with the process, however that ends. There is no lock if the system or file system lacks them.
 
     Raises:
-        DataError: another run has it.
+        DataError: another run holds the lock.
     """
     try:
         import fcntl
@@ -254,7 +253,7 @@ def _only_run(root: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise DataError(f"{root}: another run prepares this tree at the moment: wait for it") from error
+            raise DataError(f"{root}: another run is preparing this tree: wait for it to end") from error
         except OSError:
             pass
         yield

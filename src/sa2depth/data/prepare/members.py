@@ -1,4 +1,4 @@
-"""The members that a source of files offers: files with a name, a size and their bytes, wherever they lie."""
+"""Members of a source: files with a name, a size and their bytes, in an archive or a folder."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Protocol
 from sa2depth.errors import DataError
 
 Accept = Callable[[str], str | None]
-"""Name of a member to the path below the root where it belongs; None: it does not belong to this data set."""
+"""Maps the name of a member to its path below the root; None: it does not belong to this data set."""
 
 _DRIVE_LETTER = re.compile(r"[A-Za-z]:")
 
@@ -20,12 +20,12 @@ class Member:
     """One file of a source that belongs to the data set.
 
     Attributes:
-        name: of the member, with ``/`` between folders.
-        target: where it belongs, below the root.
-        size: bytes; of a made file the estimate, see ``mark``.
-        crc: CRC-32 of the bytes, where the source knows it.
-        mark: bytes that stand in the first kilobyte of a file that is made, not copied; its exact size is unknown.
-        handle: what the source needs to find it again.
+        name: its name, with ``/`` between folders.
+        target: path below the root where it belongs.
+        size: size in bytes; an estimate for a generated file, see ``mark``.
+        crc: CRC-32 of the bytes, if the source knows it.
+        mark: bytes in the first kilobyte of a generated file, whose exact size is unknown; None: a copied file.
+        handle: key with which the source finds it again.
     """
 
     name: str
@@ -40,17 +40,17 @@ class Reader(Protocol):
     """An opened source, used by one thread."""
 
     def open(self, member: Member) -> BinaryIO:
-        """The member's bytes."""
+        """Open the member for reading."""
 
 
 class Source(Protocol):
-    """An archive, a folder, or a file that others are made from.
+    """An archive, a folder, or a file from which others are generated.
 
     Attributes:
-        path: where it lies.
-        kind: what people are told it is, e.g. ``zip archive``.
-        linked: whether members are files of their own, to which links can be made.
-        sequential: whether members are only read quickly in their order, by one reader.
+        path: its path.
+        kind: its kind in messages, e.g. ``zip archive``.
+        linked: True if members are separate files, to which links can be made.
+        sequential: True if members are read fast only in their order, by one reader.
     """
 
     @property
@@ -66,30 +66,30 @@ class Source(Protocol):
         """Members that belong to the data set, in the order in which they are best read.
 
         Raises:
-            DataError: the source is damaged or not to be trusted; with its name.
+            DataError: the source is damaged or unsafe; the message names it.
         """
 
     def open(self) -> AbstractContextManager[Reader]:
-        """Open it for one thread."""
+        """Open the source for one thread."""
 
 
 def safe_name(name: str, archive: Path) -> str:
     """A member's name with ``/`` between folders.
 
     Raises:
-        DataError: the name leads out of the folder it would be unpacked in.
+        DataError: the name leads out of the folder in which it would be unpacked.
     """
     plain = name.replace("\\", "/")  # some Windows programs pack with backslashes
     parts = PurePosixPath(plain).parts
     if plain.startswith("/") or ".." in parts or _DRIVE_LETTER.match(plain) or "\0" in plain:
         raise DataError(
-            f"{archive}: its member '{name}' leads out of the folder it is unpacked in. Archives of the data sets hold "
-            "nothing of the kind: fetch this one again from the data set's page."
+            f"{archive}: its member '{name}' would be unpacked outside the folder. The data sets' archives have "
+            "no such members: download this one again from the data set's page."
         )
     return plain
 
 
 def is_litter(name: str) -> bool:
-    """Whether a member is one that macOS adds to what it packs."""
+    """True if macOS added this member when it packed the archive."""
     parts = PurePosixPath(name).parts
     return "__MACOSX" in parts or bool(parts and parts[-1].startswith("._"))

@@ -1,4 +1,4 @@
-"""The plan: which files are made from what, and which are there already. Nothing is written here."""
+"""The plan: the source and the state of each file of the tree. Nothing is written here."""
 
 import os
 import re
@@ -18,18 +18,18 @@ from sa2depth.data.prepare.recipe import Recipe
 from sa2depth.errors import DataError
 
 _BLOCK = 4096
-# What a file takes on most file systems is a multiple of this.
+# Most file systems allocate multiples of this.
 _LINK = 256
 _HEAD = 1024
 _ENDINGS = {b"\x89PNG": b"IEND\xaeB`\x82", b"\xff\xd8\xff": b"\xff\xd9"}
 
 
 class State(Enum):
-    """How a target stands before the plan is carried out."""
+    """State of a target before the plan is carried out."""
 
     WHOLE = "there already"
     ABSENT = "not there"
-    DANGLING = "a link that leads nowhere"
+    DANGLING = "a broken link"
     DIFFERS = "other contents"
 
 
@@ -38,11 +38,11 @@ class Step:
     """One file of the tree.
 
     Attributes:
-        target: where it is to be.
-        source: that has it.
-        member: of the source.
-        link: whether it becomes a symbolic link.
-        state: how the target stands.
+        target: its path.
+        source: the source that has it.
+        member: the member of the source.
+        link: True if it becomes a symbolic link.
+        state: state of the target.
     """
 
     target: Path
@@ -58,10 +58,10 @@ class Plan:
 
     Attributes:
         root: folder of the tree.
-        steps: one for each file, those that are whole already included, in the order of reading.
-        found: for each source the number of members that belong to the data set.
-        twice: files that more than one source has, all of one size; the first source is used.
-        dangling: names in source folders that are links leading nowhere.
+        steps: one for each file, complete ones included, in the order of reading.
+        found: the sources, each with the number of its members that belong to the data set.
+        twice: number of files that more than one source has, all of one size; the first source is used.
+        dangling: names of broken links in source folders.
         leftovers: temporary files of runs that were killed.
     """
 
@@ -74,35 +74,35 @@ class Plan:
 
     @property
     def to_do(self) -> tuple[Step, ...]:
-        """Steps whose target is not whole."""
+        """Steps whose target is not complete."""
         return tuple(step for step in self.steps if step.state is not State.WHOLE)
 
     @property
     def targets(self) -> frozenset[Path]:
-        """All files that are there in the end."""
+        """All files that exist once the plan is carried out."""
         return frozenset(step.target for step in self.steps)
 
     @property
     def states(self) -> Counter[State]:
-        """How many targets stand how."""
+        """Number of targets in each state."""
         return Counter(step.state for step in self.steps)
 
     def bytes_needed(self) -> int:
-        """Space on the disk that carrying it out takes, as file systems count it; an estimate for made files."""
+        """Disk space that the plan needs, in whole blocks; an estimate for generated files."""
         return sum(_LINK if step.link else -(-step.member.size // _BLOCK) * _BLOCK for step in self.to_do)
 
     def require_space(self) -> None:
-        """Fail unless the disk has room.
+        """Fail unless the disk has enough space.
 
         Raises:
-            DataError: with the space needed and the space free.
+            DataError: there is too little space; the message gives the needed and the free space.
         """
         place = next(folder for folder in (self.root, *self.root.absolute().parents) if folder.is_dir())
         free, needed = shutil.disk_usage(place).free, self.bytes_needed()
         if needed > free:
             raise DataError(
                 f"{self.root}: not enough space: {needed / 1e9:,.2f} GB are needed, {free / 1e9:,.2f} GB are free. "
-                "Choose another --root, make room, or unpack elsewhere and let this command make links."
+                "Choose another --root, free some space, or unpack elsewhere and let this command make links."
             )
 
 
@@ -110,13 +110,13 @@ def make_plan(recipe: Recipe, sources: Sequence[Source], *, copy: bool = False) 
     """Plan the tree of a data set.
 
     Args:
-        recipe: of the data set.
-        sources: where its files come from; of two that have the same file, the first is used.
+        recipe: recipe of the data set.
+        sources: sources of its files; if two have the same file, the first is used.
         copy: copy files of folders instead of linking to them.
 
     Raises:
-        DataError: a source is damaged or not to be trusted, two sources disagree about a file, or a folder stands
-            where a file belongs.
+        DataError: a source is damaged or unsafe, two sources disagree about a file, or there is a folder in place
+            of a file.
     """
     chosen: dict[str, tuple[Source, Member]] = {}
     found = []
@@ -144,7 +144,7 @@ def _same(first: tuple[Source, Member], second: tuple[Source, Member]) -> None:
         return
     places = " and ".join(f"{source.path} ({member.size:,} bytes)" for source, member in (first, second))
     raise DataError(
-        f"{one.target}: two sources hold it with different contents: {places}. Give only the right one of them."
+        f"{one.target}: two sources have it with different contents: {places}. Give only the right one."
     )
 
 
@@ -162,10 +162,10 @@ class _Disk:
         self._folders: dict[Path, dict[str, os.stat_result]] = {}
 
     def state(self, target: Path, member: Member, link: bool, copy: bool) -> State:
-        """How a target stands.
+        """State of a target.
 
         Raises:
-            DataError: it is a folder.
+            DataError: the target is a folder.
         """
         there = self._folder(target.parent).get(target.name)
         if there is None:
@@ -215,7 +215,7 @@ class _Disk:
 
 
 def is_made(path: Path, mark: bytes) -> bool:
-    """Whether a file is a whole PNG or JPEG that carries ``mark`` near its beginning."""
+    """True if a file is a complete PNG or JPEG that has ``mark`` near its beginning."""
     with path.open("rb") as file:
         head = file.read(_HEAD)
         ending = next((end for start, end in _ENDINGS.items() if head.startswith(start)), None)

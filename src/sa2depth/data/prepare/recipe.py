@@ -1,4 +1,4 @@
-"""A recipe: which files belong to a data set, where they lie in its tree, and where one gets them; a split's state."""
+"""A recipe names the files of a data set, their places in its tree and their archives; and the state of a split."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -16,13 +16,13 @@ class SplitState:
     """One split after preparing.
 
     Attributes:
-        title: what people are told it is.
+        title: its name in messages.
         frames: number of images it holds.
         files: number of files it needs.
-        missing: those that are not there, dangling links included.
-        origins: archive to number of missing files that it holds.
-        problem: why the split cannot even be listed, e.g. because nothing of it was found.
-        later: whether that is only because the plan has not been carried out.
+        missing: files that do not exist, broken links included.
+        origins: number of missing files for each archive that holds them.
+        problem: reason why the split cannot even be listed, e.g. because none of its files was found.
+        later: True if that is only because the plan has not been carried out.
     """
 
     title: str
@@ -35,20 +35,20 @@ class SplitState:
 
     @property
     def complete(self) -> bool:
-        """Whether every file is there, or nothing is known to be absent."""
+        """True if every file exists, or none is known to be missing."""
         return not self.missing and (self.later or not self.problem)
 
 
 @dataclass(frozen=True)
 class Recipe(ABC):
-    """How one data set is prepared.
+    """The rules for preparing one data set.
 
     Attributes:
         root: folder of the tree, as the functions of `sa2depth.data.sets` take it.
-        title: what people are told it is.
-        archives: what to give as sources.
-        archive: the one that holds every file, where there is one.
-        searched: whether a split is what is found in the tree, so that a plan alone cannot tell whether it is whole.
+        title: its name in messages.
+        archives: the sources to give, in words.
+        archive: the one that holds every file, if there is one.
+        searched: True if a split holds all that is found in the tree: then a plan alone cannot tell if it is complete.
         own_files: names of files that only this recipe reads.
     """
 
@@ -65,27 +65,27 @@ class Recipe(ABC):
         """The place of a member.
 
         Args:
-            name: of the member, with ``/`` between folders; absolute in folders.
-            source: that holds it.
+            name: name of the member, with ``/`` between folders; absolute in folders.
+            source: the source that holds it.
 
         Returns:
-            A path below ``root``; None where it does not belong to the data set.
+            A path below ``root``; None if it does not belong to the data set.
         """
 
     def choose(self, targets: Collection[str]) -> Collection[str]:
-        """Those of all targets found that are wanted; all, unless what is wanted depends on what is found."""
+        """The wanted ones among all targets found: all, unless the choice depends on what was found."""
         return targets
 
     @abstractmethod
     def splits(self) -> Sequence[Callable[[], Listing]]:
-        """One function for each split, which gives what it should hold; a `DataError` means that it is not usable."""
+        """One function for each split, which returns its listing; a `DataError` means that it is not usable."""
 
     def origin(self, path: Path) -> str:
         """The archive that holds a missing file."""
         return self.archive
 
     def enough(self, states: Sequence[SplitState]) -> bool:
-        """Whether the data set is complete; every split must be, unless one will do."""
+        """True if the data set is complete; every split must be, unless one is enough."""
         return all(state.complete for state in states)
 
     def open_file(self, path: Path) -> Source | None:

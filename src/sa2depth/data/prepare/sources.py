@@ -1,4 +1,4 @@
-"""From the paths a user names to sources: what lies there, told by its first bytes."""
+"""Open the paths that a user names as sources; the first bytes of a file tell its kind."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,11 +13,11 @@ _FOREIGN = (".7z", ".rar", ".z01", ".001", ".part", ".crdownload", ".tar.zst")
 
 
 def open_sources(paths: Iterable[Path], recipe: Recipe) -> list[Source]:
-    """Sources behind paths.
+    """Open the sources at some paths.
 
     Args:
         paths: archives, or folders with unpacked files, with archives, or with both.
-        recipe: of the data set; it may read files of its own kind.
+        recipe: recipe of the data set; it may read files of its own kind.
 
     Returns:
         Each source once, in the order of the paths; the archives of a folder before its files.
@@ -38,7 +38,7 @@ def open_sources(paths: Iterable[Path], recipe: Recipe) -> list[Source]:
             for file in folder.files():
                 if file.name.lower().endswith(_ARCHIVES) or file.name in recipe.own_files:
                     sources.setdefault(file.resolve(), _open_file(file, recipe))
-            # Files already in the tree are what the plan is compared with, not where it takes them from.
+            # The plan is compared with files already in the tree; it does not take them from there.
             if path.resolve() != root:
                 sources.setdefault(path.resolve(), folder)
         else:

@@ -13,8 +13,8 @@ def what_is_missing(recipe: Recipe, planned: Collection[Path] = ()) -> list[Spli
     """Compare every split of a data set with the disk.
 
     Args:
-        recipe: of the data set.
-        planned: files that count as there, for a plan that is not carried out.
+        recipe: recipe of the data set.
+        planned: files that count as existing, for a plan that is not carried out.
     """
     soon = frozenset(planned)
     return [_state(recipe, split, soon) for split in recipe.splits()]
@@ -32,7 +32,7 @@ def _state(recipe: Recipe, split: Callable[[], Listing], soon: frozenset[Path]) 
 
 
 def _absent(paths: Iterable[Path]) -> list[Path]:
-    """Those that are not there, links that lead nowhere included."""
+    """The paths that do not exist, broken links included."""
     paths = list(paths)
     gone = set(missing_files(paths))
     return [path for path in paths if path in gone or (path.is_symlink() and not path.exists())]

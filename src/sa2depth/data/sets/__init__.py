@@ -1,6 +1,6 @@
-"""The data sets, one module each: layout (a listing), factory (a source) and recipe (how it is prepared) together.
+"""The data sets, one module each: layout (a listing), factory (a source) and recipe (for preparing it).
 
-A module is found because it lies here. ``__all__`` names its factories; ``RECIPES`` holds its recipes by the name of
+Every module in this folder is found. ``__all__`` names its factories; ``RECIPES`` holds its recipes by the name of
 the data set's file in ``conf/data``. So a new data set is one file here and one YAML there.
 """
 
@@ -20,7 +20,7 @@ _OPTIONS = {"everything": "--all", "velodyne": "--velodyne", "depth": "--depth"}
 
 
 def factories() -> dict[str, Callable[..., FileSource]]:
-    """The functions that configurations name, by their name; each returns a source."""
+    """The functions that configurations refer to, by name; each returns a source."""
     return {name: getattr(module, name) for module in _modules() for name in module.__all__}
 
 
@@ -35,17 +35,17 @@ def make_recipe(name: str, root: Path, **options: Any) -> Recipe:
     Args:
         name: one of `recipes`.
         root: folder of the tree.
-        options: the recipe's own fields; those that are None or False are not given.
+        options: the recipe's own fields; those that are None or False count as not given.
 
     Raises:
-        ConfigError: no such data set, one that does not have an option, or an option's value is unknown.
+        ConfigError: the data set is unknown or lacks an option, or an option's value is unknown.
     """
     known = recipes()
     if name not in known:
         raise ConfigError(f"there is no recipe for a data set '{name}': {nearest(name, known)}")
     given = {key: value for key, value in options.items() if value}
     if unknown := sorted(given.keys() - {entry.name for entry in fields(known[name])}):
-        raise ConfigError(f"{name} has no choice of {_OPTIONS.get(unknown[0], unknown[0])}: leave it out")
+        raise ConfigError(f"{name} has no option {_OPTIONS.get(unknown[0], unknown[0])}: leave it out")
     return known[name](root.expanduser().absolute(), **given)
 
 

@@ -1,4 +1,4 @@
-"""One's own images: a list of files, or two parallel folders. The depth scale is always given, never guessed."""
+"""A user's own images: a list of files, or two parallel folders. The depth scale is given, never guessed."""
 
 import math
 import os
@@ -37,17 +37,17 @@ _SCALE_HELP = (
 
 @dataclass(frozen=True)
 class Defaults:
-    """The values for every image whose own row does not say otherwise.
+    """The values for every image whose row does not give its own.
 
     Attributes:
         scale: value in the depth files that stands for one metre; None: every row gives its own.
-        key: name of the array in ``.npz`` files; None: their only one.
+        key: name of the array in ``.npz`` files; None: the only one in each.
         intrinsics: ``(fx, fy, cx, cy)`` in pixels; None: unknown.
         min_depth: metres; smaller depth counts as not measured.
         max_depth: metres; larger depth counts as not measured; None: no limit.
 
     Raises:
-        ConfigError: a value that cannot mean anything.
+        ConfigError: a value is invalid.
     """
 
     scale: float | None = None
@@ -82,35 +82,36 @@ def custom(
     limit: int | None = None,
     ids: Sequence[str] | None = None,
 ) -> FileSource:
-    """Images of one's own, from a list or from two parallel folders.
+    """A user's own images, from a list or from two parallel folders.
 
     Args:
         list: a CSV or JSON-lines file, see `from_list`.
         images: instead of a list: a folder of photographs.
-        depths: a folder of depth maps with the same relative paths, up to the ending.
-        scale: value in the depth files that stands for one metre; a column ``scale`` wins.
-        key: name of the array in ``.npz`` files; null: their only one.
-        intrinsics: ``[fx, fy, cx, cy]`` in pixels for all images; columns win; null: unknown.
-        min_depth: metres; smaller depth counts as not measured; a column ``min`` wins.
-        max_depth: metres; larger depth counts as not measured; a column ``max`` wins; null: no limit.
-        split: rows with this in the column ``split``, or ``all``; null for a list without that column.
+        depths: a folder of depth maps with the same relative paths, except for the suffix.
+        scale: value in the depth files that stands for one metre; a column ``scale`` takes precedence.
+        key: name of the array in ``.npz`` files; null: the only one in each.
+        intrinsics: ``[fx, fy, cx, cy]`` in pixels for all images; columns take precedence; null: unknown.
+        min_depth: metres; smaller depth counts as not measured; a column ``min`` takes precedence.
+        max_depth: metres; larger depth counts as not measured; a column ``max`` takes precedence; null: no limit.
+        split: use rows with this value in column ``split``, or ``all`` rows; null for a list without that column.
         part: ``all``, ``fit`` or ``held_out``: division by place, a column or the folder of an image, see
             `sa2depth.data.splits.selection.hold_out`.
         every: every ``every``-th place is held out.
-        limit: use at most so many images, evenly spread.
+        limit: use at most this many images, evenly spread.
         ids: use exactly these images.
 
     Raises:
-        ConfigError: neither or both of list and folders, options that do not fit them, or nothing to divide.
-        DataError: a row cannot be used, a scale is missing, or files are; with line or name.
+        ConfigError: neither or both of list and folders are given, options do not fit them, or all images are of one
+            place and cannot be divided.
+        DataError: a row cannot be used, or a scale or files are missing; the message gives line or name.
     """
     defaults = Defaults(scale, key, intrinsics, min_depth, max_depth)
     listing = _chosen(list, images, depths, split, defaults)
     if part != "all" and len({frame.place for frame in listing.frames}) < 2:
         raise ConfigError(
-            f"{listing.title}: part={part} divides images by place, and all {len(listing.frames):,} are of one place. "
+            f"{listing.title}: part={part} divides images by place, but all {len(listing.frames):,} are of one place. "
             "Put each place into a folder of its own, or give a column 'place' or 'split' (data=custom_split); "
-            "with separate lists set data.train.part=all data.val.part=all data.test.part=all."
+            "for separate lists, set data.train.part=all data.val.part=all data.test.part=all."
         )
     return from_listing(listing, part, every, limit, ids)
 
@@ -128,8 +129,8 @@ def _chosen(
         return from_list(path, defaults, split)
     if images is None or depths is None:
         raise ConfigError(
-            "which images? Give data.train.list=my.csv (columns image, depth, ...), or two folders of equally named "
-            "files, data.train.images=DIR data.train.depths=DIR; for an evaluation the same with data.test"
+            "no images are given: set data.train.list=my.csv (columns image, depth, ...), or two folders of equally "
+            "named files, data.train.images=DIR data.train.depths=DIR; for an evaluation, set the same in data.test"
         )
     if split is not None:
         raise ConfigError(f"split={split}: folders have no column 'split'; set split=null, or write a list")
@@ -143,16 +144,16 @@ def from_list(path: Path | str, defaults: Defaults, split: str | None = None) ->
         path: the list; its columns are `COLUMNS`, see `sa2depth.data.io.rows.read_rows` for the format. Paths
             are relative to its folder, or absolute. ``intrinsics`` holds four numbers (fx, fy, cx, cy) or the
             nine of a matrix; ``min`` and ``max`` are metres; ``mask`` is an image, 0 where depth must not be
-            used. ``id`` is the path of the image without ending if not given (for absolute paths, and paths with
-            ``..``, below the folder that all images share), ``place`` its first folder below that folder. A row
-            without ``depth`` has no ground truth.
-        defaults: what rows do not say.
-        split: only the rows with this in their column ``split``; ``all``: all rows; None: all rows of a list
+            used. If not given, ``id`` is the path of the image without suffix (absolute paths and paths with ``..``
+            are taken below the folder that all images share), and ``place`` is its first folder below that one. A
+            row without ``depth`` has no ground truth.
+        defaults: values for rows without their own.
+        split: use only rows with this value in column ``split``; ``all``: all rows; None: all rows of a list
             that has no such column.
 
     Raises:
-        ConfigError: the list has a column ``split`` and none was chosen, or the other way round.
-        DataError: the list cannot be read, or a row cannot be used; with its line.
+        ConfigError: the list has a column ``split`` but no split was chosen, or the reverse.
+        DataError: the list cannot be read, or a row cannot be used; the message gives its line.
     """
     path = Path(path).expanduser()
     rows, columns = read_rows(path, COLUMNS)
@@ -167,8 +168,8 @@ def from_list(path: Path | str, defaults: Defaults, split: str | None = None) ->
         frame = _frame(row, path.parent, defaults, below)
         if frame.id in names:
             raise DataError(
-                f"{row.where}: the id '{frame.id}' is that of {names[frame.id]} already. Is an image listed twice? "
-                "Else give each row its own in a column 'id'."
+                f"{row.where}: the id '{frame.id}' is already used in {names[frame.id]}. Is an image listed twice? "
+                "If not, give each row its own id in a column 'id'."
             )
         names[frame.id] = row.where
         frames.append(frame)
@@ -179,27 +180,28 @@ def from_list(path: Path | str, defaults: Defaults, split: str | None = None) ->
 
 
 def from_folders(images: Path | str, depths: Path | str, defaults: Defaults) -> Listing:
-    """Images of one folder with the depth maps of another, which have the same relative paths up to the ending.
+    """Images of one folder with depth maps of another that have the same relative paths except for the suffix.
 
     Args:
-        images: searched with all folders below for `IMAGE_SUFFIXES`.
-        depths: searched for `DEPTH_SUFFIXES`.
-        defaults: scale and all else.
+        images: folder searched, with all its sub-folders, for `IMAGE_SUFFIXES`.
+        depths: folder searched likewise for `DEPTH_SUFFIXES`.
+        defaults: scale and all other values.
 
     Returns:
         Frames sorted by path, which is their id; their place is the first folder below ``images``.
 
     Raises:
-        DataError: nothing is found, a file is alone, or two files share a path up to the ending; with names.
+        DataError: no file is found, a file has no partner, or two files differ only in suffix; the message names
+            them.
     """
     images, depths = Path(images).expanduser(), Path(depths).expanduser()
     left, right = _by_stem(images, IMAGE_SUFFIXES), _by_stem(depths, DEPTH_SUFFIXES)
     if left.keys() != right.keys():
         raise DataError(
-            "every image needs a depth map of the same name, and none may be left over.\n"
-            f"  {images}: {len(left):,} images, without depth map: {named(left.keys() - right.keys())}\n"
-            f"  {depths}: {len(right):,} depth maps, without image: {named(right.keys() - left.keys())}\n"
-            "Names must be equal up to the ending; for other names write a list (data.train.list)."
+            "every image needs a depth map of the same name, and every depth map an image.\n"
+            f"  {images}: {len(left):,} images; without depth map: {named(left.keys() - right.keys())}\n"
+            f"  {depths}: {len(right):,} depth maps; without image: {named(right.keys() - left.keys())}\n"
+            "Names must be equal except for the suffix; for other names write a list (data.train.list)."
         )
     frames = [
         Frame(
@@ -233,12 +235,12 @@ def _of_split(rows: list[Row], columns: set[str], split: str | None, path: Path)
     if split is None:
         raise ConfigError(
             f"{path} has a column 'split' with {names}: choose one with data.train.split, data.val.split and "
-            "data.test.split (data=custom_split does for train, val and test), or split=all for all rows"
+            "data.test.split (data=custom_split does so for train, val and test), or split=all for all rows"
         )
     if split == "all":
         return rows
     if split not in found:
-        raise ConfigError(f"split={split}: {path} has none of it; {nearest(split, found)} It has {names}.")
+        raise ConfigError(f"split={split}: {path} has no row of it; {nearest(split, found)} It has {names}.")
     return [row for row in rows if row.text("split") == split]
 
 
@@ -279,7 +281,7 @@ def _decoder(
         )
     if scale is None:
         raise DataError(
-            f"{where}: the scale of {depth.name} is not given. Give it in a column 'scale' or for all images as "
+            f"{where}: the scale of {depth.name} is not given. Give it in a column 'scale', or for all images as "
             f"data.train.scale (data.test.scale).\n{_SCALE_HELP}"
         )
     _check_scale(scale, where)
@@ -322,10 +324,10 @@ def _camera(numbers: Sequence[Any], where: str) -> tuple[float, float, float, fl
     if len(values) == 9:
         fx, skew, cx, zero, fy, cy, *last = values
         if (skew, zero, *last) != (0, 0, 0, 0, 1):
-            raise DataError(f"{problem}; its zeros and its one must be at their places")
+            raise DataError(f"{problem}; its zeros and its one must be in their places")
         values = [fx, fy, cx, cy]
     if len(values) != 4 or not all(map(math.isfinite, values)) or min(values[:2]) <= 0:
-        raise DataError(f"{problem}; focal lengths are positive")
+        raise DataError(f"{problem}; focal lengths must be positive")
     return values[0], values[1], values[2], values[3]
 
 
@@ -347,9 +349,9 @@ def _required(row: Row, column: str) -> str:
 
 
 def _below_shared(folder: Path, images: Sequence[str]) -> dict[str, str]:
-    """Each path as it stands in the list, with its path below the folder that all images share.
+    """Map each path in the list to its path below the folder that all images share.
 
-    On text, as a list may have a hundred thousand lines, and `Path` is slow.
+    This works on text because a list may have a hundred thousand lines and `Path` is slow.
     """
     base = os.path.abspath(folder)  # noqa: PTH100
     full = {image: os.path.normpath(os.path.join(base, image)) for image in images}  # noqa: PTH118
@@ -358,7 +360,7 @@ def _below_shared(folder: Path, images: Sequence[str]) -> dict[str, str]:
 
 
 def _name(written: str, below: dict[str, str]) -> str:
-    """Path without ending: as written, or below what all images share where that would lead out of any folder."""
+    """Path without suffix: as written, or below the shared folder if it is absolute or has ``..``."""
     path = PurePosixPath(written)
     return (
         (PurePosixPath(below[written]) if path.is_absolute() or ".." in path.parts else path)
@@ -379,11 +381,9 @@ def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
             continue
         stem = path.relative_to(folder).with_suffix("").as_posix()
         if stem in found:
-            raise DataError(
-                f"{path}: another file has this name up to the ending, {found[stem].name}: remove one"
-            )
+            raise DataError(f"{path}: {found[stem].name} has the same name except for the suffix: remove one")
         found[stem] = path
     if not found:
         state = "it has none" if folder.is_dir() else "this folder does not exist"
-        raise DataError(f"{folder}: expected files that end in {', '.join(suffixes)}; {state}")
+        raise DataError(f"{folder}: expected files whose names end in {', '.join(suffixes)}; {state}")
     return found

@@ -1,9 +1,9 @@
-"""DIML/CVD outdoor: street scenes of stereo cameras, found by looking for ``outleft/*.png`` below a folder.
+"""DIML/CVD outdoor: street scenes of stereo cameras, found by searching a folder for ``outleft/*.png``.
 
-Beside every ``outleft`` stands ``depthmap`` with 16-bit PNGs of the same size in millimetres, computed by stereo
+Beside every ``outleft`` is a ``depthmap`` with 16-bit PNGs of the same size in millimetres, computed by stereo
 matching. The sample archive holds ``outdoor/{train,test}/{HR,LR}/outleft``, 1,505 and 500 images of 1080x1920 (HR)
 or 384x640 (LR) pixels; the full set has one folder for each recording. The publishers give no split list, and the
-cameras' calibration is not known here: intrinsics stay unknown.
+calibration of the cameras is not known: intrinsics stay unknown.
 """
 
 import re
@@ -32,7 +32,7 @@ MAX_DEPTH = 80.0
 """Metres; the usual cap of outdoor evaluations."""
 
 _FARTHEST = 65.5345
-# Metres. 65535 mm is the end of 16 bits: that far or farther, sky included. No measurement, so it does not count.
+# Metres. 65535 mm, the largest 16-bit value, means that far or farther, sky included: it is not a measurement.
 # Metric3D drops it as well; ZoeDepth's evaluation counts it as a wall 65.5 m away.
 
 _IMAGES, _DEPTHS = "outleft", "depthmap"
@@ -54,34 +54,34 @@ def outdoor(
 
     The test selection, in this order:
 
-    1. where folders named ``test``, ``testing``, ``validation`` or ``val`` lie below ``root``: what is in them;
-    2. else every ``test_every``-th place in alphabetical order, beginning with the first.
+    1. the images in folders named ``test``, ``testing``, ``validation`` or ``val`` below ``root``, if there are any;
+    2. otherwise every ``test_every``-th place in alphabetical order, beginning with the first.
 
-    The other images are for training. A place is a folder that holds ``outleft``; where there is only one such
-    folder, a place is what the file names have in common before their last number.
+    The other images are for training. A place is a folder that holds ``outleft``; if there is only one such
+    folder, a place is the common part of file names before their last number.
 
     Args:
         root: folder to search.
         split: ``test``, ``train`` or ``all``.
-        test_every: see above; without effect where test folders exist.
-        resolution: ``HR`` or ``LR``: only folders below one of that name; needed where ``root`` holds both, as
+        test_every: see above; no effect if test folders exist.
+        resolution: ``HR`` or ``LR``: use only folders below one of that name; needed if ``root`` holds both, as
             each image would count twice.
-        max_depth: metres; depth beyond counts as not measured, as does the largest 16-bit value, 65.535 m.
+        max_depth: metres; larger depth counts as not measured, as does the largest 16-bit value, 65.535 m.
 
     Returns:
         Frames sorted by folder and name. Images of one split may differ in size.
 
     Raises:
-        ConfigError: an option that does not exist, or ``resolution`` is needed.
-        DataError: nothing is found, or images and depth maps do not pair; with the names.
+        ConfigError: a choice is unknown, or ``resolution`` is needed.
+        DataError: nothing is found, or images and depth maps do not pair; the message names them.
     """
     require_choice(f"DIML outdoor has no split '{split}'", split, get_args(Split))
     if resolution is not None and resolution not in get_args(Resolution):
         raise ConfigError(f"DIML outdoor has no resolution '{resolution}': choose HR or LR")
     if not max_depth > 0:
-        raise ConfigError(f"max_depth={max_depth}: a positive number of metres")
+        raise ConfigError(f"max_depth={max_depth}: expected a positive number of metres")
     if test_every < 2:
-        raise ConfigError(f"test_every={test_every}: at least 2 (every 2nd place is for testing)")
+        raise ConfigError(f"test_every={test_every}: expected at least 2 (every 2nd place is for testing)")
     root = Path(root).expanduser()
     scenes = _of_resolution(_scenes(root), resolution, root)
     decode = Limited(MILLIMETRE_PNG, 0.0, min(max_depth, _FARTHEST))
@@ -112,7 +112,7 @@ def _scenes(root: Path) -> list[str]:
     for folder, inner, _ in walk(root):
         if _IMAGES in inner:
             found.append(folder.relative_to(root).as_posix())
-            inner.clear()  # hundreds of thousands of file names that nobody needs twice
+            inner.clear()  # do not list hundreds of thousands of file names again
     if not found:
         state = "it has none" if root.is_dir() else "this folder does not exist"
         raise DataError(f"DIML outdoor: no folder '{_IMAGES}' below {root}: {state}.\n{_ADVICE}")
@@ -143,7 +143,7 @@ def _divided(frames: Sequence[Frame], split: Split, test_every: int) -> Sequence
     if any(in_test.values()):
         chosen = [frame for frame in frames if in_test[frame.id] == (split == "test")]
         if not chosen:
-            raise DataError("DIML outdoor: all images lie in test folders, none is left for split=train")
+            raise DataError("DIML outdoor: all images are in test folders, none is left for split=train")
         return chosen
     return hold_out(frames, "held_out" if split == "test" else "fit", test_every)
 
@@ -160,8 +160,8 @@ def _recording(scene: str, stem: str) -> str:
 def _pairs(scene: Path) -> list[tuple[Path, Path]]:
     """Images of a scene with their depth maps.
 
-    By equal names; else, where both folders hold equally many files whose last numbers are all different and the
-    same in both, by these numbers (``left_0001.png`` with ``depth_0001.png``).
+    They pair by equal names. If the names differ, but the last numbers in them are unique and the same in both
+    folders, they pair by these numbers (``left_0001.png`` with ``depth_0001.png``).
     """
     images, depths = ({path.stem: path for path in _pngs(scene / name)} for name in (_IMAGES, _DEPTHS))
     if not images and not depths:
@@ -176,18 +176,18 @@ def _pairs(scene: Path) -> list[tuple[Path, Path]]:
             (images[stem], depths[right[number]]) for number, stem in sorted(left.items(), key=lambda x: x[1])
         ]
     raise DataError(
-        f"{scene}: every image of '{_IMAGES}' needs a depth map of the same name or number in '{_DEPTHS}', and none "
-        f"may be left over.\n"
-        f"  {len(images)} images, without depth map: {named(images.keys() - depths.keys())}\n"
-        f"  {len(depths)} depth maps, without image: {named(depths.keys() - images.keys())}\n"
-        "Was an archive unpacked only in part? Unpack it again, or remove the files that are alone."
+        f"{scene}: every image of '{_IMAGES}' needs a depth map of the same name or number in '{_DEPTHS}', and "
+        f"every depth map an image.\n"
+        f"  {len(images)} images; without depth map: {named(images.keys() - depths.keys())}\n"
+        f"  {len(depths)} depth maps; without image: {named(depths.keys() - images.keys())}\n"
+        "Was an archive unpacked only in part? Unpack it again, or remove the files without a partner."
     )
 
 
 def _pngs(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder.\n{_ADVICE}")
-    # macOS leaves files '._NAME.png' behind, which are no images
+    # macOS leaves files '._NAME.png' behind, which are not images
     return [path for path in folder.iterdir() if path.suffix.lower() == ".png" and path.name[0] != "."]
 
 
@@ -212,7 +212,7 @@ def diml_outdoor(
     The first five arguments are those of `outdoor`, the others are those of `sa2depth.data.source.from_listing`.
 
     Raises:
-        ConfigError: an option that does not exist, or ``resolution`` is needed.
+        ConfigError: a choice is unknown, or ``resolution`` is needed.
         DataError: nothing is found, or images and depth maps do not pair.
     """
     listing = outdoor(root, split, test_every, resolution, max_depth)
@@ -231,7 +231,7 @@ class DimlOutdoor(Recipe):
     archive: ClassVar[str] = "the archives of dimlrgbd.github.io"
 
     def place(self, name: str, source: Source) -> str | None:
-        """Its path in the source; below the source's name if that path has no folder that names the recording."""
+        """The path in the source, below the source's name if no folder in it names the recording."""
         path = PurePosixPath(name)
         if len(path.parts) < 2 or path.parent.name not in (_IMAGES, _DEPTHS) or path.suffix.lower() != ".png":
             return None
@@ -240,14 +240,14 @@ class DimlOutdoor(Recipe):
                 PurePosixPath(source.path.name.split(".")[0], path) if len(path.parts) < 3 else path
             ).as_posix()
         if source.path.is_relative_to(self.root):
-            return None  # in the tree already, wherever below: the set is found by searching
+            return None  # already somewhere in the tree, which is searched
         base = PurePosixPath(source.path.as_posix())
         while len(path.relative_to(base).parts) < 3:
             base = base.parent
         return path.relative_to(base).as_posix()
 
     def splits(self) -> Sequence[Callable[[], Listing]]:
-        """See `Recipe`: one for each resolution where both are there, else all images together."""
+        """See `Recipe`: one for each resolution if both are there, otherwise all images together."""
         if self.root.is_dir() and all(self._has(name) for name in get_args(Resolution)):
             return [partial(outdoor, self.root, "all", resolution=name) for name in get_args(Resolution)]
         return [partial(outdoor, self.root, "all")]

@@ -1,6 +1,6 @@
-"""SUN RGB-D as it is unpacked from ``SUNRGBD.zip``: 5,050 test images of four sensors and many sizes.
+"""SUN RGB-D as unpacked from ``SUNRGBD.zip``: 5,050 test images of four sensors and many sizes.
 
-Below ``SUNRGBD/``, every image has a folder of its own with ``image/STEM.jpg``, raw depth in ``depth/STEM.png``,
+Below ``SUNRGBD/``, every image has its own folder with ``image/STEM.jpg``, raw depth in ``depth/STEM.png``,
 filled depth of the same name in ``depth_bfx/`` and the camera matrix in ``intrinsics.txt``.
 """
 
@@ -28,7 +28,7 @@ DepthFolder = Literal["depth", "depth_bfx"]
 
 TEST_IMAGES = 5050
 DEPTH_RANGE = (0.1, 20.0)
-"""Metres; the four sensors reach about 10 m, raw maps hold some outliers beyond."""
+"""Metres; the four sensors reach about 10 m, and raw maps hold some outliers beyond."""
 
 _TABLE = "sunrgbd_test_5050"
 _SUN3D = "xtion/sun3ddata"
@@ -66,15 +66,15 @@ def listing(root: Path | str, depth: DepthFolder = "depth", image_list: Path | s
         root: folder with ``SUNRGBD``, or that folder itself.
         depth: ``depth``, as the sensors measured it, or ``depth_bfx``, with holes filled from neighbouring
             frames. Raw is the default: the released lists of the BTS family name it, the networks are
-            trained on unfilled depth, and filled-in values are nobody's measurement.
-        image_list: a list of one's own instead of the 5,050, see `read_list`.
+            trained on unfilled depth, and filled-in values are not measurements.
+        image_list: a user's list instead of the 5,050, see `read_list`.
 
     Returns:
         Frames in the order of the list. Each image folder is a place, except in SUN3D, where a place is one
         room with all its recordings.
 
     Raises:
-        ConfigError: no such depth folder.
+        ConfigError: the depth folder is unknown.
         DataError: the list cannot be read.
     """
     require_choice(f"SUN RGB-D has no depth folder '{depth}'", depth, get_args(DepthFolder))
@@ -99,7 +99,7 @@ def listing(root: Path | str, depth: DepthFolder = "depth", image_list: Path | s
 
 @cache
 def read_table() -> tuple[Entry, ...]:
-    """The 5,050 test images of the table that travels with the package, in its order."""
+    """The 5,050 test images of the shipped table, in its order."""
     packed = (files("sa2depth.data.splits") / f"{_TABLE}.txt.gz").read_bytes()
     return tuple(Entry(*line.split()) for line in gzip.decompress(packed).decode().splitlines())
 
@@ -109,13 +109,13 @@ def read_list(path: Path, depth: DepthFolder = "depth") -> tuple[Entry, ...]:
 
     Args:
         path: text file; a line holds the paths of photograph and depth map, with or without a leading
-            ``SUNRGBD/``, or, as in the shipped table, folder and both names without ending. Blank lines do
-            not count.
+            ``SUNRGBD/``, or, as in the shipped table, folder and both names without suffix. Blank lines are
+            skipped.
         depth: the depth folder that the lines must name, if they name one.
 
     Raises:
-        DataError: the file cannot be read, is empty, lists an image twice, or a line is something else; with
-            its number.
+        DataError: the file cannot be read, is empty, lists an image twice, or has a malformed line, which is
+            named.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -127,7 +127,7 @@ def read_list(path: Path, depth: DepthFolder = "depth") -> tuple[Entry, ...]:
             continue
         entry = _entry(line, depth, f"{path}, line {number}")
         if entry in lines:
-            raise DataError(f"{path}, line {number}: {entry.folder} is listed already in line {lines[entry]}")
+            raise DataError(f"{path}, line {number}: {entry.folder} is already listed in line {lines[entry]}")
         lines[entry] = number
     if not lines:
         raise DataError(f"{path}: expected lines of the form '{_LINE}', found none")
@@ -160,7 +160,7 @@ def _entry(line: str, depth: DepthFolder, where: str) -> Entry:
 
 
 def _below(path: PurePosixPath) -> PurePosixPath:
-    """Without a leading ``/`` and ``SUNRGBD/``."""
+    """The path without a leading ``/`` and ``SUNRGBD/``."""
     parts = [part for part in path.parts if part != "/"]
     return PurePosixPath(*(parts[1:] if parts and parts[0].upper() == "SUNRGBD" else parts))
 
@@ -189,12 +189,12 @@ def sunrgbd(
     limit: int | None = None,
     ids: Sequence[str] | None = None,
 ) -> FileSource:
-    """The 5,050 test images of SUN RGB-D, on which models trained elsewhere are evaluated.
+    """The 5,050 test images of SUN RGB-D, for evaluating models trained on other data.
 
     The first three arguments are those of `listing`, the others are those of `sa2depth.data.source.from_listing`.
 
     Raises:
-        ConfigError: no such depth folder.
+        ConfigError: the depth folder is unknown.
         DataError: files are missing, or the list cannot be read.
     """
     return from_listing(listing(root, depth, image_list), limit=limit, ids=ids)
@@ -205,7 +205,7 @@ class SunRgbd(Recipe):
     """SUN RGB-D: photographs, raw and filled depth, camera matrices.
 
     Attributes:
-        everything: all images, not only the test images.
+        everything: take all images, not only the test images.
     """
 
     everything: bool = False
@@ -227,12 +227,12 @@ class SunRgbd(Recipe):
         return [partial(listing, self._folder, depth) for depth in ("depth", "depth_bfx")]
 
     def enough(self, states: Sequence[SplitState]) -> bool:
-        """Raw depth is enough; filled depth is for those who ask for it."""
+        """Raw depth is enough; filled depth is optional."""
         return states[0].complete
 
     @cached_property
     def _folder(self) -> Path:
-        """``root/SUNRGBD``; ``root`` where it is that folder itself."""
+        """``root/SUNRGBD``, or ``root`` if it is that folder itself."""
         here = any((self.root / sensor).is_dir() for sensor in _SENSORS)
         return self.root if here and not (self.root / "SUNRGBD").is_dir() else self.root / "SUNRGBD"
 

@@ -1,1 +1,1 @@
-"""Which frames belong to which list: published tables, and division by place."""
+"""Lists of frames: published tables, and division by place."""

@@ -1,7 +1,7 @@
-"""Dividing a list of frames: places held out for model selection, and handfuls for trials.
+"""Dividing a list of frames: places held out for model selection, and small subsets for trials.
 
-The released code selects its best model on the test images; here a part of the training places is kept apart
-for that.
+The released code selects its best model on the test images; here some of the training places are held
+out for that.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,14 +24,14 @@ def hold_out(frames: Sequence[Frame], part: Part, every: int) -> list[Frame]:
         every: at least 2.
 
     Raises:
-        ConfigError: no such part, ``every`` below 2, or nothing would be left in the part.
+        ConfigError: the part is unknown, ``every`` is below 2, or the part would be empty.
     """
     require_choice(f"part={part!r}", part, get_args(Part))
     if part == "all":
         return list(frames)
     if every < 2:
         raise ConfigError(
-            f"every={every}: at least 2 (every 2nd place held out); use part=all to hold out nothing"
+            f"every={every}: expected at least 2 (every 2nd place held out); use part=all to hold out nothing"
         )
     kept_apart = set(sorted({frame.place for frame in frames})[::every])
     chosen = [frame for frame in frames if (frame.place in kept_apart) == (part == "held_out")]
@@ -45,16 +45,16 @@ def hold_out(frames: Sequence[Frame], part: Part, every: int) -> list[Frame]:
 def handful(
     frames: Sequence[Frame], limit: int | None = None, ids: Sequence[str] | None = None
 ) -> list[Frame]:
-    """A few of the frames, or all of them where neither is given.
+    """A few of the frames, or all of them if neither ``limit`` nor ``ids`` is given.
 
     Args:
-        frames: what to choose from.
-        limit: at most so many, evenly spread over the list.
+        frames: the frames to choose from.
+        limit: at most this many, evenly spread over the list.
         ids: exactly these, in the order given.
 
     Raises:
         ConfigError: both are given, or ``limit`` is below 1.
-        DataError: an id that is not in the list.
+        DataError: an id is not in the list.
     """
     if ids is not None:
         if limit is not None:
@@ -69,21 +69,21 @@ def handful(
     if limit is None:
         return list(frames)
     if limit < 1:
-        raise ConfigError(f"limit={limit}: at least 1, or null for all")
+        raise ConfigError(f"limit={limit}: expected at least 1, or null for all")
     return spread(frames, limit)
 
 
 def spread(items: Sequence[_T], count: int) -> list[_T]:
-    """At most ``count`` of some items, evenly spread."""
+    """At most ``count`` of the items, evenly spread."""
     count = min(count, len(items))
     return [items[number * len(items) // count] for number in range(count)]
 
 
 def require_choice(problem: str, value: object, choices: Iterable[str]) -> None:
-    """Fail unless ``value`` is one of some words.
+    """Fail unless ``value`` is one of ``choices``.
 
     Raises:
-        ConfigError: ``problem`` and the words to choose from.
+        ConfigError: the message is ``problem`` and the choices.
     """
     if value not in (known := tuple(choices)):
         raise ConfigError(f"{problem}: choose one of {', '.join(known)}")

@@ -1,7 +1,7 @@
-"""Split tables: which frames belong to which list, shipped as ``splits/NAME.json.gz``.
+"""Split tables: lists of frames, shipped as ``splits/NAME.json.gz``.
 
-A table maps a scene to its frame numbers, written as ranges with both ends included: ``"0-3,7"``. Frames that the list
-names but the data set has no ground truth for stand in a second map of the same form.
+A table maps a scene to its frame numbers, written as ranges with both ends included: ``"0-3,7"``. Listed frames
+for which the data set has no ground truth are in a second map of the same form.
 """
 
 import gzip
@@ -32,14 +32,14 @@ def parse_ranges(text: str) -> list[int]:
         ends = (first, last) if dash else (first, first)
         if not all(end.isascii() and end.isdigit() for end in ends) or int(ends[0]) > int(ends[1]):
             raise DataError(
-                f"'{part.strip()}' is no frame number and no range such as 3-17 (in '{text[:60]}')"
+                f"'{part.strip()}' is neither a frame number nor a range such as 3-17 (in '{text[:60]}')"
             )
         numbers.extend(range(int(ends[0]), int(ends[1]) + 1))
     return numbers
 
 
 def tables() -> list[str]:
-    """Names of the split tables that travel with the package."""
+    """Names of the split tables that are part of the package."""
     folder = files("sa2depth.data.splits")
     return sorted(
         entry.name.removesuffix(".json.gz") for entry in folder.iterdir() if entry.name.endswith(".json.gz")
@@ -70,7 +70,7 @@ def read_table(name: str) -> tuple[Entry, ...]:
 
 @cache
 def entries_without_truth(name: str) -> frozenset[Entry]:
-    """Those entries of a shipped table for which the data set has no ground truth.
+    """The entries of a shipped table for which the data set has no ground truth.
 
     Raises:
         DataError: as `read_table`.

@@ -27,7 +27,7 @@ from sa2depth.ops.rank_attention.common import (
     why_not_ranges,
 )
 from sa2depth.ops.registry import Backend, kernel_sources
-from sa2depth.ops.runtime.gpu import multiprocessors, shared_bytes_limit
+from sa2depth.ops.runtime.gpu import multiprocessors, settled, shared_bytes_limit
 from sa2depth.ops.runtime.notices import say_once
 from sa2depth.ops.runtime.nvrtc import LARGEST_GRID, TYPES, Source, int32, launch, why_unavailable
 
@@ -66,6 +66,7 @@ def why_not(
         return f"the queries have shape {tuple(query.shape)}"
     size = max(4 if len({t.dtype for t in (query, key, value)}) > 1 else 0, query.element_size())
     has_gradient = wants_gradient(query, key, value)
+    dim = settled(dim, range(16, _LARGEST_DIM + 1, 16))
     return _why_unavailable(query.device.index, dim, _slots(keys), size, has_gradient)
 
 

@@ -1,6 +1,7 @@
 """What the operators' CUDA and Triton files ask of a GPU, and how they want their tensors."""
 
 import functools
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -32,3 +33,17 @@ def shared_bytes_limit(device: torch.device) -> int:
         return _EMULATED_SHARED_BYTES
     # torch's type stubs lack it
     return int(getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 99 << 10))
+
+
+def settled(number: int, choices: Iterable[int]) -> int:
+    """The number itself; ``torch.compile`` for any sizes (``dynamic=True``) then binds its graph to this one.
+
+    Args:
+        number: one of the choices, perhaps symbolic.
+        choices: the possible numbers.
+    """
+    if torch.compiler.is_compiling():
+        for choice in choices:
+            if number == choice:
+                return choice
+    return number

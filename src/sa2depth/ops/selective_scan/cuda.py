@@ -21,7 +21,7 @@ from sa2depth.ops.autograd import wants_gradient
 from sa2depth.ops.precision import no_autocast
 from sa2depth.ops.registry import Backend, kernel_sources
 from sa2depth.ops.runtime import nvrtc
-from sa2depth.ops.runtime.gpu import multiprocessors, ready, shared_bytes_limit
+from sa2depth.ops.runtime.gpu import multiprocessors, ready, settled, shared_bytes_limit
 from sa2depth.ops.runtime.notices import say_once
 from sa2depth.ops.runtime.nvrtc import LARGEST_GRID, TYPES, Argument, Source, int32, launch, why_unavailable
 from sa2depth.ops.selective_scan.common import CHUNK, DIRECTIONS, LARGEST_RANK, chunks, register, why_not_ways
@@ -54,7 +54,7 @@ def why_not(
         return f"the kernels have state size {STATES} and ranks up to {LARGEST_RANK}, not {states} and {rank}"
     if x.numel() == 0 or x.shape[0] > LARGEST_GRID or x.shape[2] * x.shape[3] >= 2**31:
         return f"the input has shape {tuple(x.shape)}"
-    return _why_unavailable(x.device.index, rank)
+    return _why_unavailable(x.device.index, settled(rank, range(LARGEST_RANK + 1)))
 
 
 @torch.compiler.assume_constant_result

@@ -50,7 +50,7 @@ def token_at(position, direction, height, length):
 
 @triton.jit
 def neighbour(token, direction, height, length, BACK: tl.constexpr):
-    """The token after (before, with BACK) one in the order of a direction; some token beyond the ends."""
+    """The token after (before, with BACK) one in the order of a direction; beyond the ends not always a token."""
     stride = tl.where(direction % 2 == 1, length // height, 1)
     if BACK:
         stride = -stride

@@ -126,7 +126,7 @@ def scan_chunks_backward(
             h = tl.load(own_states + burst * STATE_SIZE)
             token = token_at(chunk * CHUNK + burst * BURST, direction, height, length)
             before, tokens = (), ()
-            # Beyond the last token nothing is read, and dt is 0: states stay as they are.
+            # Beyond the last token, whose B and C are read again, dt is 0: states stay as they are.
             for i in tl.static_range(BURST):
                 inside = exists & (burst * BURST + i < stop)
                 row = rows + token * (DIRECTIONS * ROW)
@@ -136,7 +136,8 @@ def scan_chunks_backward(
                 before = before + (h,)  # noqa: RUF005 - Triton does not unpack
                 tokens = tokens + (token,)  # noqa: RUF005
                 h = tl.exp2(dt[None, :] * rate) * h + (dt * value)[None, :] * b
-                token = neighbour(token, direction, height, length, False)
+                follows = burst * BURST + i + 1 < stop
+                token = tl.where(follows, neighbour(token, direction, height, length, False), token)
             for i in tl.static_range(BURST - 1, -1, -1):
                 token = tokens[i]
                 valid = burst * BURST + i < stop

@@ -1,4 +1,4 @@
-"""KITTI Eigen: the lists, the layouts that people have on disk, cameras, and what is said when files are missing."""
+"""KITTI Eigen: lists, layouts that users have on disk, cameras, and errors about missing files."""
 
 import pickle
 from pathlib import Path
@@ -18,7 +18,7 @@ from sa2depth.errors import DataError
 
 SAMPLES = Path(__file__).parents[5] / "shared" / "data" / "samples" / "kitti"
 TRAIN = "2011_09_26_drive_0001_sync"
-# Both of Eigen's test list (quicker to read than the training list); officially one for validation, one for training.
+# Both are in Eigen's test list, which reads faster; the benchmark has one for validation, one for training.
 TEST, OTHER = "2011_09_26_drive_0002_sync", "2011_09_26_drive_0009_sync"
 HEIGHT, WIDTH = 40, 60
 
@@ -36,7 +36,7 @@ LAYOUTS = {
 
 
 def calibrate(day: Path, left=700.0, right=705.0):
-    """Calibration of a scanner that looks where the camera looks, 0.25 m behind it."""
+    """Write the calibration of a scanner 0.25 m behind the camera that looks in the same direction."""
     day.mkdir(parents=True, exist_ok=True)
     projections = [
         f"P_rect_0{number}: {f} 0 {WIDTH / 2} {shift} 0 {f} {HEIGHT / 2} 0 0 0 1 0\n"
@@ -52,7 +52,7 @@ def calibrate(day: Path, left=700.0, right=705.0):
 
 @pytest.fixture
 def tree(tmp_path):
-    """Write a few frames; returns the root of the recordings."""
+    """Write a few frames and return the root of the recordings."""
 
     def make(frames, layout="merged", suffix=".png", raw="", depth=True) -> Path:
         root = tmp_path / "kitti"
@@ -89,7 +89,7 @@ def test_the_held_out_drives(tmp_path):
     fit, held_out = hold_out(frames, "fit", 10), hold_out(frames, "held_out", 10)
     assert len({frame.place for frame in held_out}) == 4
     assert len(held_out) == 2022
-    # the held-out drives are the same whichever cameras train
+    # the held-out drives do not depend on the training cameras
     both = hold_out(kitti.eigen(tmp_path, camera="both").frames, "fit", 10)
     assert {frame.place for frame in both} == {frame.place for frame in fit}
 
@@ -168,7 +168,7 @@ def test_a_broken_calibration_is_an_error_at_once(tree, text, complaint):
 
 
 def test_an_annotated_map_that_should_be_there_is_missed(tree):
-    """652 is a fact of the list, never of the disk."""
+    """The count of 652 comes from the list, never from the disk."""
     root = tree([(TEST, "image_02", 6), (TEST, "image_02", 9)], "official archives")
     folder = root / "data_depth_annotated" / "val" / TEST / "proj_depth" / "groundtruth" / "image_02"
     (folder / "0000000009.png").unlink()
@@ -249,7 +249,7 @@ def test_official_training_needs_the_image_of_every_map(tree):
         kitti_official(root)
 
 
-def test_official_training_without_a_drive_says_where_was_looked(tmp_path):
+def test_official_training_without_a_drive_names_the_folders(tmp_path):
     with pytest.raises(DataError, match=rf"(?s)no annotated drive was found.*{tmp_path}"):
         kitti_official(tmp_path)
 

@@ -18,7 +18,7 @@ CAMERA = "721.5377 0 596.5593 0 721.5377 149.854 0 0 1"
 
 @pytest.fixture
 def selection(tmp_path):
-    """One validation and two test images, 352x1216, below ``above``; returns the root."""
+    """One validation and two test images, 352x1216, below the folder ``above``; returns the root."""
 
     def make(above="depth_selection"):
         val = tmp_path / above / "val_selection_cropped"

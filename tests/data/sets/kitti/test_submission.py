@@ -1,4 +1,4 @@
-"""The zip for KITTI's server: what is written can be read back, what would be refused is refused here."""
+"""The zip for KITTI's server: written maps read back equal, and what the server refuses is refused here."""
 
 import io
 import re
@@ -101,8 +101,8 @@ def test_maps_of_another_size_are_refused():
     [
         ([0, 1], r"1 image \(0000000002\.png\) missing"),
         ([], "3 images .* missing"),
-        ([0, 0, 1, 2], "test image 0 came twice"),
-        ([0, 1, 2, 3], "test image 3 is none of 0 to 2"),
+        ([0, 0, 1, 2], "test image 0 was given twice"),
+        ([0, 1, 2, 3], "test image 3 is outside 0 to 2"),
         ([-1], "test image -1"),
     ],
 )
@@ -131,7 +131,7 @@ def test_a_good_zip_has_no_complaint(small, tmp_path):
 
 
 def replaced(data):
-    """Good files, but for the second one's contents: bytes, or what is made of the good ones."""
+    """Good files, with other contents in the second one: bytes, or a function of the good bytes."""
     files = good_files()
     name, good = files[1]
     files[1] = name, data(good) if callable(data) else data
@@ -149,7 +149,7 @@ def palette(_):
 
 
 def header(width, height, bits, colour):
-    """A PNG that promises a size and holds nothing of it."""
+    """A PNG header that states a size, without pixels."""
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
 
@@ -158,21 +158,21 @@ FAULTS = {
     "missing": (lambda f: f[1:], r"1 image \(0000000000\.png\) missing from the root"),
     "extra": (
         lambda f: [*f, ("notes.txt", b"x")],
-        r"'notes\.txt': expected nothing but 0000000000\.png to 0000000002",
+        r"'notes\.txt': expected only 0000000000\.png to 0000000002",
     ),
-    "beyond": (lambda f: [*f, ("0000000003.png", f[0][1])], r"'0000000003\.png': expected nothing but"),
-    "short name": (lambda f: [("0.png", f[0][1]), *f[1:]], r"'0\.png': expected nothing but"),
-    "folder": (lambda f: [(f"out/{n}", d) for n, d in f], r"folder 'out/' with 3 files: .* root of the zip"),
-    "mac": (lambda f: [*f, ("__MACOSX/._0000000000.png", b"x")], r"folder '__MACOSX/' with 1 files"),
-    "empty folder": (lambda f: [*f, ("empty/", b"")], r"folder 'empty/' with 0 files"),
+    "beyond": (lambda f: [*f, ("0000000003.png", f[0][1])], r"'0000000003\.png': expected only"),
+    "short name": (lambda f: [("0.png", f[0][1]), *f[1:]], r"'0\.png': expected only"),
+    "folder": (lambda f: [(f"out/{n}", d) for n, d in f], r"folder 'out/' has 3 files: .* root of the zip"),
+    "mac": (lambda f: [*f, ("__MACOSX/._0000000000.png", b"x")], r"folder '__MACOSX/' has 1 files"),
+    "empty folder": (lambda f: [*f, ("empty/", b"")], r"folder 'empty/' has 0 files"),
 }
 CONTENTS = {
     "8 bits": (png(np.ones((4, 6), np.uint8)), "expected one channel of 16 bits, found grey of 8 bits"),
     "colour": (png(np.zeros((4, 6, 3), np.uint16)), "expected one channel of 16 bits, found RGB of 16 bits"),
     "palette": (palette, "expected one channel of 16 bits, found palette of 1 bits"),
     "size": (png(np.ones((6, 4), np.uint16)), r"expected 4x6 pixels \(height x width\), found 6x4"),
-    "no png": (b"\xff\xd8 jpeg", "is no PNG"),
-    "empty": (b"", "is no PNG"),
+    "no png": (b"\xff\xd8 jpeg", "is not a PNG"),
+    "empty": (b"", "is not a PNG"),
     "only a header": (header(6, 4, 16, 0), ".*damaged or ends early"),
     "cut off": (lambda good: good[:-30], ".*damaged or ends early"),
     "no end": (lambda good: good[:-12], ".*damaged or ends early"),
@@ -183,7 +183,7 @@ CONTENTS = {
 
 
 @pytest.mark.parametrize("fault", [*FAULTS, *CONTENTS])
-def test_what_the_server_would_refuse_is_refused(small, tmp_path, fault):
+def test_faults_that_the_server_refuses_are_refused(small, tmp_path, fault):
     if fault in FAULTS:
         change, complaint = FAULTS[fault]
         files = change(good_files())
@@ -198,10 +198,10 @@ def test_what_the_server_would_refuse_is_refused(small, tmp_path, fault):
 def test_a_name_twice(small, tmp_path):
     files = good_files()
     report = validate_submission(archive(tmp_path / "s.zip", [*files, files[0]]))
-    assert report.errors == ("'0000000000.png' is there more than once",)
+    assert report.errors == ("'0000000000.png' occurs more than once",)
 
 
-def test_damaged_members_and_what_is_no_zip(small, tmp_path):
+def test_damaged_members_and_other_files(small, tmp_path):
     path = archive(tmp_path / "s.zip", good_files())
     data = bytearray(path.read_bytes())
     place = data.index(b"IDAT") + 6
@@ -217,7 +217,7 @@ def test_damaged_members_and_what_is_no_zip(small, tmp_path):
         validate_submission(tmp_path / "missing.zip")
 
 
-def test_what_is_hardly_meant_is_a_warning(small, tmp_path):
+def test_oddities_are_warnings(small, tmp_path):
     holes = np.full((4, 6), 2560, np.uint16)
     holes[0, 0] = 0
     files = replaced(png(holes))
@@ -244,18 +244,18 @@ def test_validate_command(small, tmp_path, app):
     path = archive(tmp_path / "s.zip", good_files())
     result = app("validate-submission", path)
     assert result.exit_code == 0
-    assert "fit to send, 3 images" in result.stdout
+    assert "ready to submit, 3 images" in result.stdout
     archive(path, good_files()[1:])
     result = app("validate-submission", path)
     assert result.exit_code == 1
-    assert "not fit to send, 1 error; 2 images are right" in result.stdout
+    assert "not ready to submit, 1 error; 2 images are correct" in result.stdout
     assert "0000000000.png" in result.stderr
     assert app("validate-submission", tmp_path / "missing.zip").exit_code == 2
 
 
 @pytest.fixture
 def anonymous(tmp_path):
-    """All 500 files by name, three of them pictures: the others are never opened here."""
+    """All 500 files by name, of which three are pictures; the others are never opened here."""
     folder = tmp_path / "kitti" / "depth_selection" / "test_depth_prediction_anonymous"
     for part, suffix in (("image", "png"), ("intrinsics", "txt")):
         (folder / part).mkdir(parents=True)
@@ -292,7 +292,7 @@ def test_write_command(three, anonymous, tmp_path, app):
     options = ("write-submission", "-c", checkpoint, "--root", anonymous, "-o", out, "--device", "cpu")
     result = app(*options)
     assert result.exit_code == 0, result.output
-    assert "fit to send, 3 images" in result.stdout
+    assert "ready to submit, 3 images" in result.stdout
     image = anonymous / "depth_selection" / "test_depth_prediction_anonymous" / "image" / "0000000002.png"
     with zipfile.ZipFile(out) as file:
         pixels = cv2.imdecode(np.frombuffer(file.read("0000000002.png"), np.uint8), cv2.IMREAD_UNCHANGED)

@@ -1,4 +1,4 @@
-"""Scans to depth maps: against a plain loop, and against KITTI's own projection."""
+"""Depth maps from scans, compared with a plain loop and with KITTI's own projection."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from sa2depth.errors import DataError
 
 SAMPLES = Path(__file__).parents[5] / "shared" / "data" / "samples" / "kitti"
 DRIVE = "2011_09_26_drive_0001_sync"
-# Camera axes are the scanner's (x right, y down, z forward) here: only the projection matters.
+# The scanner has the camera's axes here (x right, y down, z forward): only the projection matters.
 MATRIX = np.array([[10.0, 0, 4, 0], [0, 10, 3, 0], [0, 0, 1, 0]])
 
 
@@ -37,14 +37,14 @@ def test_the_nearest_point_wins_whatever_the_order():
         assert project(cloud[order], MATRIX, (7, 9))[3, 4] == 2
 
 
-def test_what_is_behind_or_beside_is_left_out():
+def test_points_behind_or_beside_the_camera_are_left_out():
     cloud = points((0, 0, -5), (0, 0, 0), (100, 0, 5), (0, -100, 5), (1e9, 1e9, 1e-9))
     assert not project(cloud, MATRIX, (7, 9)).any()
     assert project(points(), MATRIX, (7, 9)).shape == (7, 9)
 
 
 def test_edges_of_the_image():
-    """Pixel centres are whole numbers: the image reaches half a pixel beyond the outermost ones."""
+    """Pixel centres are whole numbers, so the image reaches half a pixel beyond the outermost."""
     for u, v, seen in ((-0.4, 0, True), (-0.6, 0, False), (8.4, 6.4, True), (8.6, 6, False), (8, 6.6, False)):
         x, y = (u - 4) / 10, (v - 3) / 10
         assert project(points((x, y, 1.0)), MATRIX, (7, 9)).any() == seen, (u, v)
@@ -101,7 +101,7 @@ def genuine():
 
 @pytest.mark.real_data
 def test_genuine_scan_against_the_official_projection(genuine):
-    """The official one undoes the car's motion during the scan: alike, not equal."""
+    """The official projection undoes the car's motion during the scan: the two are similar, not equal."""
     depth, official, _ = genuine
     assert np.count_nonzero(depth) == pytest.approx(np.count_nonzero(official), rel=0.01)
     shared = (depth > 0) & (official > 0)
@@ -117,7 +117,7 @@ def test_genuine_scan_against_the_official_projection(genuine):
 
 @pytest.mark.real_data
 def test_no_other_rounding_fits_the_official_projection_as_well(genuine):
-    """A convention that is a pixel or half a pixel off meets far fewer of its pixels."""
+    """A convention that is a pixel or half a pixel off agrees in far fewer pixels."""
     _, official, _ = genuine
     cloud = read_scan(SAMPLES / f"raw/2011_09_26/{DRIVE}/velodyne_points/data/0000000005.bin")
     matrix = scanner_to_image(SAMPLES / "raw" / "2011_09_26", 2)

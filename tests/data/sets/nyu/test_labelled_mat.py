@@ -57,7 +57,7 @@ def depth_of(number, kind):
 
 
 def write_mat(path, depths=depth_of, image=picture):
-    """A file like MATLAB's: columns before rows, chunks over several images, a user block in front."""
+    """Write a file like MATLAB's: columns before rows, chunks of several images, a user block in front."""
     with h5py.File(path, "w", userblock_size=512) as file:
         for name, shape in nyu_mat.SHAPES.items():
             kind = np.uint8 if name == "images" else np.float32
@@ -125,7 +125,7 @@ def test_raw_or_filled_by_choice_and_never_mixed(mat, short_tables, tmp_path):
     assert files(root) == raw
 
 
-def test_files_that_are_not_whole_or_of_another_maker_are_made_again(mat, short_tables, tmp_path):
+def test_incomplete_files_and_files_from_elsewhere_are_made_again(mat, short_tables, tmp_path):
     root = tmp_path / "nyu"
     execute(planned(root, mat))
     whole = files(root)
@@ -151,7 +151,7 @@ def test_files_say_what_they_are():
     data = nyu_mat.encode_depth(np.full((640, 480), 1.2347, np.float32), mark)
     with Image.open(io.BytesIO(data)) as image:
         assert (image.size, image.mode, image.text["Source"]) == ((640, 480), "I;16", mark)
-        assert set(np.unique(image)) == {1235}  # rounded, not cut off
+        assert set(np.unique(image)) == {1235}  # rounded, not truncated
     data = nyu_mat.encode_image(np.full((3, 640, 480), 200, np.uint8), mark)
     with Image.open(io.BytesIO(data)) as image:
         assert (image.size, image.info["comment"].decode()) == ((640, 480), mark)
@@ -160,7 +160,7 @@ def test_files_say_what_they_are():
         nyu_mat.encode_depth(np.full((640, 480), 5000.0, np.float32), mark)
 
 
-def test_depth_that_is_no_metres_is_named(short_tables, tmp_path):
+def test_depth_in_other_units_is_named(short_tables, tmp_path):
     path = write_mat(
         tmp_path / "nyu.mat", lambda number, kind: depth_of(number, kind) * (1000 if number == 1 else 1)
     )
@@ -173,7 +173,7 @@ def test_depth_that_is_no_metres_is_named(short_tables, tmp_path):
 def test_other_files_and_damaged_ones(mat, tmp_path, monkeypatch):
     cut = tmp_path / "cut.mat"
     cut.write_bytes(mat.read_bytes()[:200_000])
-    with pytest.raises(DataError, match=r"cut.mat: expected nyu_depth_v2_labeled.mat .*Fetch it again"):
+    with pytest.raises(DataError, match=r"cut.mat: expected nyu_depth_v2_labeled.mat .*Download it again"):
         planned(tmp_path / "root", cut)
     with h5py.File(tmp_path / "other.mat", "w") as file:
         file["images"] = np.zeros((3, 3, 4, 4), np.uint8)

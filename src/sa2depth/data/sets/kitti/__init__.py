@@ -1,4 +1,4 @@
-"""KITTI: Eigen's division (`eigen`) and the benchmark's own (`official`) of the recordings (`recordings`)."""
+"""KITTI: the recordings (`recordings`), divided by Eigen (`eigen`) or by the benchmark itself (`official`)."""
 
 from sa2depth.data.sets.kitti.eigen import KittiEigen, kitti_eigen
 from sa2depth.data.sets.kitti.official import KittiOfficial, kitti_official

@@ -1,7 +1,7 @@
-"""KITTI's calibration files: the camera matrix of a recording day, and the way from laser scanner to image.
+"""KITTI's calibration files: camera matrix and scanner-to-image projection of a recording day.
 
 Source: the readme of the raw data's development kit. A file holds lines ``name: numbers``; ``calib_cam_to_cam.txt``
-and ``calib_velo_to_cam.txt`` lie in the folder of their day (``2011_09_26``). Cameras are 2 (left) and 3 (right).
+and ``calib_velo_to_cam.txt`` are in the folder of their day (``2011_09_26``). Cameras are 2 (left) and 3 (right).
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ Matrix = npt.NDArray[np.float64]
 
 
 def read_calibration(path: Path) -> dict[str, Matrix]:
-    """Numbers of a calibration file by name, as flat arrays; lines of other content (dates) are left out.
+    """Numbers of a calibration file by name, as flat arrays; lines of other content (dates) are skipped.
 
     Raises:
         DataError: the file is absent or holds no line of numbers.
@@ -39,7 +39,7 @@ def read_calibration(path: Path) -> dict[str, Matrix]:
             continue
     if not any(values.size for values in numbers.values()):
         raise DataError(
-            f"{path}: expected lines such as 'P_rect_02: 7.2e+02 ...', found none. Fetch it again."
+            f"{path}: expected lines such as 'P_rect_02: 7.2e+02 ...', found none. Download it again."
         )
     return numbers
 
@@ -59,7 +59,7 @@ def camera_intrinsics(day: Path, camera: int) -> tuple[float, float, float, floa
 
 
 def scanner_to_image(day: Path, camera: int) -> Matrix:
-    """``(3, 4)`` matrix from a point of the laser scanner, metres, to homogeneous pixels of one camera.
+    """``(3, 4)`` matrix from a laser scanner point in metres to homogeneous pixels of one camera.
 
     It is ``P_rect_0X @ R_rect_00 @ [R | T]``. The last row gives the point's depth along the optical axis of *that*
     camera: ``P_rect`` carries the camera's offset from camera 0 in its fourth column, 6 cm to the side and 3 mm along
@@ -96,6 +96,6 @@ def _entry(path: Path, name: str, shape: tuple[int, ...]) -> Matrix:
         found = "no such entry" if values is None else f"{values.size} numbers"
         raise DataError(
             f"{path}: expected an entry '{name}' of {int(np.prod(shape))} numbers, found {found}. "
-            "Fetch the day's calibration archive again."
+            "Download the day's calibration archive again."
         )
     return values.reshape(shape)

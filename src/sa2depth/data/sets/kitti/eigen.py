@@ -1,4 +1,4 @@
-"""KITTI, Eigen's division: recordings with annotated depth, or with depth projected from single laser scans."""
+"""KITTI, Eigen's split: recordings with annotated depth, or with depth projected from single laser scans."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,17 +26,17 @@ def eigen(
     truth: str = "annotated",
     depth_root: Path | str | None = None,
 ) -> Listing:
-    """Frames of Eigen's division.
+    """Frames of Eigen's split.
 
     Args:
         root: folder of the recordings, see `sa2depth.data.sets.kitti.recordings.KittiTree`.
         split: ``train`` (23,158 frames, the list of BTS and its descendants) or ``test`` (697, of which 652 have
             annotated depth).
-        camera: ``left``, the published list; ``right`` or ``both``, for training only: the same moments seen by the
-            other camera, with its own intrinsics.
+        camera: ``left``, the published list; ``right`` or ``both``, for training only: the same moments as seen by
+            the other camera, with its own intrinsics.
         truth: ``annotated`` = the official maps accumulated from eleven scans; ``velodyne`` = single scans, projected
             when they are read (`VelodyneDepth`), for every frame; ``annotated_or_velodyne`` = single scans
-            for the frames that have no annotated map by the published list (never for maps that this disk lacks).
+            for the frames without an annotated map in the published list (never for maps that this disk lacks).
         depth_root: folder of the annotated depth, if it is not below ``root``.
 
     Returns:
@@ -44,7 +44,7 @@ def eigen(
         a drive.
 
     Raises:
-        ConfigError: no such split, camera or truth, or the test frames of the right camera.
+        ConfigError: split, camera or truth is unknown, or test frames of the right camera are asked for.
         DataError: a calibration file is broken.
     """
     require_choice(f"KITTI Eigen has no split '{split}'", split, TABLES)
@@ -52,7 +52,7 @@ def eigen(
     folders = camera_folders(camera)
     if split == "test" and camera != "left":
         raise ConfigError(
-            f"camera={camera}: the test frames of Eigen's division are those of the left camera"
+            f"camera={camera}: the test frames of Eigen's split are from the left camera; set camera=left"
         )
     tree = KittiTree(root, depth_root)
     without = entries_without_truth(TABLES[split])
@@ -96,13 +96,13 @@ def kitti_eigen(
     limit: int | None = None,
     ids: Sequence[str] | None = None,
 ) -> FileSource:
-    """KITTI, Eigen's division: 23,158 training images, or 652 test images and a count of 45 without ground truth.
+    """KITTI, Eigen's split: 23,158 training images, or 652 test images; it counts 45 more without ground truth.
 
     The first five arguments are those of `eigen`, the others are those of `sa2depth.data.source.from_listing`. The 33
-    drives are of very different length: every 10th is 4 drives and 2,022 images of the left camera.
+    drives differ much in length: every 10th is 4 drives and 2,022 images of the left camera.
 
     Raises:
-        ConfigError: no such split, camera, truth or part.
+        ConfigError: split, camera, truth or part is unknown.
         DataError: files are missing.
     """
     return from_listing(eigen(root, split, camera, truth, depth_root), part, every, limit, ids)
@@ -110,7 +110,7 @@ def kitti_eigen(
 
 @dataclass(frozen=True)
 class KittiEigen(KittiRecipe):
-    """Eigen's division: 23,158 training and 697 test frames of the left camera.
+    """Eigen's split: 23,158 training and 697 test frames of the left camera.
 
     ``everything`` takes all frames of both cameras, not only those of the lists.
     """
@@ -118,7 +118,7 @@ class KittiEigen(KittiRecipe):
     title: ClassVar[str] = "KITTI Eigen"
     archives: ClassVar[str] = (
         "2011_09_26_drive_0001_sync.zip ... and 2011_09_26_calib.zip ... of KITTI's raw data page, "
-        "data_depth_annotated.zip of its depth prediction page, or folders with what is in them"
+        "data_depth_annotated.zip of its depth prediction page, or folders with their contents"
     )
 
     def place(self, name: str, source: Source) -> str | None:

@@ -48,18 +48,18 @@ _ADVICE = (
 def official(
     root: Path | str, split: str = "train", camera: str = "both", depth_root: Path | str | None = None
 ) -> Listing:
-    """Frames of the benchmark's own division.
+    """Frames of the benchmark's own splits.
 
     Args:
         root: folder of the recordings and of ``depth_selection``.
-        split: ``train`` = every annotated drive found but the 13 of the validation (the archive holds 42,949 frames of
-            each camera), whole recordings; ``val`` = the 1,000 images ``val_selection_cropped``; ``test`` = the 500
-            images ``test_depth_prediction_anonymous``, without ground truth.
+        split: ``train`` = every annotated drive found except the 13 for validation, as whole recordings (the archive
+            holds 42,949 frames of each camera); ``val`` = the 1,000 images ``val_selection_cropped``; ``test`` =
+            the 500 images ``test_depth_prediction_anonymous``, without ground truth.
         camera: ``both``, ``left`` or ``right``, of the training drives; the other splits are as published.
         depth_root: folder of the annotated depth of the training drives, if it is not below ``root``.
 
     Raises:
-        ConfigError: no such split or camera, or a camera for a split that has no choice.
+        ConfigError: split or camera is unknown, or the split has no choice of camera.
         DataError: no annotated drive is found, or a calibration file is broken.
     """
     require_choice(f"KITTI official has no split '{split}'", split, SPLITS)
@@ -67,12 +67,14 @@ def official(
     if split == "train":
         return _train(KittiTree(root, depth_root), folders)
     if camera != "both" or depth_root is not None:
-        raise ConfigError(f"KITTI official, {split}: camera and depth_root are for split=train")
+        raise ConfigError(
+            f"KITTI official, {split}: camera and depth_root are for split=train only: leave them out"
+        )
     return _val(Path(root).expanduser()) if split == "val" else _test(Path(root).expanduser())
 
 
 def _train(tree: KittiTree, folders: tuple[str, ...]) -> Listing:
-    # Left out by name, not by folder: who has merged 'train' and 'val' must not train on validation images.
+    # Validation drives are left out by name, not by folder, in case a user has merged 'train' and 'val'.
     drives = [drive for drive in tree.annotated_drives() if drive not in validation_drives()]
     frames = [
         frame
@@ -92,7 +94,7 @@ def _train(tree: KittiTree, folders: tuple[str, ...]) -> Listing:
 
 
 def _numbers(folder: Path) -> list[int]:
-    """Frames that a folder of annotated depth holds, ascending; none where there is no folder."""
+    """Numbers of the frames in a folder of annotated depth, ascending; none if there is no folder."""
     names = (_MAP.fullmatch(entry.name) for entry in folder.iterdir()) if folder.is_dir() else ()
     return sorted(int(match[1]) for match in names if match)
 
@@ -136,7 +138,7 @@ def _test(root: Path) -> Listing:
 
 
 def _selection(root: Path, name: str) -> Path:
-    """The folder of a selection; where it ought to be, if it is nowhere."""
+    """The folder of a selection, or its expected place if there is none."""
     places = [root / above / name for above in _SELECTION_FOLDERS]
     return next((place for place in places if place.is_dir()), places[0])
 
@@ -151,13 +153,13 @@ def kitti_official(
     limit: int | None = None,
     ids: Sequence[str] | None = None,
 ) -> FileSource:
-    """KITTI, the benchmark's own division: all training drives, 1,000 validation or 500 test images.
+    """KITTI, the benchmark's own splits: all training drives, 1,000 validation or 500 test images.
 
     The first four arguments are those of `official`, the others are those of `sa2depth.data.source.from_listing`. Test
     images have no depth.
 
     Raises:
-        ConfigError: no such split, camera or part.
+        ConfigError: split, camera or part is unknown.
         DataError: files are missing.
     """
     listing = official(root, split, camera, depth_root)
@@ -166,7 +168,7 @@ def kitti_official(
 
 @dataclass(frozen=True)
 class KittiOfficial(KittiRecipe):
-    """The benchmark's division: all annotated training drives, 1,000 validation and 500 test images.
+    """The benchmark's splits: all annotated training drives, 1,000 validation and 500 test images.
 
     ``everything`` also takes photographs without annotated depth, and the drives kept for validation.
     """
@@ -191,7 +193,7 @@ class KittiOfficial(KittiRecipe):
         )
 
     def choose(self, targets: Collection[str]) -> Collection[str]:
-        """Without the photographs that have no annotated depth, here or in the tree: ten of each recording."""
+        """All but the photographs without annotated depth, here or in the tree: ten of each recording."""
         if self.everything:
             return targets
         return [target for target in targets if self._annotated(target, targets)]

@@ -1,4 +1,4 @@
-"""The places of KITTI's files: recordings as unpacked, annotated depth wherever people put it.
+"""The places of KITTI's files: recordings as unpacked, annotated depth in any usual place.
 
 Recordings: ``DATE/DRIVE/image_02/data/%010d.png`` and ``DATE/calib_cam_to_cam.txt``. Annotated depth:
 ``DRIVE/proj_depth/groundtruth/image_02/%010d.png`` below the recording's day (the merged layout of the BTS family),
@@ -26,10 +26,10 @@ from sa2depth.data.splits.tables import read_table
 from sa2depth.errors import ConfigError
 
 KITTI_PNG = PngDepth(256.0)
-"""Every depth PNG of KITTI: 16 bits, 256 units a metre."""
+"""Decoder of every depth PNG of KITTI: 16 bits, 256 units per metre."""
 
 DEPTH_RANGE = (0.5, 130.0)
-"""Metres; the laser scanner's reach with a margin."""
+"""Metres; the range of the laser scanner with a margin."""
 
 OFFICIAL_VAL_TABLE = "kitti_official_val"
 
@@ -63,7 +63,7 @@ def camera_folders(camera: str) -> tuple[str, ...]:
     """``image_02`` for ``left``, ``image_03`` for ``right``, or both.
 
     Raises:
-        ConfigError: another word.
+        ConfigError: the word is unknown.
     """
     if camera not in get_args(Camera):
         raise ConfigError(f"camera={camera!r}: choose one of {', '.join(get_args(Camera))}")
@@ -72,19 +72,19 @@ def camera_folders(camera: str) -> tuple[str, ...]:
 
 @cache
 def validation_drives() -> frozenset[str]:
-    """The 13 drives that the official division keeps for validation."""
+    """The 13 drives that the benchmark keeps for validation."""
     return frozenset(scene.split("/")[0] for scene, _ in read_table(OFFICIAL_VAL_TABLE))
 
 
 class KittiTree:
     """A user's KITTI folders.
 
-    Every folder is looked for once; whether the single files are there is for `Listing.require` to say.
+    Every folder is looked for once; `Listing.require` checks the single files.
 
     Args:
-        root: holds the recording days (``2011_09_26`` ...), directly or in a folder ``raw``, ``raw_data`` or
+        root: folder with the recording days (``2011_09_26`` ...), directly or in a folder ``raw``, ``raw_data`` or
             ``kitti_raw``.
-        depth_root: holds the annotated depth; None: it is looked for below ``root``.
+        depth_root: folder with the annotated depth; None: look for it below ``root``.
     """
 
     def __init__(self, root: Path | str, depth_root: Path | str | None = None) -> None:
@@ -101,22 +101,22 @@ class KittiTree:
         self._cameras: dict[tuple[Path, str], tuple[float, float, float, float] | None] = {}
 
     def frames(self, drive: str, camera: str, numbers: Iterable[int], truth: Measured | None) -> list[Frame]:
-        """Frames of one camera of a drive, whether or not their files are there.
+        """Frames of one camera of a drive, whether or not their files exist.
 
         Args:
             drive: e.g. ``2011_09_26_drive_0001_sync``.
             camera: ``image_02`` or ``image_03``.
-            numbers: of the frames.
-            truth: where their depth comes from; None: they have none.
+            numbers: numbers of the frames.
+            truth: kind of their ground truth; None: they have none.
 
         Raises:
-            DataError: a calibration file is broken; one that is absent is named by `Listing.require`.
+            DataError: a calibration file is broken; `Listing.require` names absent ones.
         """
         day = self.raw / drive[:10]
         images = self.images(drive, camera)
         present = _names(images)
         intrinsics = self._intrinsics(day, camera)
-        # Calibration is read here. A file that is absent becomes one that the frame needs, and is missed by name.
+        # Calibration is read here; an absent file is listed as one that the frame needs, so that it is reported.
         needed = None if intrinsics else day / CAMERAS_FILE
         decode: DepthDecoder = KITTI_PNG
         maps, suffix = None, ".png"
@@ -149,7 +149,7 @@ class KittiTree:
         return self.raw / drive[:10] / drive / "velodyne_points" / "data"
 
     def annotated(self, drive: str, camera: str) -> Path:
-        """Folder with the annotated depth of one camera; where it ought to be, if it is nowhere."""
+        """Folder with the annotated depth of one camera, or its expected place if there is none."""
         key = drive, camera
         if key not in self._annotated:
             inner = Path(drive, "proj_depth", "groundtruth", camera)
@@ -179,13 +179,13 @@ class KittiTree:
         truth: Callable[[str, str, int], bool],
         scan: Callable[[str, int], bool],
     ) -> str | None:
-        """The place of a member of an archive below the root, if it is of a recording and wanted.
+        """The place below the root for a member of an archive; None unless it is a wanted part of a recording.
 
         Args:
-            name: of the member.
-            image: whether the photograph of a drive, camera and number is wanted.
-            truth: whether its annotated depth map is.
-            scan: whether the scan of a drive and number is.
+            name: name of the member.
+            image: tells if the photograph of a drive, camera and number is wanted.
+            truth: tells the same for its annotated depth map.
+            scan: tells the same for the scan of a drive and number.
         """
         path = None
         if match := _IMAGE.search(name):
@@ -202,14 +202,14 @@ class KittiTree:
         return None if path is None else path.relative_to(self.root).as_posix()
 
     def advice(self) -> str:
-        """The folders that were searched and the archives to get, for errors."""
+        """Text for errors: the folders that were searched and the archives to get."""
         state = "" if self.raw.is_dir() else " (this folder does not exist)"
         inside = ",".join(("DATE", *_ARCHIVES, "."))
         depth = "\n  ".join(f"{base}/{{{inside}}}/DRIVE" for base in self._bases)
         return (
-            f"Recordings were looked for as {self.raw}/DATE/DRIVE{state}: image_02/data/0000000005.png (or .jpg), and "
+            f"Recordings are expected in {self.raw}/DATE/DRIVE{state}: image_02/data/0000000005.png (or .jpg), and "
             f"DATE/{CAMERAS_FILE}.\n"
-            "Annotated depth was looked for as proj_depth/groundtruth/image_02/0000000005.png in\n  "
+            "Annotated depth is expected as proj_depth/groundtruth/image_02/0000000005.png in\n  "
             f"{depth}\n{_SOURCES}"
         )
 
@@ -232,18 +232,18 @@ def _names(folder: Path) -> frozenset[str]:
 
 
 def _image_name(number: int, present: frozenset[str]) -> str:
-    """The PNG; the JPEG where a user has converted the recordings."""
+    """The name of the PNG, or of the JPEG if a user has converted the recordings."""
     png, jpeg = f"{number:010d}.png", f"{number:010d}.jpg"
     return jpeg if jpeg in present and png not in present else png
 
 
 @dataclass(frozen=True)
 class KittiRecipe(Recipe):
-    """The part that the recipes of all divisions share.
+    """The common part of KITTI's recipes.
 
     Attributes:
-        everything: all that the archives hold, see the subclass.
-        velodyne: the laser scans as well.
+        everything: take all files of the archives, see the subclass.
+        velodyne: take the laser scans too.
     """
 
     everything: bool = False

@@ -1,7 +1,7 @@
-"""Results for KITTI's depth prediction server: one zip of 500 depth maps, written and checked.
+"""Write and check results for KITTI's depth prediction server: one zip of 500 depth maps.
 
 Source: the readme of the benchmark's development kit (2017): ``0000000000.png`` to ``0000000499.png`` in the root of a
-zip, each a single-channel 16-bit PNG of ``depth * 256``, 0 meaning "no estimate", of its image's size, 352x1216.
+zip, each a single-channel 16-bit PNG of ``depth * 256`` at the size of its image, 352x1216; 0 means "no estimate".
 """
 
 import io
@@ -40,7 +40,7 @@ def names() -> list[str]:
 
 
 def encode(depth: DepthMap, what: str = "depth map") -> bytes:
-    """One depth map as the PNG that the server takes.
+    """Encode a depth map as the PNG that the server accepts.
 
     Args:
         depth: ``(352, 1216)`` metres.
@@ -50,14 +50,14 @@ def encode(depth: DepthMap, what: str = "depth map") -> bytes:
         A single-channel 16-bit PNG of the nearest integer to ``depth * 256``.
 
     Raises:
-        DataError: another size, or depths that are not finite, not positive or above 255.99 m.
+        DataError: the size is wrong, or depths are not finite, not positive or above 255.99 m.
     """
     if depth.shape != SIZE:
         raise DataError(
             f"{what}: expected depth of {_text(SIZE)} pixels, the size of every test image, found "
             f"{_text(depth.shape)}: predictions return to the image's own size before they are written"
         )
-    # OFFICIAL: the released script cuts the fraction off, half a step too near on average, and turns NaN into anything.
+    # OFFICIAL: the released script truncates, which is half a step too near on average, and makes any value of NaN.
     with np.errstate(invalid="ignore"):
         units = np.rint(np.asarray(depth, np.float64) * UNITS_PER_METRE)
         bad = ~((units >= 1) & (units <= 65535))
@@ -67,15 +67,15 @@ def encode(depth: DepthMap, what: str = "depth map") -> bytes:
             f"{what}: {int(bad.sum()):,} of {depth.size:,} depths cannot be written, first {example:g} m: expected "
             f"finite metres from {1 / UNITS_PER_METRE:g} to {MAX_METRES:.2f}. Is the model broken, or its unit wrong?"
         )
-    # A fourth smaller than OpenCV's own choice, for 10 ms more: uploads are about 100 MB.
+    # A quarter smaller than with OpenCV's default, for 10 ms more: uploads are about 100 MB.
     done, data = cv2.imencode(".png", units.astype(np.uint16), [cv2.IMWRITE_PNG_COMPRESSION, 3])
     if not done:
-        raise DataError(f"{what}: OpenCV could not encode it")
+        raise DataError(f"{what}: OpenCV could not encode it as PNG")
     return data.tobytes()
 
 
 def write_submission(output: Path | str, predictions: Iterable[tuple[int, DepthMap]]) -> Path:
-    """Write the zip; it appears whole or not at all.
+    """Write the zip; it appears complete or not at all.
 
     Args:
         output: the ``.zip`` file; an existing one is replaced.
@@ -85,26 +85,26 @@ def write_submission(output: Path | str, predictions: Iterable[tuple[int, DepthM
         The path written.
 
     Raises:
-        ConfigError: ``output`` is not called ``.zip``.
-        DataError: a number twice, missing or beyond 499, or a map that `encode` refuses.
+        ConfigError: the name of ``output`` does not end in ``.zip``.
+        DataError: a number is missing, repeated or beyond 499, or `encode` refuses a map.
     """
     target = Path(output).expanduser()
     if target.suffix != ".zip":
-        raise ConfigError(f"{target}: a submission is a zip, so name it {target.with_suffix('.zip')}")
+        raise ConfigError(f"{target}: a submission is a zip file, so name it {target.with_suffix('.zip')}")
     written: set[int] = set()
     with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for number, depth in predictions:
             if number in written or not 0 <= number < COUNT:
-                reason = "came twice" if number in written else f"is none of 0 to {COUNT - 1}"
+                reason = "was given twice" if number in written else f"is outside 0 to {COUNT - 1}"
                 raise DataError(f"{target}: test image {number} {reason}")
             written.add(number)
             name = f"{number:010d}.png"
-            # A fixed date: the same predictions make the same bytes. PNGs are compressed already.
+            # With a fixed date, the same predictions make the same bytes. PNGs are compressed already.
             entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, encode(depth, name))
         if missing := [name for number, name in enumerate(names()) if number not in written]:
-            raise DataError(f"{target}: {_some(missing)} missing, a submission has all {COUNT}")
+            raise DataError(f"{target}: {_some(missing)} missing; a submission has all {COUNT}")
     return target
 
 
@@ -114,9 +114,9 @@ class SubmissionReport:
 
     Attributes:
         path: the zip.
-        images: number of images that are as they should be.
-        errors: each one a reason for the server to refuse the file, or to score something else than was meant.
-        warnings: what is allowed but hardly meant.
+        images: number of images without error.
+        errors: reasons for the server to refuse the file, or to score something else than intended.
+        warnings: oddities that are allowed but probably not intended.
     """
 
     path: Path
@@ -126,7 +126,7 @@ class SubmissionReport:
 
     @property
     def valid(self) -> bool:
-        """Whether there is no error."""
+        """True if there is no error."""
         return not self.errors
 
 
@@ -140,7 +140,7 @@ def validate_submission(
         progress: called with the number of images checked so far.
 
     Raises:
-        DataError: the file is absent or no zip.
+        DataError: the file is absent or not a zip.
     """
     source = Path(path).expanduser()
     try:
@@ -168,12 +168,12 @@ def validate_submission(
         if not found.measured
     ]
     good = {name: found for name, found in maps.items() if found.measured}
-    return SubmissionReport(source, len(good), tuple(errors), tuple(_hardly_meant(good)))
+    return SubmissionReport(source, len(good), tuple(errors), tuple(_oddities(good)))
 
 
 @dataclass(frozen=True)
 class _Map:
-    """Facts about a depth map: pixels that are not 0, whether all are equal, median (of a sample) in metres."""
+    """Facts about a depth map: number of pixels above 0, True if all are equal, median (of a sample) in metres."""
 
     measured: int
     constant: bool
@@ -189,13 +189,13 @@ def _names_wrong(entries: Sequence[zipfile.ZipInfo]) -> list[str]:
     extra = [name for name in files if "/" not in name and name not in set(wanted)]
     twice = [name for name, count in Counter(files).items() if count > 1]
     errors = [
-        f"folder '{name}/' with {count} files: the images belong in the root of the zip; pack the files, not the folder"
+        f"folder '{name}/' has {count} files: the images belong in the root of the zip; pack the files, not the folder"
         for name, count in folders.items()
     ]
     if missing:
         errors.append(f"{_some(missing)} missing from the root of the zip, which must hold all {COUNT}")
-    errors += [f"'{name}': expected nothing but {wanted[0]} to {wanted[-1]}" for name in extra]
-    return errors + [f"'{name}' is there more than once" for name in twice]
+    errors += [f"'{name}': expected only {wanted[0]} to {wanted[-1]}" for name in extra]
+    return errors + [f"'{name}' occurs more than once" for name in twice]
 
 
 def _open(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> _Map:
@@ -215,9 +215,9 @@ def _open(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> _Map:
 
 
 def _decode(data: bytes) -> npt.NDArray[np.uint16]:
-    """Pixels of a PNG that is what the server takes, after its header was compared with that."""
+    """Check the header of a PNG against the server's rules and read its pixels."""
     if not data.startswith(_SIGNATURE) or len(data) < 26:
-        raise DataError("is no PNG, or ends within its header")
+        raise DataError("is not a PNG, or ends within its header")
     width, height, bits, colour = struct.unpack(">IIBB", data[16:26])
     if (height, width) != SIZE:
         raise DataError(f"expected {_text(SIZE)} pixels (height x width), found {height}x{width}")
@@ -226,25 +226,25 @@ def _decode(data: bytes) -> npt.NDArray[np.uint16]:
         raise DataError(f"expected one channel of 16 bits, found {kind} of {bits} bits")
     try:
         with Image.open(io.BytesIO(data)) as image:
-            image.verify()  # checksums; the file has to be opened again for its pixels
+            image.verify()  # checks the checksums; reading pixels needs a new open
         with Image.open(io.BytesIO(data)) as image:
             return np.array(image).astype(np.uint16)
     except Exception as error:  # Pillow may raise anything on a damaged file
         raise DataError(f"is a PNG that is damaged or ends early ({error})") from error
 
 
-def _hardly_meant(maps: dict[str, _Map]) -> list[str]:
+def _oddities(maps: dict[str, _Map]) -> list[str]:
     holes = [name for name, found in maps.items() if found.measured < SIZE[0] * SIZE[1]]
     constant = [name for name, found in maps.items() if found.constant]
     warnings = []
     if holes:
-        warnings.append(f"{_some(holes)} with pixels of 0, 'no estimate': the benchmark is about every pixel")
+        warnings.append(f"{_some(holes)} with pixels of 0, 'no estimate': the benchmark scores every pixel")
     if constant:
         warnings.append(f"{_some(constant)} with one depth in all pixels")
     median = float(np.median([found.median for found in maps.values()])) if maps else None
     if median is not None and not _PLAUSIBLE_MEDIAN[0] <= median <= _PLAUSIBLE_MEDIAN[1]:
         warnings.append(
-            f"the median depth is {median:g} m, odd for a street: is it metres times {UNITS_PER_METRE}?"
+            f"the median depth is {median:g} m, odd for a street: are the values metres times {UNITS_PER_METRE}?"
         )
     return warnings
 

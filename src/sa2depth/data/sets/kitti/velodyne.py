@@ -1,12 +1,12 @@
-"""Depth maps from single scans of KITTI's laser scanner: points moved into the camera, nearest point wins.
+"""Depth maps from single scans of KITTI's laser scanner: points are projected into the camera; the nearest wins.
 
-Written from the readme of KITTI's raw data and its calibration files. What the sources leave open:
+Written from the readme of KITTI's raw data and its calibration files. These sources leave some choices open:
 
-- A point belongs to the pixel whose centre is nearest, the top-left pixel's centre being (0, 0). Much-used scripts
+- A point belongs to the pixel whose centre is nearest, the top-left pixel's centre being (0, 0). Widely used scripts
   subtract one more pixel, after MATLAB code that counts from 1. On KITTI's own sample the convention used here has
   no offset against the official projection (median 0.1 px); theirs is 1 px off.
-- Depth is the distance along the optical axis of the camera whose image it is, not the scanner's own x.
-- The scan is taken as it was recorded: it turns for a tenth of a second while the car moves. KITTI's ``velodyne_raw``
+- Depth is the distance along the optical axis of the image's camera, not the scanner's own x.
+- The scan is used as recorded: the scanner turns for a tenth of a second while the car moves. KITTI's ``velodyne_raw``
   maps undo that motion ("temporally unrolled"). On the sample 33 % of their pixels have a point in the same pixel here
   and 98 % within two pixels, half of them less than 0.05 m nearer or farther; over the whole image the median
   difference is 3 mm.
@@ -40,7 +40,7 @@ class VelodyneDepth:
 
     @classmethod
     def of(cls, matrix: npt.NDArray[np.float64]) -> "VelodyneDepth":
-        """The decoder of a ``(3, 4)`` matrix."""
+        """The decoder for a ``(3, 4)`` matrix."""
         return cls(tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in matrix))
 
     def __call__(self, path: Path, size: tuple[int, int]) -> DepthMap:
@@ -61,18 +61,18 @@ def read_scan(path: Path) -> npt.NDArray[np.float32]:
     if not data or len(data) % _BYTES_A_POINT:
         raise DataError(
             f"{path}: expected points of {_BYTES_A_POINT} bytes each, found {len(data):,} bytes. "
-            "Fetch this file again."
+            "Download this file again."
         )
     points = np.frombuffer(data, "<f4").astype(np.float32).reshape(-1, 4)
     if not np.isfinite(points).all():
-        raise DataError(f"{path}: expected finite numbers, found NaN or infinity: this is no laser scan")
+        raise DataError(f"{path}: expected finite numbers, found NaN or infinity: this is not a laser scan")
     return points
 
 
 def project(
     points: npt.NDArray[np.float32], matrix: npt.NDArray[np.float64], size: tuple[int, int]
 ) -> DepthMap:
-    """Depth map of a point cloud.
+    """Project a point cloud to a depth map.
 
     Args:
         points: ``(N, 3+)``, the first three columns in metres.
@@ -80,14 +80,13 @@ def project(
         size: ``(H, W)`` of the image.
 
     Returns:
-        ``(H, W) float32`` metres: the nearest of the points in front of the camera that fall on a pixel, 0 where
-        none does.
+        ``(H, W) float32`` metres: for each pixel the nearest point in front of the camera that falls on it, or 0.
     """
     height, width = size
     u, v, depth = matrix[:, :3] @ points[:, :3].T.astype(np.float64) + matrix[:, 3:]
     front = depth > 0
     u, v, depth = u[front] / depth[front], v[front] / depth[front], depth[front]
-    # Compared before they become integers: points beside the camera have coordinates of any size.
+    # Compare before rounding: points beside the camera have coordinates of any size.
     inside = (u >= -0.5) & (u < width - 0.5) & (v >= -0.5) & (v < height - 0.5)
     column, row = (np.floor(axis[inside] + 0.5).astype(np.int64) for axis in (u, v))
     depth = depth[inside]

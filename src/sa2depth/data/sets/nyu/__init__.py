@@ -1,7 +1,7 @@
 """NYU Depth v2 in the file layout of BTS: raw sequences (``sync``), labelled set (``official_splits``).
 
 Images are 640x480 with a black border; depth PNGs hold millimetres. The raw sequences come from ``sync.zip``, the
-labelled set from its .mat file (`labelled_mat`) or from the folders that BTS's script made of it.
+labelled set from its .mat file (`labelled_mat`) or from the folders that BTS's script makes from it.
 """
 
 import re
@@ -28,14 +28,14 @@ INTRINSICS = (518.8579, 519.4696, 325.5824, 253.7362)
 
 SIZE = (480, 640)
 DEPTH_RANGE = (0.1, 12.0)
-"""Metres; the Kinect's own limits with a margin."""
+"""Metres; the limits of the Kinect with a margin."""
 
 SYNC_TABLES = {"36253": "nyu_v2_train_36253", "24231": "nyu_v2_train_24231"}
 
 _PAIR = r"(\w+)/(?:rgb_(\d{5})\.jpg|sync_depth_(\d{5})\.png)"
 _SYNC = re.compile(rf"(?:^|/){_PAIR}$")
 _LABELLED = re.compile(rf"(?:^|/)official_splits/(train|test)/{_PAIR}$")
-# A folder of the labelled set is never a raw sequence, although scenes of both may share name and number.
+# A folder of the labelled set is never a raw sequence, although both may share scene name and number.
 _NOT_SYNC = re.compile(r"(?:^|/)(?:official_splits|train|test)/[^/]+/[^/]+$")
 
 _SYNC_ADVICE = (
@@ -57,14 +57,14 @@ def sync(root: Path | str, split: str = "36253") -> Listing:
 
     Args:
         root: folder with ``SCENE/rgb_%05d.jpg`` and ``SCENE/sync_depth_%05d.png``, or with a folder ``sync``
-            of these.
+            that holds these.
         split: ``36253``, the list of SA2Depth, IEBins and NeWCRFs, or ``24231``, the list of BTS.
 
     Returns:
         Frames sorted by scene and number.
 
     Raises:
-        ConfigError: no such split.
+        ConfigError: the split is unknown.
     """
     split = str(split)
     require_choice(f"NYU v2 sync has no split '{split}'", split, SYNC_TABLES)
@@ -84,7 +84,7 @@ def labelled(root: Path | str, split: str = "train") -> Listing:
         Frames sorted by scene and number.
 
     Raises:
-        ConfigError: no such split.
+        ConfigError: the split is unknown.
     """
     require_choice(f"NYU v2 labelled has no split '{split}'", split, LABELLED_TABLES)
     folder = Path(root).expanduser() / "official_splits" / split
@@ -102,7 +102,7 @@ def _frame(folder: Path, scene: str, number: int, prefix: str) -> Frame:
         depth=folder / scene / f"sync_depth_{number:05d}.png",
         intrinsics=INTRINSICS,
         id=f"{prefix}/{scene}/{number:05d}",
-        # basement_0001a and basement_0001b are two recordings of one room
+        # basement_0001a and basement_0001b are recordings of one room
         place=re.sub(r"(?<=\d)[a-z]$", "", scene),
     )
 
@@ -120,7 +120,7 @@ def nyu_sync(
     The first two arguments are those of `sync`, the others are those of `sa2depth.data.source.from_listing`.
 
     Raises:
-        ConfigError: no such split or part.
+        ConfigError: the split or part is unknown.
         DataError: files are missing.
     """
     return from_listing(sync(root, split), part, every, limit, ids)
@@ -134,7 +134,7 @@ def nyu_labelled(
     limit: int | None = None,
     ids: Sequence[str] | None = None,
 ) -> FileSource:
-    """NYU v2 labelled set: 795 training or 654 test images; the same with `labelled`."""
+    """NYU v2 labelled set: 795 training or 654 test images. Arguments and errors are those of `nyu_sync`."""
     return from_listing(labelled(root, split), part, every, limit, ids)
 
 
@@ -143,7 +143,7 @@ class NyuSync(Recipe):
     """Raw sequences, for training.
 
     Attributes:
-        everything: all pairs, not only those of the two training lists.
+        everything: take all pairs, not only those of the two training lists.
     """
 
     everything: bool = False
@@ -169,7 +169,7 @@ class NyuSync(Recipe):
         return [partial(sync, self._folder, split) for split in SYNC_TABLES]
 
     def enough(self, states: Sequence[SplitState]) -> bool:
-        """One of the two lists is enough: nobody needs both."""
+        """One of the two lists is enough."""
         return any(state.complete for state in states)
 
     def origin(self, path: Path) -> str:
@@ -179,7 +179,7 @@ class NyuSync(Recipe):
 
     @cached_property
     def _folder(self) -> Path:
-        """``root/sync``; ``root`` where the scenes lie there already."""
+        """``root/sync``, or ``root`` if the scenes are there already."""
         scenes = {scene for scene, _ in read_table(SYNC_TABLES["36253"])}
         here = self.root.is_dir() and any(entry.name in scenes for entry in self.root.iterdir())
         return self.root if here and not (self.root / "sync").is_dir() else self.root / "sync"
@@ -190,14 +190,14 @@ class NyuLabelled(Recipe):
     """The labelled set: 795 training and 654 test images.
 
     Attributes:
-        depth: which of the depths of the .mat file: ``raw``, as the sensor measured it, or ``filled`` (in-painted).
+        depth: depth to take from the .mat file: ``raw``, as the sensor measured it, or ``filled`` (in-painted).
     """
 
     depth: StoredDepth = "raw"
 
     title: ClassVar[str] = "NYU v2 labelled"
     archives: ClassVar[str] = (
-        "nyu_depth_v2_labeled.mat (2.8 GB) of the data set's page, or what BTS's script made of it "
+        "nyu_depth_v2_labeled.mat (2.8 GB) of the data set's page, or the folders that BTS's script made from it "
         "(official_splits/test/kitchen/rgb_00000.jpg ...)"
     )
     archive: ClassVar[str] = "nyu_depth_v2_labeled.mat"

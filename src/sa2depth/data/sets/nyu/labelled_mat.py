@@ -1,6 +1,6 @@
 """``nyu_depth_v2_labeled.mat`` as a source of the files that the BTS family reads.
 
-The file is HDF5 (MATLAB 7.3) with, of 1,449 images, ``images`` (1449, 3, 640, 480) uint8, ``depths`` (in-painted) and
+The file is HDF5 (MATLAB 7.3) of 1,449 images with ``images`` (1449, 3, 640, 480) uint8, ``depths`` (in-painted) and
 ``rawDepths`` (0 = not measured), both (1449, 640, 480) float32 metres: columns before rows, as MATLAB stores them.
 """
 
@@ -36,7 +36,7 @@ SHAPES = {
 _FRAME = slice(7, 474), slice(7, 632)
 # Rows and columns inside the white frame that the labelled images have; BTS's files are black outside.
 _VERSION = 1
-# Raise it when files come out otherwise than before: then those of an older version are made again.
+# Raise this when the generated files change: those of an older version are then made again.
 _IMAGE_BYTES, _DEPTH_BYTES = 350_000, 250_000
 _MOST_AT_ONCE = 32
 
@@ -61,10 +61,10 @@ class LabelledMat:
 
         Raises:
             ConfigError: h5py is not installed.
-            DataError: the file is damaged or another one.
+            DataError: the file is damaged or a different one.
         """
         with self.open():
-            pass  # says so now if it cannot be read
+            pass  # fail now if it cannot be read
         frames = [
             (number, f"official_splits/{split}/{scene}")
             for split, table in LABELLED_TABLES.items()
@@ -95,13 +95,13 @@ class LabelledMat:
         except OSError as error:
             raise DataError(
                 f"{self.path}: expected nyu_depth_v2_labeled.mat (HDF5, 2.8 GB), found a damaged or incomplete file or "
-                f"another format ({error}). Fetch it again."
+                f"another format ({error}). Download it again."
             ) from error
         with file:
             for name in ("images", DATASETS[self.depth]):
                 found = getattr(file.get(name), "shape", None)
                 if found != SHAPES[name]:
-                    state = "nothing of that name" if found is None else f"shape {tuple(found)}"
+                    state = "no such entry" if found is None else f"shape {tuple(found)}"
                     raise DataError(
                         f"{self.path}: expected '{name}' of shape {SHAPES[name]}, found {state}. Is this "
                         "nyu_depth_v2_labeled.mat?"
@@ -110,7 +110,7 @@ class LabelledMat:
 
 
 class _MatReader:
-    """Images of an opened file, encoded. Neighbours that are stored in one chunk are read together."""
+    """Encoded images of an opened file; neighbours that are stored in one chunk are read together."""
 
     def __init__(self, file: Any, path: Path) -> None:
         self.file = file
@@ -138,19 +138,19 @@ class _MatReader:
 
 
 _HDF5 = threading.Lock()
-# h5py has such a lock of its own; this one lets the other threads encode meanwhile instead of queueing in C.
+# h5py has its own lock; this one lets other threads encode meanwhile instead of queueing in C.
 
 
 def mark_of(dataset: str, number: int) -> str:
-    """The mark of a made file, written as a JPEG comment or PNG text: it tells raw from in-painted depth."""
+    """The mark of a generated file, a JPEG comment or PNG text: it tells raw from in-painted depth."""
     return f"nyu_depth_v2_labeled.mat {dataset}[{number}], sa2depth {_VERSION}"
 
 
 def encode_image(stored: npt.NDArray[np.uint8], mark: str) -> bytes:
-    """A photograph as the BTS family has it: black outside the frame, JPEG of quality 100 without colour subsampling.
+    """Encode a photograph as in the BTS family: black outside the frame, JPEG quality 100, no colour subsampling.
 
     Args:
-        stored: ``(3, W, H)`` as in the file.
+        stored: ``(3, W, H)`` uint8, as in the file.
         mark: written as the JPEG's comment.
     """
     image = np.zeros((stored.shape[2], stored.shape[1], 3), np.uint8)
@@ -162,18 +162,18 @@ def encode_image(stored: npt.NDArray[np.uint8], mark: str) -> bytes:
 
 
 def encode_depth(stored: npt.NDArray[np.float32], mark: str) -> bytes:
-    """A depth map as 16-bit PNG in millimetres; what is not measured, not finite or not positive is 0.
+    """Encode a depth map as 16-bit PNG in millimetres; values not measured, not finite or not positive are 0.
 
     Args:
         stored: ``(W, H)`` metres, as in the file.
         mark: written as the PNG's text ``Source``.
 
     Raises:
-        DataError: a depth is more than 16 bits hold.
+        DataError: a depth does not fit in 16 bits.
     """
     depth = stored.T.astype(np.float64)
     depth = np.where(np.isfinite(depth) & (depth > 0), depth, 0.0)
-    # OFFICIAL: BTS's script cuts the fraction off, half a millimetre too near on average.
+    # OFFICIAL: BTS's script truncates, which is half a millimetre too near on average.
     millimetres = np.rint(depth * 1000)
     if millimetres.max(initial=0) > np.iinfo(np.uint16).max:
         raise DataError(f"expected metres up to 65.535, found {depth.max():g}")
