@@ -1,17 +1,17 @@
-"""What two float32 computations of one network may differ by.
+"""Bounds on the difference of two float32 computations of one network.
 
-A key belongs to a group by the rank of its score. Where two scores at a group's border lie within float32's rounding of
-one another, the machine, the number of threads, the batch and every other form of the same function (folded norms,
-compiled layers) decide which of the keys belongs to it: no float32 computation is right and the other wrong. The swap
-moves the pixel that asked by up to some tenths of a percent, its neighbours (11x11 gates, a scan over the map) by less
-and the others by about 1e-5. So there is no largest difference to hold a test to. What is held, in float32:
+A key belongs to a group by the rank of its score. If two scores at a group's border differ by less than
+float32's rounding, the machine, the number of threads, the batch and every other form of the same function (folded
+norms, compiled layers) decide which of the keys belongs to it, and no float32 computation is more right than another.
+Such a swap changes the querying pixel by up to some tenths of a percent, its neighbours (11x11 gates, a scan over the
+map) by less and the others by about 1e-5. So a test cannot bound the largest difference. It bounds, in float32:
 
-- most pixels agree to a few roundings (the median),
-- the pixels that a swap reaches are few (the share),
-- all of it together is small (the RMS).
+- the median: most pixels agree to a few roundings,
+- the share: a swap changes few pixels,
+- the RMS: all differences together are small.
 
-A test of logic needs none of it: in float64 (``model.double()``) scores are 1e8 times less likely to be that near, and
-its tolerance is 1e-10. Take these functions only where float32 itself, or what runs in float32 alone, is the point.
+A test of logic does not need these bounds: in float64 (``model.double()``) scores are 1e8 times less likely to be that
+near, and the tolerance is 1e-10. Use these functions only to test float32 itself, or code that runs in float32 alone.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ import pytest
 import torch
 
 THRESHOLDS = frozenset({"d1", "d2", "d3"})
-"""Metrics that count pixels on one side of a line."""
+"""Metrics that count the pixels on one side of a threshold."""
 
 
 def assert_same_depth(actual, expected, *, beyond=1e-4, share=0.02, rms=2e-4, median=1e-5):
@@ -33,10 +33,10 @@ def assert_same_depth(actual, expected, *, beyond=1e-4, share=0.02, rms=2e-4, me
     Args:
         actual: metres, an array or a tensor on any device.
         expected: the same shape.
-        beyond: relative difference that a pixel without a swap near it does not reach.
-        share: of pixels that may be beyond it.
-        rms: of the relative differences.
-        median: of the relative differences.
+        beyond: relative difference that pixels far from any swap do not reach.
+        share: share of pixels that may be above ``beyond``.
+        rms: largest RMS of the relative differences.
+        median: largest median of the relative differences.
     """
     away = _relative(actual, expected)
     said = (
@@ -54,9 +54,9 @@ def assert_same_values(actual, expected, *, rms, median, what=""):
     Args:
         actual: an array or a tensor on any device.
         expected: the same shape.
-        rms: of the differences.
-        median: of the differences.
-        what: is compared, for the message.
+        rms: largest RMS of the differences.
+        median: largest median of the differences.
+        what: name of the compared values, for the message.
     """
     one, other = _array(actual), _array(expected)
     assert one.shape == other.shape, what
@@ -74,10 +74,10 @@ def assert_same_scores(
     """Compare the metrics of two runs of one network.
 
     Args:
-        actual: by name; texts of a table are read as numbers.
+        actual: values by name; texts of a table are read as numbers.
         expected: the same names.
-        rel: of metrics that follow the depth. A swap that moves an image by an RMS of 5e-5 moves them by no more.
-        share: of pixels that may cross the line of a threshold (d1, d2, d3).
+        rel: relative tolerance of metrics that follow the depth; a swap changes them no more than the RMS of 5e-5.
+        share: share of pixels that may cross a threshold (d1, d2, d3).
     """
     assert actual.keys() == expected.keys()
     for name, value in expected.items():

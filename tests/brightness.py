@@ -34,7 +34,7 @@ class Mix(torch.nn.Conv2d):
 
 
 class Encoded(Brightness):
-    """With an encoder, which is what is compiled of this network (layers of PyTorch itself would not be)."""
+    """The network with an encoder of our own, which is compiled; layers of PyTorch itself would not be."""
 
     def __init__(self):
         super().__init__()

@@ -17,19 +17,19 @@ import rounding
 DATA = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
-# Test workers share the cores: threads of each would only wait for those of the others.
-# Sums in another order give other roundings, so the suite is also run with several threads.
+# Test workers share the cores, so several threads per worker would only wait for each other.
+# The suite is also run with several threads, because sums in another order round differently.
 torch.set_num_threads(int(os.environ.get("SA2DEPTH_TEST_THREADS", "1")))
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton, which decides for good then
+    os.environ["TRITON_INTERPRET"] = "1"  # must be set before Triton is imported, which reads it once
 
 if choice := os.environ.get(rounding.VARIABLE):
     rounding.Rounding(*map(int, choice.split(","))).__enter__()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out, by deselection and not by a silent pass, what this machine cannot run."""
+    """Deselect tests that this machine cannot run, so that they do not pass silently."""
     cannot = {
         "gpu": not torch.cuda.is_available(),
         "real_data": not list(SHARED.glob("nyu_labelled_*.tar")),
@@ -101,7 +101,7 @@ class Golden:
             module: our module, at ``ours`` in a whole model.
             ours: e.g. ``decoder.blocks.0.``.
             official: the same place in the released model, e.g. ``block3.``.
-            prefix: of the golden keys, e.g. ``block.``.
+            prefix: prefix of the golden keys, e.g. ``block.``.
 
         Returns:
             The released name, relative to the module, of each of its tensors.
@@ -121,7 +121,7 @@ class Golden:
         return names
 
     def check(self, actual: Tensor, expected: np.ndarray, tolerance: float, what: str = "") -> None:
-        """Largest difference at most ``tolerance`` of the largest expected value."""
+        """Check that the largest difference is at most ``tolerance`` times the largest expected value."""
         reference = torch.from_numpy(np.asarray(expected)).double()
         assert tuple(actual.shape) == tuple(reference.shape), what
         error = (actual.double() - reference).abs().max() / reference.abs().max().clamp(min=1e-30)
@@ -139,7 +139,7 @@ class Golden:
     ) -> None:
         """Compare output, input gradients and the norm of every parameter's gradient with file ``name``.
 
-        ``tag`` is what the cotangent is named after, where that is not the file.
+        ``tag`` names the cotangent, if it is not named after the file.
         """
         expected = self.load(name)
         for tensor in inputs:

@@ -1,4 +1,4 @@
-"""The folder of an evaluation as a run leaves it, made of a few numbers, and its page read back."""
+"""Make the folder of an evaluation from a few numbers, as a run would write it, and read its page back."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ _VOID = {"meta", "link", "img", "input", "br", "hr"}
 
 
 class Page(HTMLParser):
-    """What is on the page of a run; fails on tags that are not closed in order."""
+    """The contents of a run's page; fails on tags that are not closed in order."""
 
     def __init__(self, run, others=()):
         super().__init__(convert_charrefs=True)

@@ -1,12 +1,12 @@
-"""Another machine's rounding, simulated: float32 products and sums whose last bits are decided otherwise.
+"""Simulate the rounding of another machine: the last bits of float32 products and sums are different.
 
-Libraries sum in an order that depends on the processor, the number of threads and the shape of what they are given.
-Few machines can be tried, and a test that holds on all of them by luck fails on the next one. Here the last bits depend
-on a seed, the shape and the value: the same call gives the same result, another way to compute it another one.
+Libraries sum in an order that depends on the processor, the number of threads and the shapes. Few machines can be
+tried, and a test that passes on all of them by luck fails on the next one. Here the last bits depend on a seed, the
+shape and the value: the same call gives the same result, but another way to compute it gives another result.
 
     SA2DEPTH_TEST_ROUNDING=3,16 pytest -n 0 tests/infer
 
-Tests that count compiled graphs fail under it: `torch.compile` leaves code alone that is watched in this way.
+Tests that count compiled graphs fail under it: `torch.compile` does not compile code under a dispatch mode.
 """
 
 from typing import Any
@@ -28,12 +28,12 @@ _OURS = "sa2depth"
 
 
 class Rounding(TorchDispatchMode):
-    """Rounds what sums return otherwise than this machine does.
+    """Rounds the results of sums differently from this machine.
 
     Args:
-        seed: which other machine.
-        units: how far results move, in units in the last place. 4 is what another order of some hundred terms does; 16
-            swaps more ranks than any machine, to find the tests that depend on them.
+        seed: number of the simulated machine.
+        units: largest change in units in the last place. Another order of some hundred terms changes 4; 16 swaps more
+            ranks than any machine, to find the tests that depend on them.
     """
 
     def __init__(self, seed: int, units: int = 4) -> None:
@@ -62,7 +62,7 @@ class Rounding(TorchDispatchMode):
             mixed = (bits ^ (self.seed * 0x9E3779B1 + value.numel())) * 0x2545F491
             step = (mixed >> 13).remainder(3) - 1
             size = value.detach().abs()
-            if signed:  # terms that cancel leave the error of the larger ones
+            if signed:  # if terms cancel, the error of the larger ones remains
                 size = torch.maximum(size, size.mean())
             size = size * (self.units * torch.finfo(torch.float32).eps)
             return torch.where(value == 0, value, value + step.view_as(value) * size)

@@ -1,4 +1,4 @@
-"""Reading image files: whatever is wrong with one, its name and the reason are said, and nothing else is raised."""
+"""Reading image files: any fault is reported with the file's name and the reason, and nothing else is raised."""
 
 import errno
 import io
@@ -38,7 +38,7 @@ def entry(tag, kind, count, value):
 
 
 def exif(*entries, count=None):
-    """A block of EXIF data with these entries of 12 bytes; ``count`` may lie."""
+    """A block of EXIF data with these entries of 12 bytes; ``count`` may be wrong."""
     body = struct.pack("<H", len(entries) if count is None else count) + b"".join(entries)
     return b"II*\0" + struct.pack("<L", 8) + body + struct.pack("<L", 0)
 
@@ -86,7 +86,7 @@ def test_without_it_the_photograph_is_taken_as_stored_and_one_line_says_so(
     assert read_rgb(path, notes.append).shape == (64, 96, 3)
     assert len(notes) == 1
     assert notes[0].startswith(f"{path}: its EXIF block is damaged (")
-    assert "taken as stored" in notes[0]
+    assert "used as stored" in notes[0]
     with caplog.at_level(logging.WARNING, "sa2depth"):
         for _ in range(3):  # epochs
             to_tensor(path)
@@ -126,7 +126,7 @@ def samples(photo):
 
 
 def damaged(data, rng):
-    """A file cut somewhere, or with a few bytes changed: anywhere, at its head, or in its EXIF block."""
+    """A file that is cut short, or has a few changed bytes anywhere, at its head or in its EXIF block."""
     where = rng.choice(["cut", "head", "exif", "anywhere"])
     if where == "cut":
         return data[: rng.randrange(len(data))]
@@ -200,14 +200,14 @@ KINDS = {
     "text.jpg": ("Grüße, no picture".encode(), "found text"),
     "phone.heic": (HEIC, "found a HEIC photograph, which is not supported: export it as JPEG"),
     "phone.jpg": (HEIC, "found a HEIC photograph"),
-    "film.mp4": (b"\0\0\0\x18ftypisom" + bytes(40), "found a video: take its frames out first"),
+    "film.mp4": (b"\0\0\0\x18ftypisom" + bytes(40), "found a video: extract its frames first"),
     "film.avi": (b"RIFF\x10\0\0\0AVI LIST" + bytes(40), "found a video"),
-    "page.jpg": (b"<!DOCTYPE html><html>", "found a web page: its download failed"),
+    "page.jpg": (b"<!DOCTYPE html><html>", "found a web page: the download failed"),
     "lfs.png": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "run `git lfs pull`"),
     "array.png": (b"\x93NUMPY\x01\0", "found a NumPy array"),
     "paper.jpg": (b"%PDF-1.7\n", "found a PDF document"),
     "packed.jpg": (b"PK\x03\x04" + bytes(30), "found an archive: unpack it"),
-    "noise.jpg": (bytes(range(7, 200)), "broken file or another format .it begins like none"),
+    "noise.jpg": (bytes(range(7, 200)), "broken file or another format .it does not begin like"),
 }
 
 
@@ -226,8 +226,8 @@ def test_what_is_no_file(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     cases = {
         "folder.jpg": "found a folder of this name",
-        "link.jpg": r"a link to .*gone\.jpg, which is not there",
-        "pipe.jpg": "found no regular file",  # reading it would wait for ever
+        "link.jpg": r"a link to .*gone\.jpg, which does not exist",
+        "pipe.jpg": "found a pipe, a device or another special file",  # reading it would wait forever
         "absent.jpg": "there is no such",
         "a" * 300 + ".jpg": "cannot be read .File name too long",
     }
@@ -255,7 +255,7 @@ def test_the_thumbnail_of_raw_data_is_no_photograph(tmp_path, photo):
     photo.save(tmp_path / "a.tif", tiffinfo={50706: b"\1\4\0\0"})
     (tmp_path / "b.nef").write_bytes(encoded(photo, "TIFF"))
     for name in ("a.tif", "b.nef"):
-        with pytest.raises(DataError, match=rf"{name}: .*raw data of a camera"):
+        with pytest.raises(DataError, match=rf"{name}: .*raw camera data"):
             to_tensor(tmp_path / name)
 
 
@@ -266,12 +266,12 @@ def test_of_several_frames_the_first_is_taken_and_one_line_says_so(tmp_path, pho
             assert to_tensor(tmp_path / name).shape in {(1, 3, 64, 96), (1, 3, 96, 64)}
     said = [record.getMessage() for record in caplog.records]
     assert [line.split(": ")[0].rpartition("/")[2] for line in said] == ["film.webp", "film.gif"]
-    assert all("several frames or pages, and the first one is taken" in line for line in said)
+    assert all("several frames or pages; only the first one is used" in line for line in said)
 
 
 @pytest.fixture
 def small_limit(monkeypatch):
-    """6,144 pixels are above it, a quarter of them is below; Pillow's own is lower still."""
+    """A limit below 6,144 pixels and above a quarter of them; Pillow's own limit is even lower."""
     monkeypatch.setenv(image_files.LIMIT_VARIABLE, "0.002")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
 
@@ -329,7 +329,7 @@ def test_large_files_are_read_reduced_where_less_is_wanted(tmp_path, photo, monk
         )  # hardly smaller: that takes the whole file
     monkeypatch.setenv(image_files.LIMIT_VARIABLE, "0.03")
     with pytest.raises(
-        DataError, match=r"above the limit of 0\.12.*That is the limit for what is read reduced"
+        DataError, match=r"above the limit of 0\.12.*That is the limit for files that are read reduced"
     ):
         to_picture(path, lambda high, wide: (8, 8))
 

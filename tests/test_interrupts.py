@@ -1,4 +1,4 @@
-"""Ctrl-C in real programs: while they load their libraries, while a command works; and what is left then."""
+"""Ctrl-C in real programs, while they load their libraries or while a command works, and the files left behind."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from PIL import Image
 from sa2depth.errors import DataError
 from sa2depth.interrupts import ending_at_ctrl_c
 
-# Sends SIGINT to a program in the moment in which it first imports a module.
+# Sends SIGINT to a program at the moment when it first imports a module.
 AT_IMPORT = """
 import os, signal, sys
 
@@ -26,7 +26,7 @@ class Finder:
 
 sys.meta_path.insert(0, Finder())
 """
-# C code and careless libraries do other things with what is raised while they import.
+# C code and careless libraries catch or change exceptions that are raised while they import.
 RAISES = "            signal.raise_signal(signal.SIGINT)\n"
 CAUGHT = f"""
             try:

@@ -1,4 +1,4 @@
-"""What a machine runs out of becomes one message; whatever else happens keeps its traceback."""
+"""An error because the machine ran out of something becomes one message; other errors keep their traceback."""
 
 import errno
 import resource
@@ -88,7 +88,7 @@ def test_commands_keep_the_traceback_of_a_mistake():
 
 
 def test_a_model_that_does_not_fit_on_the_disk(tmp_path):
-    """safetensors has an error of its own for it, and writes beside the file: neither may stay."""
+    """safetensors raises its own error and writes beside the file: the error must be translated, the file removed."""
     model = create_model("sa2depth_nano", min_depth=0.1, max_depth=8.0)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))

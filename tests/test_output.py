@@ -1,4 +1,4 @@
-"""A run survives its standard output."""
+"""A run survives errors of its standard output."""
 
 import io
 import logging
@@ -31,7 +31,7 @@ def test_a_reader_that_goes_away_costs_one_line():
     )
     assert done.stdout.startswith("line 0")
     assert done.stderr == (
-        "note: standard output takes nothing more (Broken pipe): the run goes on, its log is in its folder\nalive\n"
+        "note: standard output is closed (Broken pipe); the run continues, and its log is in its folder\nalive\n"
     )
 
 

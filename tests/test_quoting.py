@@ -1,4 +1,4 @@
-"""Text on a command line arrives as it is: through a shell, Hydra's grammar and OmegaConf's interpolations."""
+"""Text on a command line arrives unchanged through a shell, Hydra's grammar and OmegaConf's interpolations."""
 
 import json
 import shlex

@@ -31,7 +31,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Stages count as long at once."""
+    """Every stage counts as long at once."""
     for name in ("LONG_S", "_BAR_AFTER_S"):
         monkeypatch.setattr(stages, name, 0.0)
 
@@ -228,7 +228,7 @@ def test_the_start_of_the_process_is_found():
     assert age > (0.5 if sys.platform == "linux" else 0)
 
 
-# Ends a program when it first imports PyTorch, with the names of the stages under way.
+# Ends a program when it first imports PyTorch, and prints the names of the running stages.
 AT_TORCH = """
 import os, sys
 

@@ -1,4 +1,4 @@
-"""Classes by name: what is wrong with a name, and whom a list of names trusts."""
+"""Classes by name: errors for wrong names, and lists of trusted names."""
 
 import sys
 
@@ -10,7 +10,7 @@ from sa2depth.targets import covered, find, home, named, parse_trusted
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A user's package, as it lies in the current folder of ``python -m``."""
+    """A user's package in the current folder, where ``python -m`` finds it."""
     folder = tmp_path / "mine"
     folder.mkdir()
     files = {
@@ -39,24 +39,24 @@ def test_classes_methods_and_functions_are_found(package):
     ("target", "message"),
     [
         ("mine.good.Encodr", r"'mine.good.Encodr', but mine.good has no 'Encodr'; did you mean Encoder\?"),
-        ("mine.good.Encoder.walk", r"but mine.good.Encoder has no 'walk'; \(known: run\)"),
+        ("mine.good.Encoder.walk", r"but mine.good.Encoder has no 'walk'; choose one of run"),
         ("mine.god.Encoder", r"but mine has no 'god'"),
         (
             "mine.missing.A",
-            r"the module mine.missing imports 'not_installed_anywhere', .* says .*missing.py:2",
+            r"the module mine.missing imports 'not_installed_anywhere', .* \(in .*missing.py:2\)",
         ),
         (
             "mine.broken.A",
-            r"mine.broken fails when it is imported: RuntimeError: no licence, says .*broken.py:2",
+            r"mine.broken fails when it is imported: RuntimeError: no licence \(in .*broken.py:2\)",
         ),
         ("mine.syntax.A", r"mine.syntax fails when it is imported: SyntaxError: .*syntax.py:1"),
-        ("mine.name.A", r"ImportError: cannot import name 'no_such_name' .*says .*name.py:1"),
+        ("mine.name.A", r"ImportError: cannot import name 'no_such_name' .*\(in .*name.py:1\)"),
         (
             "absent.A",
-            r"there is no package 'absent' that Python can import here: install it, or .*PYTHONPATH",
+            r"Python cannot find a package 'absent' here: install it, or .*PYTHONPATH",
         ),
-        ("Encoder", r"no name of a class or function: write package.module.Class"),
-        ("mine..A", r"no name of a class"),
+        ("Encoder", r"cannot be a class or function: write package.module.Class"),
+        ("mine..A", r"cannot be a class"),
     ],
 )
 def test_what_is_wrong_is_said(package, target, message):
@@ -87,7 +87,9 @@ def test_options_that_say_whom_to_trust(value, names):
 
 @pytest.mark.parametrize("value", ["*", "", ".", "a..b", 3, True, [1], {"a": 1}, ["a b"], "mine/nets.py"])
 def test_others_are_refused(value):
-    with pytest.raises(ConfigError, match=r"--trusted: .* is no name of a package, module or class; write"):
+    with pytest.raises(
+        ConfigError, match=r"--trusted: .* cannot be the name of a package, module or class; write"
+    ):
         parse_trusted(value, "--trusted")
 
 

@@ -1,4 +1,4 @@
-"""How threads wait in every program, and how many cores count: affinity, quotas, processes, other programs."""
+"""The waiting policy of threads, and the number of usable cores by affinity, quotas, processes, other programs."""
 
 import json
 import os
@@ -76,7 +76,7 @@ def test_what_the_user_has_set_stays(own, tmp_path):
 
 @pytest.fixture
 def affinity(monkeypatch):
-    """A function that gives this process so many processors."""
+    """A function that sets the number of processors of this process."""
 
     def give(count):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(count)), raising=False)
@@ -157,7 +157,7 @@ def test_with_a_quota_the_free_cores_are_those_of_the_whole_machine(affinity, tm
 
 
 class Clock:
-    """Stands in for the module `time`, and for what the kernel counts."""
+    """A fake of the module `time` and of the kernel's counters."""
 
     def __init__(self, root):
         self.root, self.now, self.own, self.ticks = root, 0.0, 0.0, [0, 0, 0]
@@ -181,7 +181,7 @@ def test_the_meter_counts_what_others_use_on_our_cores(affinity, monkeypatch, tm
     monkeypatch.setattr(threads, "time", clock)
     meter = threads.Meter(tmp_path)
     hertz = os.sysconf("SC_CLK_TCK")
-    # 4 s: processor 0 is busy for 3 s, processor 1 for 4.5 thirds of a second, processor 2 is none of ours
+    # in 4 s processor 0 is busy for 3 s and processor 1 for 1.5 s; processor 2 is not ours
     clock.now, clock.own = 4.0, 2.0
     clock.ticks = [hertz, hertz // 2, 50 * hertz]
     clock.tell()
@@ -198,7 +198,7 @@ def test_the_meter_counts_what_others_use_on_our_cores(affinity, monkeypatch, tm
 
 @pytest.fixture
 def four_threads(monkeypatch):
-    """PyTorch as it begins on a machine of four cores."""
+    """PyTorch with the state that it has at the start on a machine with four cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     monkeypatch.setattr(threads, "_most", 0)

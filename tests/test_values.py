@@ -1,4 +1,4 @@
-"""Which values fit which annotations, and the words for what is asked for."""
+"""Values that fit annotations, and the words that describe an annotation."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ Finite = Annotated[float, "degrees", Interval(ge=0, lt=math.inf)]
 
 
 class Silent(Protocol):
-    """Cannot be asked with isinstance."""
+    """A class that isinstance does not work with."""
 
     size: int
 
@@ -118,7 +118,7 @@ def test_words(wanted, expected):
 
 
 class Window:
-    """A class that says its limits."""
+    """A class with limits in its annotations."""
 
     @checked
     def __init__(self, size: tuple[Size, Size], share: Share = 0.5, name: int = 0) -> None:

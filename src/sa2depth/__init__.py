@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sa2depth import threads
 from sa2depth.version import __version__
 
-threads.wait_briefly()  # every program imports this package first, before PyTorch loads OpenMP
+threads.wait_briefly()  # must run before PyTorch loads OpenMP; every program imports this package first
 threads.one_thread_after_fork()
 
 if TYPE_CHECKING:

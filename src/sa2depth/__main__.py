@@ -1,4 +1,4 @@
-"""`python -m sa2depth`: the command `sa2depth`, where its folder is not on the path."""
+"""`python -m sa2depth` runs the command `sa2depth`, even if its folder is not on the path."""
 
 from sa2depth.cli import main
 

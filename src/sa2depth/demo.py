@@ -1,6 +1,6 @@
 """The demonstration: ``python -m sa2depth.demo`` trains, evaluates and predicts in minutes on two cores.
 
-Everything runs through the entry points that users take: ``experiment=demo`` and the predictor.
+Everything runs through the same entry points that users call: ``experiment=demo`` and the predictor.
 """
 
 import json
@@ -30,11 +30,11 @@ with loading("PyTorch and Lightning", command=__name__ == "__main__"):
 def main() -> None:
     """Entry point of ``python -m sa2depth.demo``; arguments are further overrides of the training."""
     folder = Path("runs/demo") / datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S-%f")
-    # an absolute folder needs no quoting rules of Hydra's, but its name may hold characters that do
+    # quoted for Hydra, because names of folders may hold any character
     status = launch(
         "train", train, ["experiment=demo", f"hydra.run.dir={hydra_quoted(str(folder))}", *sys.argv[1:]]
     )
-    # not after --help, --cfg or another run folder
+    # there is no model after --help, --cfg or with another run folder
     if status == 0 and (folder / "model.safetensors").is_file():
         with ending_at_ctrl_c():
             picture = predict_photo(folder)
@@ -53,7 +53,7 @@ def predict_photo(folder: Path) -> Path | None:
     """
     if find_spec("sklearn") is None:
         return None
-    # whatever classes it names were composed by this very command line
+    # trusted, because this very command line composed the classes that it names
     model = build(read_checkpoint(folder / "model.safetensors"), trusted=None)
     predictor = Predictor(model, size=_training_size(folder))
     # scikit-learn ships a photograph of the Summer Palace in Beijing
@@ -68,7 +68,7 @@ def predict_photo(folder: Path) -> Path | None:
 
 
 def _training_size(folder: Path) -> tuple[int, int]:
-    """Height and width of the scenes; a network so small knows depth at this size only."""
+    """Height and width of the scenes; such a small network predicts well only at this size."""
     frame = json.loads((folder / "metrics.json").read_text())["protocol"]["frame"]
     return frame["height"], frame["width"]
 
@@ -82,15 +82,17 @@ def _summarise(folder: Path, picture: Path | None) -> None:
         ""
         if median is None
         else (
-            "; the best predictor that looks at no image, the "
-            f"median depth map, has {median:.3f}: [bold]{median / model:.1f} times better[/bold]"
+            "; the median depth map, the best predictor that ignores the image, has "
+            f"{median:.3f}: the model is [bold]{median / model:.1f} times better[/bold]"
         )
     )
     console.print(f"\n[bold]abs_rel {model:.3f}[/bold] on unseen scenes{compared}")
-    console.print(f"look at  {folder / 'grid.png'}   image, truth, prediction and error of unseen scenes")
+    console.print(f"results  {folder / 'grid.png'}   image, truth, prediction and error of unseen scenes")
     console.print(f"         {folder / 'curves.png'}   loss and scores over the training")
     if picture is None:
-        console.print("no photo was predicted: it comes with scikit-learn (pip install 'sa2depth[dev]')")
+        console.print(
+            "no photo was predicted: install scikit-learn, which ships one (pip install 'sa2depth[dev]')"
+        )
     else:
         console.print(f"         {picture}   a real photo and its depth")
     console.print(

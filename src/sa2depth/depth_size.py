@@ -1,14 +1,14 @@
-"""Depth maps with fewer pixels than their photograph, as phones and ScanNet have them: which of them fit.
+"""Check depth maps that have fewer pixels than their photograph, as those of phones and ScanNet do.
 
-Such a map shows the same view: its pixel ``(y, x)`` of ``h x w`` lies on the rows ``y H / h`` to ``(y + 1) H / h`` of
-the photograph, and on columns alike. Truth keeps its size where it is scored; for training it is upsampled.
+Such a map must show the same view: its pixel ``(y, x)`` of ``h x w`` covers the rows ``y H / h`` to ``(y + 1) H / h``
+of the photograph, and columns likewise. Truth keeps its size for scoring; for training it is upsampled.
 """
 
 Size = tuple[int, int]
 
 TOLERANCE = 0.01
-"""How far the two aspects may differ: ScanNet's 968x1296 and 480x640 differ by 0.4 %, another format (16:9 for 4:3, 3:2
-for 4:3) by more than 10 %. At least a pixel, which rounding may cost a small map."""
+"""Largest relative difference of the two aspects. ScanNet's 968x1296 and 480x640 differ by 0.4 %, other formats (16:9
+or 3:2 against 4:3) by more than 10 %. One pixel is always allowed, for the rounding of small maps."""
 
 
 def same_view(depth: Size, image: Size) -> bool:
@@ -26,12 +26,12 @@ def same_view(depth: Size, image: Size) -> bool:
 
 
 def why_not(depth: Size, image: Size, name: str) -> str | None:
-    """What is wrong with a map beside a photograph that it may be smaller than; None: nothing.
+    """Say why the size of a depth map does not fit its photograph; None if it fits.
 
     Args:
         depth: ``(h, w)`` of the map.
         image: ``(H, W)`` of the photograph, upright.
-        name: of the photograph.
+        name: name of the photograph.
     """
     if same_view(depth, image):
         return None
@@ -42,7 +42,7 @@ def why_not(depth: Size, image: Size, name: str) -> str | None:
         hint = (
             "it lies on its side"
             if turned
-            else "it is larger: take the photograph of that size, or shrink the map"
+            else "it is larger: use a photograph of that size, or shrink the map"
         )
         return f"{wanted}, or a smaller one of its aspect, {found}; {hint}"
     return (

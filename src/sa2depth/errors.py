@@ -1,6 +1,6 @@
-"""Errors for people: each says what was wrong, where, and what to do.
+"""Errors for people: each says what is wrong, where, and what to do.
 
-The command-line programs print these without a traceback; anything else is a bug and keeps its traceback.
+The command-line programs print these without a traceback; any other error is a bug and keeps its traceback.
 """
 
 from collections.abc import Iterable, Mapping
@@ -8,19 +8,19 @@ from difflib import get_close_matches
 
 
 class UserError(Exception):
-    """Something the user can mend."""
+    """An error that the user can fix."""
 
 
 class ConfigError(UserError, ValueError):
-    """A configuration that cannot mean anything: an unknown key, a missing choice, values that clash."""
+    """A configuration that cannot work: an unknown key, a missing choice, values that contradict each other."""
 
 
 class DataError(UserError):
-    """A file of a data set that is missing, unreadable or not what it should be."""
+    """A file of a data set that is missing, unreadable or wrong."""
 
 
 class CheckpointError(UserError):
-    """Weights that do not belong to the model they are loaded into, or a file that is no checkpoint."""
+    """Weights that do not belong to the model they are loaded into, or a file that is not a checkpoint."""
 
 
 class ShapeError(UserError, ValueError):
@@ -28,17 +28,18 @@ class ShapeError(UserError, ValueError):
 
 
 def nearest(word: object, known: Iterable[object]) -> str:
-    """What a misspelt name may have meant: ``did you mean a or b? (known: a, b, c)``, the list only if it is short."""
+    """Suggest names for a misspelt one: ``did you mean a or b? Choose one of a, b, c``; long lists are left out."""
     names = sorted({str(name) for name in known})
     close = get_close_matches(str(word), names, n=3, cutoff=0.5)
     hints = [f"did you mean {' or '.join(close)}?"] if close else []
     if len(names) <= 20 or not close:
-        hints.append(f"(known: {', '.join(names[:40]) or 'none'})")
+        choose = "Choose" if close else "choose"
+        hints.append(f"{choose} one of {', '.join(names[:40])}" if names else "there are none")
     return " ".join(hints)
 
 
 def as_typed(value: object) -> str:
-    """A value as people type it behind an option: ``null``, ``true``, ``[0.9,0.95]``."""
+    """A value as people type it after an option: ``null``, ``true``, ``[0.9,0.95]``."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -1,7 +1,7 @@
 """Evaluation: ``python -m sa2depth.eval checkpoint=... protocol=nyu_eigen``.
 
-Scores a checkpoint of ours, of Lightning or of the released code on the test images of a data set; or, with
-``predictions=DIR``, the depth that any other program has written into files.
+It scores a checkpoint of ours, of Lightning or of the released code on the test images of a data set; or, with
+``predictions=DIR``, depth that any other program has written into files.
 """
 
 import sys
@@ -48,7 +48,7 @@ def evaluate(cfg: DictConfig) -> float:
         ``abs_rel``, the mean over the test images.
 
     Raises:
-        UserError: for a configuration, a data set, a checkpoint or predictions that cannot work.
+        UserError: the configuration, data set, checkpoint or predictions cannot work.
     """
     with prepared(cfg, EVAL) as set_up:
         _require_one(cfg)
@@ -59,7 +59,7 @@ def _require_one(cfg: DictConfig) -> None:
     if (cfg.checkpoint is None) == (cfg.predictions is None):
         given = "neither" if cfg.checkpoint is None else "both"
         raise ConfigError(
-            f"give either checkpoint=FILE (a network to run) or predictions=DIR (depth in files), found {given}"
+            f"give either checkpoint=FILE (a network to run) or predictions=DIR (depth in files); you gave {given}"
         )
 
 
@@ -67,7 +67,9 @@ def evaluate_network(cfg: DictConfig, set_up: Progress) -> float:
     """Run a checkpoint on the test images and score its depth; see `evaluate`."""
     for option in ("prediction_scale", "prediction_resize"):
         if cfg[option] is not None and cfg[option] is not False:
-            raise ConfigError(f"{option}={cfg[option]} is for predictions=DIR; a checkpoint needs none of it")
+            raise ConfigError(
+                f"{option}={cfg[option]} is for predictions=DIR only: remove it to score a checkpoint"
+            )
     depths = {"min_depth": cfg.released.min_depth, "max_depth": cfg.released.max_depth}
     model = load_model(cfg.checkpoint, **depths, trusted=parse_trusted(cfg.trusted))
     protocol = load_protocol(cfg.protocol)
@@ -99,12 +101,14 @@ def evaluate_network(cfg: DictConfig, set_up: Progress) -> float:
 
 
 def evaluate_files(cfg: DictConfig, set_up: Progress) -> float:
-    """Score predictions that lie in files; the trainer's options do not apply. See `evaluate`."""
+    """Score predictions in files, without the trainer and its options; see `evaluate`."""
     protocol = load_protocol(cfg.protocol)
     data = build_data(cfg, protocol, "test")
     source = data.source("test")
     if source is None:
-        raise DataError("there are no test images: data.test is null")
+        raise DataError(
+            "there are no test images, because data.test is null: choose a data set that has them"
+        )
     reader = PredictionReader(cfg.prediction_scale, cfg.prediction_resize)
     files = PredictionFiles(Path(cfg.predictions), source, reader, protocol)
     folder = Path(cfg.paths.output_dir)

@@ -15,14 +15,14 @@ def create_model(
         name: ``sa2depth_t``, ``sa2depth_s``, ``sa2depth_l`` or ``sa2depth_nano``.
         min_depth: metres, left edge of the first bin.
         max_depth: metres, right edge of the last bin.
-        pretrained_encoder: what ``sa2depth.weights.load_encoder`` takes as source; random weights if None.
+        pretrained_encoder: source for ``sa2depth.weights.load_encoder``; random weights if None.
 
     Returns:
         The model, on the CPU, in training mode.
 
     Raises:
-        ConfigError: if there is no model of that name.
-        CheckpointError: if the encoder's weights do not fit.
+        ConfigError: there is no model of that name.
+        CheckpointError: the encoder's weights do not fit.
     """
     model = models.create_model(name, min_depth=min_depth, max_depth=max_depth)
     if pretrained_encoder is not None:

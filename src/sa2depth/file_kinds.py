@@ -1,11 +1,11 @@
-"""What a file is that was taken for an image and is none, told from how it begins, with what to do about it."""
+"""Recognise a file that is not an image by its first bytes, and say what to do about it."""
 
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-_FFMPEG = "a video: take its frames out first, for example with `ffmpeg -i VIDEO frames/%05d.png`"
+_FFMPEG = "a video: extract its frames first, for example with `ffmpeg -i VIDEO frames/%05d.png`"
 _ARCHIVE = "an archive: unpack it first"
-_WEB_PAGE = "a web page: its download failed, or the address was that of a page about it"
+_WEB_PAGE = "a web page: the download failed, or its address was that of a page about the image"
 _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
-    (b"version https://git-lfs", "a pointer of Git LFS instead of the file: run `git lfs pull`"),
+    (b"version https://git-lfs", "a Git LFS pointer instead of the file: run `git lfs pull`"),
     (b"\x93NUMPY", "a NumPy array (pass it as an array in Python)"),
     (b"%PDF", "a PDF document: export its pictures"),
     (b"PK\x03\x04", _ARCHIVE),
@@ -19,7 +19,7 @@ _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
 
 
 def kind_of(head: bytes) -> str | None:
-    """A word for people about a file that Pillow could not read; None: nothing that is known here.
+    """Describe, for people, a file that Pillow could not read; None if its kind is not known here.
 
     Args:
         head: the first few thousand bytes of the file.
@@ -47,7 +47,7 @@ def _of_container(brand: bytes) -> str | None:
     if brand in (b"avif", b"avis"):
         return None
     if brand == b"crx ":
-        return "raw data of a camera: develop it to JPEG, PNG or TIFF first"
+        return "raw camera data: develop it to JPEG, PNG or TIFF first"
     return _FFMPEG
 
 
@@ -55,7 +55,7 @@ def _is_text(head: bytes) -> bool:
     try:
         text = head.decode("utf-8")
     except UnicodeDecodeError as error:
-        if error.start < len(head) - 3:  # else the end of the head cuts a letter
+        if error.start < len(head) - 3:  # else the head ends inside a letter
             return False
         text = head[: error.start].decode("utf-8")
     return all(letter.isprintable() or letter in "\t\r\n\f" for letter in text)

@@ -1,7 +1,7 @@
-"""Ctrl-C ends a program with status 130 and one line, also in the middle of an import.
+"""Ctrl-C ends a program with status 130 and one line, even in the middle of an import.
 
-C code turns the `KeyboardInterrupt` inside an import into other errors, and libraries catch it: that Ctrl-C was pressed
-counts, not how it comes out.
+C code turns the `KeyboardInterrupt` inside an import into other errors, and libraries catch it. So a signal handler
+remembers that Ctrl-C was pressed.
 """
 
 import signal
@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 STATUS = 128 + signal.SIGINT
-_handlers: list[Any] = []  # of the contexts that are entered
+_handlers: list[Any] = []  # handlers of the active contexts
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def ending_at_ctrl_c(*, shown: bool = True, passing: tuple[type[Exception], ...]
 
     Args:
         shown: whether the line is written; only one of several processes should write it.
-        passing: exceptions that go through all the same, as `SystemExit` does: what raised them has told the user.
+        passing: exceptions that pass unchanged, as `SystemExit` does, because their source has told the user already.
 
     Raises:
         SystemExit: Ctrl-C was pressed.
@@ -34,7 +34,7 @@ def ending_at_ctrl_c(*, shown: bool = True, passing: tuple[type[Exception], ...]
         pressed = True
         before(number, frame)
 
-    # other threads have no handlers, and a program that ignores Ctrl-C or handles it otherwise goes on doing so
+    # only the main thread can have handlers, and a program that ignores Ctrl-C or has its own handler keeps it
     raises = before is signal.default_int_handler or before in _handlers
     ours = raises and threading.current_thread() is threading.main_thread()
     if ours:

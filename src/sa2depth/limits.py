@@ -1,4 +1,4 @@
-"""What a machine can run out of (disk, memory, shared memory, open files), told from the errors in which it shows.
+"""Recognise errors that mean a machine has run out of disk, memory, shared memory or open files.
 
 PyTorch, its loader processes and safetensors report such limits as plain `RuntimeError`, so texts are compared.
 """
@@ -9,33 +9,33 @@ from typing import Any
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _SHARED_MEMORY = (
-    "Loader processes hand their images over in shared memory (/dev/shm), and this is full: containers have 64 MB of "
-    "it unless started with --shm-size=8g or --ipc=host. Else take fewer processes (data.num_workers=0 needs none) or "
-    "a smaller data.batch_size"
+    "loader processes pass their images in shared memory (/dev/shm), which is full: a container has 64 MB of it unless "
+    "it is started with --shm-size=8g or --ipc=host. Otherwise use fewer processes (data.num_workers=0 needs no shared "
+    "memory) or a smaller data.batch_size"
 )
 _OPEN_FILES = (
-    "too many open files: allow more (ulimit -n 4096) or take fewer loader processes (data.num_workers=2)"
+    "too many open files: allow more (ulimit -n 4096) or use fewer loader processes (data.num_workers=2)"
 )
 _KILLED = (
-    "a loader process was killed, most likely because the memory of this machine is used up: take fewer of them "
+    "a loader process was killed, most likely because the memory of this machine is used up: use fewer of them "
     "(data.num_workers=2) or a smaller data.batch_size"
 )
 _DEVICE_MEMORY = (
-    "the GPU's memory does not suffice ({reason}). For training take a smaller data.batch_size, smaller windows "
-    "(augment.crop), 'gradient_checkpointing=[encoder,decoder]' or cuda_graph=false; for prediction --max-side or "
+    "the GPU does not have enough memory ({reason}). For training use a smaller data.batch_size, smaller windows "
+    "(augment.crop), 'gradient_checkpointing=[encoder,decoder]' or cuda_graph=false; for prediction use --max-side or "
     "--size"
 )
 _MEMORY = (
-    "the memory of this machine does not suffice ({reason}). For training take a smaller data.batch_size, smaller "
-    "windows (augment.crop) or fewer loader processes (data.num_workers); for prediction --max-side or --size"
+    "this machine does not have enough memory ({reason}). For training use a smaller data.batch_size, smaller windows "
+    "(augment.crop) or fewer loader processes (data.num_workers); for prediction use --max-side or --size"
 )
 
 
 def told_limit(error: BaseException) -> str | None:
-    """What the machine ran out of, and what to do; None where an error means something else.
+    """Say what the machine ran out of, and what to do; None if an error means something else.
 
     Args:
-        error: anything that a command ended with.
+        error: any error that ended a command.
 
     Returns:
         A message for people.
@@ -57,7 +57,7 @@ def told_limit(error: BaseException) -> str | None:
 
 
 def _of_loader(text: str) -> str | None:
-    """What a `RuntimeError` says of loader processes, in theirs and in the process that waits for them."""
+    """The limit that a `RuntimeError` about loader processes means, raised in them or in the process that waits."""
     if "Too many open files" in text or "items of ancdata" in text:
         return _OPEN_FILES
     if "shared memory" in text or "Bus error" in text:
@@ -74,6 +74,6 @@ def _no_space(file: Any, reason: str | None) -> str:
 
 
 def _first_sentences(text: str) -> str:
-    """Without the traceback of a loader process, and the advice that PyTorch adds."""
+    """Cut off the traceback of a loader process and the advice that PyTorch adds."""
     last = text.strip().rsplit("Error: ", 1)[-1]
     return " ".join(last.split("See documentation")[0].split())[:300].rstrip(". ")

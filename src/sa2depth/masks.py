@@ -1,4 +1,4 @@
-"""Which pixels of a depth map count: the one place that knows the polarity and the strictness of the limits.
+"""The valid pixels of a depth map; no other place compares depth with its limits.
 
 ``valid`` is bool and True where valid, everywhere in this package.
 """
@@ -26,8 +26,8 @@ def valid_mask(depth: Any, min_depth: float = 0.0, max_depth: float = math.inf) 
     Args:
         depth: Ground truth in metres, any shape; a tensor or an array.
         min_depth: Lower limit in metres, excluded.
-        max_depth: Upper limit in metres, excluded. Infinity is what the released training does (it has no
-            upper limit, so that returns beyond the model's range pull at its top bin; evaluation has one).
+        max_depth: Upper limit in metres, excluded. Infinity matches the released training, which has no upper limit,
+            so that depths beyond the model's range affect its top bin; evaluation has one.
 
     Returns:
         bool tensor or array of the shape of ``depth``.

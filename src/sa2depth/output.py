@@ -1,4 +1,4 @@
-"""Output that a program survives: a reader that goes away (``| head``), and letters that it cannot show."""
+"""Output that survives a reader that goes away (``| head``) and letters that it cannot show."""
 
 import errno
 import io
@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 @contextmanager
 def patient_output() -> Iterator[None]:
-    """Within this context writing to standard output never raises, and logging prints no tracebacks of its own."""
+    """In this context writing to standard output never raises, and logging prints no tracebacks of its own."""
     before, raising = sys.stdout, logging.raiseExceptions
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -28,9 +28,9 @@ def patient_output() -> Iterator[None]:
 
 @contextmanager
 def quiet_pipes() -> Iterator[None]:
-    """Within this context a reader that goes away (``| head``) is no error: the command does its work to the end.
+    """In this context a reader that goes away (``| head``) is not an error: the command finishes its work.
 
-    For commands whose output is their result. A full disk under it still raises.
+    This is for commands whose output is their result. A full disk still raises.
     """
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (stream and PatientStream(stream, pipes_only=True) for stream in before)
@@ -41,15 +41,15 @@ def quiet_pipes() -> Iterator[None]:
         sys.stdout, sys.stderr = before
         for stream in written:
             if stream is not None:
-                stream.flush()  # else Python does it at its end, where nothing can be caught
+                stream.flush()  # else Python flushes when it exits, where nothing can be caught
 
 
 class PatientStream:
     """A stream that falls silent, with one line on standard error, once nobody can read it any more.
 
     Args:
-        stream: where it writes to.
-        pipes_only: it falls silent for a reader that went away alone, and without the line; other errors are raised.
+        stream: the stream that it writes to.
+        pipes_only: fall silent without the line, and only for a reader that went away; other errors are raised.
     """
 
     def __init__(self, stream: TextIO, *, pipes_only: bool = False) -> None:
@@ -60,7 +60,7 @@ class PatientStream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """As any stream's."""
+        """Write like any stream."""
         try:
             return self._stream.write(text)
         except OSError as error:
@@ -68,21 +68,21 @@ class PatientStream:
             return len(text)
 
     def flush(self) -> None:
-        """As any stream's."""
+        """Flush like any stream."""
         try:
             self._stream.flush()
         except OSError as error:
             self._fall_silent(error)
 
     def _fall_silent(self, error: OSError) -> None:
-        with suppress(OSError, ValueError):  # what is left in its buffer goes there, too
+        with suppress(OSError, ValueError):  # the rest of its buffer goes there, too
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
         if self._pipes_only:
-            if error.errno not in (errno.EPIPE, errno.EINVAL):  # Windows tells it by the latter
+            if error.errno not in (errno.EPIPE, errno.EINVAL):  # Windows reports EINVAL
                 raise error
             return
         with suppress(OSError):
-            said = f"standard output takes nothing more ({error.strerror}): the run goes on, its log is in its folder"
+            said = f"standard output is closed ({error.strerror}); the run continues, and its log is in its folder"
             sys.stderr.write(f"note: {said}\n")

@@ -1,4 +1,4 @@
-"""Values as they must be typed on a command line: for Hydra, which has a grammar of its own, and for the shell."""
+"""Quote values for a command line: for Hydra, which has a grammar of its own, and for the shell."""
 
 import os
 import re
@@ -9,20 +9,20 @@ _WORDS = {"null", "true", "false", "nan", "inf"}
 
 
 def hydra_quoted(value: str) -> str:
-    """A value in the double quotes of Hydra's grammar, which takes any text so; an interpolation stays text, too."""
+    """Quote any text in the double quotes of Hydra's grammar; an interpolation in it stays text."""
     escaped = re.sub(r'(\\*)"', lambda found: found[1] * 2 + r"\"", value)
     escaped = re.sub(r"(\\+)$", lambda found: found[1] * 2, escaped)
-    # OmegaConf's rule for `${`, where backslashes before it count double
+    # OmegaConf needs twice the backslashes before `${`
     escaped = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", escaped)
     return f'"{escaped}"'
 
 
 def override(key: str, value: str | os.PathLike[str]) -> str:
-    """``KEY=VALUE`` to be pasted into a shell, quoted only where that is needed.
+    """``KEY=VALUE`` to be pasted into a shell, quoted only if necessary.
 
     Args:
         key: An option.
-        value: Text, mostly a path; it arrives as it is, whatever characters it holds.
+        value: Text, mostly a path; it arrives unchanged, whatever characters it holds.
     """
     text = os.fspath(value)
     plain = _PLAIN.fullmatch(text) and text.lower() not in _WORDS
@@ -30,5 +30,5 @@ def override(key: str, value: str | os.PathLike[str]) -> str:
 
 
 def argument(text: str | os.PathLike[str]) -> str:
-    """One argument of a command to be pasted into a shell, quoted only where that is needed."""
+    """One argument of a command to be pasted into a shell, quoted only if necessary."""
     return shlex.quote(os.fspath(text))

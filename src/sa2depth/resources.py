@@ -1,6 +1,6 @@
-"""Where the files lie that travel with the package: the Hydra tree and the kernel sources; and what is kept of runs.
+"""Folders of the files that belong to the package (the Hydra tree, the kernel sources), and the user's cache.
 
-In a checkout they stand beside ``src/``; in an installed wheel they are inside the package.
+In a checkout the package's files lie beside ``src/``; in an installed wheel they are inside the package.
 """
 
 import os
@@ -14,7 +14,7 @@ def _folder(name: str) -> Path:
         if candidate.is_dir():
             return candidate
     raise FileNotFoundError(
-        f"the folder '{name}' is neither inside the installed package ({_PACKAGE}) nor beside its sources: "
+        f"the folder '{name}' is neither inside the installed package ({_PACKAGE}) nor beside its source: "
         "reinstall sa2depth"
     )
 
@@ -25,15 +25,15 @@ def conf_dir() -> Path:
 
 
 def csrc_dir() -> Path:
-    """Folder of the kernel sources, a folder an operator (``selective_scan/`` ...)."""
+    """Folder of the kernel sources, with one folder per operator (``selective_scan/`` ...)."""
     return _folder("csrc")
 
 
 def user_cache() -> Path:
-    """Folder of what later processes need not compute again: ``$SA2DEPTH_CACHE``, else ``sa2depth`` in the user's.
+    """Folder of results that later processes reuse: ``$SA2DEPTH_CACHE``, else ``sa2depth`` in the user's cache.
 
     Raises:
-        RuntimeError: a user without a home folder.
+        RuntimeError: the user has no home folder.
     """
     if chosen := os.environ.get("SA2DEPTH_CACHE"):
         return Path(chosen).expanduser()

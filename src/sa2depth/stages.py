@@ -1,7 +1,7 @@
-"""The stages of a command: each has a name, a progress bar or a line once it takes long, and its seconds.
+"""The stages of a command: each has a name, a measured time, and a progress bar or a line if it takes long.
 
-On a terminal the bar stands on stderr and goes when its stage ends; elsewhere a stage of more than three seconds leaves
-lines. Nothing here imports PyTorch: importing it is a stage, too.
+On a terminal the bar is drawn on stderr and removed when its stage ends; elsewhere a stage of more than three seconds
+leaves lines. Nothing here imports PyTorch, because importing it is a stage, too.
 """
 
 import gc
@@ -17,21 +17,21 @@ from typing import Any, TextIO
 from sa2depth.interrupts import ending_at_ctrl_c
 
 LONG_S = 3.0
-"""Seconds from which on a stage is named where there is no terminal."""
+"""Seconds after which a stage is named if there is no terminal."""
 
-_BAR_AFTER_S = 0.5  # a bar that comes and goes at once only flickers
-_AGAIN_S = 60.0  # lines of a stage that goes on
+_BAR_AFTER_S = 0.5  # an earlier bar may only flicker
+_AGAIN_S = 60.0  # between two lines of a long stage
 START = "start"
-"""Stage from the start of the process to the first other one: Python, imports, configuration."""
+"""The stage between the start of the process and the first other stage: Python, imports, configuration."""
 
 
 class Progress:
-    """How far a stage is; made by `stage`.
+    """The progress of a stage; made by `stage`.
 
     Attributes:
-        name: of the stage.
-        total: of its steps; None where it is not known.
-        done: steps so far.
+        name: name of the stage.
+        total: number of its steps; None if not known.
+        done: number of steps so far.
     """
 
     def __init__(self, name: str, total: int | None, finish: Callable[[], None]) -> None:
@@ -39,13 +39,13 @@ class Progress:
         self._finish: Callable[[], None] | None = finish
 
     def end(self) -> None:
-        """The stage is over; called at the end of its context, or earlier."""
+        """End the stage; called at the end of its context, or earlier."""
         finish, self._finish = self._finish, None
         if finish is not None:
             finish()
 
     def advance(self, steps: int = 1) -> None:
-        """Some more steps are done."""
+        """Count some more steps as done."""
         self.done += steps
 
     def __str__(self) -> str:
@@ -54,9 +54,9 @@ class Progress:
 
 
 class Stages:
-    """The seconds of the stages of one run; while it is entered, `stage` adds to it.
+    """The seconds of the stages of one run; `stage` adds to it inside its context.
 
-    A stage inside another one counts for itself alone: together with ``rest``, the seconds add up to the total.
+    The seconds of an inner stage do not count for the outer one, so that, with ``rest``, they add up to the total.
 
     Args:
         since: `time.perf_counter` at the beginning; None: now.
@@ -82,15 +82,15 @@ class Stages:
         _current = self._outer
 
     def begin(self, name: str) -> int:
-        """A stage begins; what it lies in pauses. Returns its level, for `end`."""
+        """Begin a stage, while the one around it pauses; returns its level, for `end`."""
         now = time.perf_counter()
         self._credit(now)
-        self._spent.setdefault(name, 0.0)  # in the order of their beginnings
+        self._spent.setdefault(name, 0.0)  # keeps the order in which stages began
         self._open.append((name, now))
         return len(self._open) - 1
 
     def end(self, level: int) -> None:
-        """A stage ends, and with it what began inside."""
+        """End a stage and those that began inside it."""
         now = time.perf_counter()
         self._credit(now)
         del self._open[level:]
@@ -98,7 +98,7 @@ class Stages:
             self._open[-1] = self._open[-1][0], now
 
     def seconds(self) -> dict[str, float]:
-        """Seconds by stage so far, in the order in which they began, ``rest`` (between them) and ``total``."""
+        """Seconds by stage so far in the order in which they began, then ``rest`` (between them) and ``total``."""
         now = time.perf_counter()
         spent = dict(self._spent)
         if self._open:
@@ -114,7 +114,7 @@ class Stages:
             self._spent[name] = self._spent.get(name, 0.0) + now - since
 
     def belongs_here(self) -> bool:
-        """Whether this is the thread whose time is counted."""
+        """Whether the current thread is the one whose time is counted."""
         return threading.get_ident() == self._thread
 
 
@@ -122,18 +122,18 @@ _current: Stages | None = None
 _command_since: float | None = None
 _displays: list["_Display"] = []
 _terminal = threading.Lock()  # held by the bar that is drawn
-_other_bars = 0  # stages under way that show a bar of their own
+_other_bars = 0  # running stages that show a bar of their own
 _IMPORTED = time.perf_counter()
 
 
 @contextmanager
 def stage(name: str, total: int | None = None, *, shown: bool = True) -> Iterator[Progress]:
-    """One stage: named and shown while it lasts, its seconds added to the `Stages` of the run, if there is one.
+    """Run one stage: show its name while it lasts, and add its seconds to the `Stages` of the run, if there is one.
 
     Args:
-        name: for people.
-        total: of its steps, for `Progress.advance`; None: not known.
-        shown: False where something else shows a bar already.
+        name: name for people.
+        total: number of its steps, for `Progress.advance`; None: not known.
+        shown: False if something else already shows a bar.
     """
     global _other_bars
     record = _current if _current is not None and _current.belongs_here() else None
@@ -159,12 +159,12 @@ def stage(name: str, total: int | None = None, *, shown: bool = True) -> Iterato
 
 @contextmanager
 def loading(what: str, *, command: bool) -> Iterator[None]:
-    """Imports that take seconds, at the head of a program: named as other stages are.
+    """A stage for imports that take seconds, at the head of a program.
 
     Args:
-        what: is imported.
-        command: the module is the program that was started (``__name__ == "__main__"``); else nothing is shown, and
-            nothing is counted.
+        what: names the imported libraries.
+        command: whether the module is the program that was started (``__name__ == "__main__"``); if not, nothing is
+            shown or counted.
 
     Raises:
         SystemExit: Ctrl-C ends the program.
@@ -176,8 +176,8 @@ def loading(what: str, *, command: bool) -> Iterator[None]:
     _command_since = _process_start()
     first = all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "RANK"))
     with ending_at_ctrl_c(shown=first), stage(f"loading {what}", shown=first):
-        # Modules stay until the end: looking through millions of their objects for garbage, again and again while they
-        # are loaded and once more when Python ends, takes seconds.
+        # Modules stay until the end: searching millions of their objects for garbage, again and again while they are
+        # loaded and once more when Python ends, takes seconds.
         collecting = gc.isenabled()
         gc.disable()
         try:
@@ -189,26 +189,26 @@ def loading(what: str, *, command: bool) -> Iterator[None]:
 
 
 def run_stages(*, shown: bool = True) -> Stages:
-    """The `Stages` of a run: from the start of the process, if it is the first run of a program of ours."""
+    """The `Stages` of a run, from the start of the process if this is the first run of one of our programs."""
     global _command_since
     since, _command_since = _command_since, None
     return Stages(since, shown=shown)
 
 
 def seconds_so_far() -> dict[str, float]:
-    """`Stages.seconds` of the run that is under way; empty outside any."""
+    """`Stages.seconds` of the current run; empty if there is none."""
     return {} if _current is None else _current.seconds()
 
 
 def tell(seconds: Mapping[str, float]) -> str:
-    """Seconds by stage in one line, those below a tenth of a second left out."""
+    """Seconds by stage in one line, without those below a tenth of a second."""
     parts = [f"{name} {value:.1f} s" for name, value in seconds.items() if name != "total" and value >= 0.1]
     total = f"total {seconds['total']:.1f} s"
     return f"{', '.join(parts)}; {total}" if parts else total
 
 
 def _process_start() -> float:
-    """`time.perf_counter` when this process began; when this module was imported, where nobody says it."""
+    """`time.perf_counter` when this process began, or, if the system does not tell, when this module was imported."""
     try:
         started = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         uptime = float(Path("/proc/uptime").read_text().split()[0])
@@ -216,12 +216,12 @@ def _process_start() -> float:
     except (OSError, ValueError, IndexError, AttributeError):
         return _IMPORTED
     start = time.perf_counter() - age
-    # another clock than this system's, as in some containers
+    # some containers show another clock than this system's
     return start if 0 <= _IMPORTED - start < 300 else _IMPORTED
 
 
 class _Display:
-    """A bar on a terminal, lines elsewhere, by a thread that waits first."""
+    """A bar on a terminal, lines elsewhere, drawn by a thread that waits first."""
 
     def __init__(self, progress: Progress, *, lines: bool) -> None:
         self._progress = progress
@@ -235,7 +235,7 @@ class _Display:
         self._thread.start()
 
     def stop(self) -> None:
-        """The stage is over."""
+        """End the display."""
         self._over.set()
         self._thread.join()
         _displays.remove(self)
@@ -259,10 +259,8 @@ class _Display:
         task = bar.add_task(progress.name, total=progress.total)
         while not self._over.wait(0.1):
             bar.update(task, completed=progress.done)
-            on_top = _displays[-1:] == [self]  # a stage inside this one has the terminal while it lasts
-            if (
-                on_top and not drawn and _terminal.acquire(blocking=False)
-            ):  # else the one below is still drawn
+            on_top = _displays[-1:] == [self]  # an inner stage uses the terminal while it lasts
+            if on_top and not drawn and _terminal.acquire(blocking=False):  # fails while another bar is drawn
                 bar.start()
                 drawn = True
             elif drawn and not on_top:
@@ -277,7 +275,7 @@ class _Display:
         try:
             self._stream.write(f"{line}\n")
             self._stream.flush()
-        except (OSError, ValueError):  # a pipe that nobody reads, a closed stream: no reason to fail
+        except (OSError, ValueError):  # a pipe that nobody reads or a closed stream is no reason to fail
             self._over.set()
 
 

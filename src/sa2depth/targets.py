@@ -1,6 +1,6 @@
-"""Classes and functions that a configuration names by ``_target_``: found by name, and trusted or not.
+"""Find the classes and functions that a configuration names by ``_target_``, and decide whether to trust them.
 
-What the command line composed is trusted. What came inside a file is not, until its reader names the package.
+Names that the command line composed are trusted. Names inside a file are not, until its reader names the package.
 """
 
 import re
@@ -17,18 +17,18 @@ _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 def find(target: str) -> Any:
-    """The class or function of a name; its module is imported.
+    """Find a class or function by its name; its module is imported.
 
     Args:
         target: ``package.module.Class``.
 
     Raises:
-        ConfigError: There is no such module or name, with the nearest ones, or the module fails when it is imported,
-            with the line where it does. The message begins with the name and goes on behind "... names".
+        ConfigError: There is no such module or name (the nearest ones are named), or the module fails when it is
+            imported (the line is named). The message begins with the name and continues a text "... names".
     """
     parts = target.split(".")
     if not _NAME.fullmatch(target) or len(parts) < 2:
-        raise ConfigError(f"'{target}', which is no name of a class or function: write package.module.Class")
+        raise ConfigError(f"'{target}', which cannot be a class or function: write package.module.Class")
     found, count = _module(target)
     for place, name in enumerate(parts[count:], start=count):
         if not hasattr(found, name):
@@ -58,27 +58,27 @@ def covered(name: str, trusted: Iterable[str]) -> bool:
 
 
 def home(found: object) -> str:
-    """Where a class or function was really made, as a dotted name."""
+    """The place where a class or function was defined, as a dotted name."""
     return f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', type(found).__qualname__)}"
 
 
 def packages(names: Iterable[str]) -> list[str]:
-    """The packages, each once, that dotted names lie in."""
+    """The packages of dotted names, each once."""
     return list(dict.fromkeys(name.partition(".")[0] for name in names))
 
 
 def parse_trusted(value: object, option: str = "trusted") -> tuple[str, ...]:
-    """What an option says about whom to trust.
+    """Read an option that names trusted packages.
 
     Args:
         value: ``None``, ``"mypkg"``, ``"mypkg,other.module"``, or a list of such names.
-        option: Its name, for messages.
+        option: Name of the option, for messages.
 
     Returns:
         Names of packages, modules or classes.
 
     Raises:
-        ConfigError: Something else.
+        ConfigError: The value is something else.
     """
     if value is None:
         return ()
@@ -89,14 +89,14 @@ def parse_trusted(value: object, option: str = "trusted") -> tuple[str, ...]:
     for name in names:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ConfigError(
-                f"{option}: {name!r} is no name of a package, module or class; write {option}=mypkg or "
+                f"{option}: {name!r} cannot be the name of a package, module or class; write {option}=mypkg or "
                 f"{option}=[mypkg.encoders,other]"
             )
     return tuple(map(str, names))
 
 
 def _module(target: str) -> tuple[Any, int]:
-    """The longest part of a name that is a module, imported, and how many words of the name it takes."""
+    """Import the longest part of a name that is a module; also return how many words of the name it has."""
     parts = target.split(".")
     module, words = None, 0
     for count in range(1, len(parts)):
@@ -104,7 +104,7 @@ def _module(target: str) -> tuple[Any, int]:
         if hasattr(module, parts[count - 1]) and not isinstance(
             getattr(module, parts[count - 1]), ModuleType
         ):
-            break  # a class, whatever module has the same name
+            break  # a class goes before a module of the same name
         try:
             module, words = import_module(name), count
         except ModuleNotFoundError as error:
@@ -120,21 +120,20 @@ def _module(target: str) -> tuple[Any, int]:
             ) from error
     if module is None:
         raise ConfigError(
-            f"'{target}', but there is no package '{parts[0]}' that Python can import here: install it, or put the "
-            "folder that it lies in on PYTHONPATH (`python -m sa2depth...` also looks into the current folder, the "
-            "command `sa2depth` does not)"
+            f"'{target}', but Python cannot find a package '{parts[0]}' here: install it, or add its parent folder to "
+            "PYTHONPATH (`python -m sa2depth...` also searches the current folder, the command `sa2depth` does not)"
         )
     return module, words
 
 
 def _line(error: BaseException) -> str:
-    """Where an import failed, if Python code of somebody else's says it."""
+    """The place where an import failed, if that is in somebody else's Python code."""
     if isinstance(error, SyntaxError):
-        return f", says {error.filename}:{error.lineno}"
+        return f" (in {error.filename}:{error.lineno})"
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
         if Path(frame.filename).is_file() and Path(frame.filename) != Path(__file__)
     ]
     outside = [frame for frame in frames if "importlib" not in frame.filename]
-    return f", says {outside[-1].filename}:{outside[-1].lineno}" if outside else ""
+    return f" (in {outside[-1].filename}:{outside[-1].lineno})" if outside else ""

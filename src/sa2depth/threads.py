@@ -1,7 +1,7 @@
-"""Threads of the CPU: how they wait, how many cores a program may use, and how many of those are free.
+"""CPU threads: how they wait, how many cores a program may use, and how many of those are free.
 
-Standard library only, as `sa2depth/__init__.py` calls `wait_briefly` before anything loads OpenMP, which reads its
-settings once. PyTorch and OpenCV are looked up where a function sets their number of threads.
+The module imports the standard library only, because `sa2depth/__init__.py` calls `wait_briefly` before anything loads
+OpenMP, which reads its settings once. PyTorch and OpenCV are looked up only in functions that set their threads.
 """
 
 import math
@@ -14,28 +14,28 @@ from pathlib import Path
 from typing import Any
 
 FEW = 4
-"""Threads for small work, such as metrics of one image: more only wait for one another."""
+"""Threads for small work, such as metrics of one image; more would only wait for one another."""
 
 NUMBER = "OMP_NUM_THREADS"
-"""Environment variable with which a user fixes the number of threads; then nothing here changes it."""
+"""Environment variable with which a user fixes the number of threads; nothing here changes it then."""
 
 _BY_HAND = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
-_TURNS, _MOST_TURNS = 5_000, 300_000  # for each core; as many as GNU's runtime takes by itself
+_TURNS, _MOST_TURNS = 5_000, 300_000  # per core, and at most GNU's default
 _SLACK = 0.35  # cores that others may use without costing a thread: a machine is never quite idle
-_SHORTEST_S = 0.2  # the system counts in hundredths
+_SHORTEST_S = 0.2  # the system counts in hundredths of a second
 _SYSTEM = Path("/")
 
 
 def waiting(cores: int) -> dict[str, str]:
-    """How threads wait at the end of a parallel loop: they spin for a moment, then sleep.
+    """Settings that make threads spin for a moment and then sleep at the end of a parallel loop.
 
-    GNU's runtime counts turns, LLVM's and Intel's count milliseconds. By default GNU's spin for several milliseconds
-    and LLVM's for 200: where another program holds a core, they keep that core from the thread that they wait for.
-    Without any spinning a small network on quiet cores is slower, since waking takes time, and more of it for more
-    threads: 10,000 turns were best on two cores and too few on 32. Measured in docs/performance.md.
+    GNU's runtime counts turns, LLVM's and Intel's count milliseconds. By default GNU's threads spin for several
+    milliseconds and LLVM's for 200: if another program uses a core, they keep that core from the thread that they wait
+    for. Without any spinning a small network on quiet cores is slower, because waking takes time, and more of it for
+    more threads: 10,000 turns were best on two cores and too few on 32. docs/performance.md has the measurements.
 
     Args:
-        cores: that the threads may use.
+        cores: number of cores that the threads may use.
 
     Returns:
         Environment variables that an OpenMP runtime reads when it is loaded.
@@ -47,21 +47,21 @@ def waiting(cores: int) -> dict[str, str]:
 def wait_briefly(environment: MutableMapping[str, str] = os.environ) -> None:
     """Set how OpenMP's threads wait, for this process and those that it starts.
 
-    It counts if no OpenMP runtime is loaded yet; PyTorch loads one. Where the user has set any of these variables,
-    all are left as they are.
+    It has no effect once an OpenMP runtime is loaded, for example by PyTorch. If the user has set any of these
+    variables, none is changed.
 
     Args:
-        environment: the process's own, unless a test brings one.
+        environment: the process's own, except in tests.
     """
     if not any(name in environment for name in _BY_HAND):
         environment.update(waiting(len(cpus())))
 
 
 def one_thread_after_fork() -> None:
-    """A process that is forked from this one computes with one thread.
+    """Make processes that are forked from this one compute with one thread.
 
-    GNU's OpenMP runtime does not survive ``fork``: a child of a process that has used its threads would wait for ever
-    for those that only its parent has. PyTorch's loader processes do the same by themselves.
+    GNU's OpenMP runtime does not survive ``fork``: a child of a process that has used its threads would wait forever
+    for threads that only its parent has. PyTorch's loader processes do the same by themselves.
     """
 
     def in_child() -> None:
@@ -81,14 +81,14 @@ def cpus() -> frozenset[int]:
 
 
 def usable_cores(processes: int = 1, root: Path = _SYSTEM) -> int:
-    """Cores for this process: by its affinity and the quota of its control group (a container's limit).
+    """Number of cores for this process, from its affinity and the quota of its control group (a container's limit).
 
     Args:
-        processes: processes on this machine that share them.
-        root: of the file system, unless a test brings one.
+        processes: number of processes on this machine that share them.
+        root: root of the file system, except in tests.
 
     Returns:
-        1 at least. A fraction of a core is left out: the thread that had it would keep the others waiting.
+        At least 1. A fraction of a core is left out, because its thread would keep the others waiting.
     """
     quota = _quota(root)
     cores = len(cpus()) if quota is None else min(len(cpus()), int(quota))
@@ -96,7 +96,7 @@ def usable_cores(processes: int = 1, root: Path = _SYSTEM) -> int:
 
 
 def _quota(root: Path) -> float | None:
-    """Cores that the control group and those above it allow, version 1 or 2; None: no limit, or none to be found."""
+    """Cores that the control group and those above it allow, version 1 or 2; None if no limit is found."""
     limits = []
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, place = [*line.split(":", 2), "", ""][:3]
@@ -107,7 +107,7 @@ def _quota(root: Path) -> float | None:
         else:
             continue
         parts = [part for part in place.split("/") if part not in ("", "..")]
-        # inside a container the path may be the host's, of which only the mount's root is there
+        # inside a container the path may be the host's, and only the root of the mount exists
         folders = [m.joinpath(*parts[:count]) for m in mounts for count in range(len(parts) + 1)]
         limits += [limit for folder in folders if (limit := read(folder)) is not None]
     return min(limits, default=None)
@@ -138,10 +138,10 @@ def _text(file: Path) -> str:
 
 
 class Meter:
-    """How many cores other processes keep busy, from one look to the next.
+    """Measures how many cores other processes keep busy, from one measurement to the next.
 
     Args:
-        root: of the file system, unless a test brings one.
+        root: root of the file system, except in tests.
     """
 
     def __init__(self, root: Path = _SYSTEM) -> None:
@@ -149,13 +149,13 @@ class Meter:
         self._before = self._now()
 
     def waited(self) -> float:
-        """Seconds since the last look."""
+        """Seconds since the last measurement."""
         return time.monotonic() - self._before[0]
 
     def others(self) -> float | None:
-        """Cores that others used since the last look; None if that was just now, or the system does not tell it.
+        """Number of cores that others used since the last measurement.
 
-        Only Linux tells it.
+        It is None if that was just now, or if the system does not tell; only Linux does.
         """
         if self.waited() < _SHORTEST_S:
             return None
@@ -167,7 +167,7 @@ class Meter:
         return max(0.0, (now[1] - before[1] - (now[2] - before[2])) / seconds)
 
     def _now(self) -> tuple[float, float | None, float]:
-        """Clock, busy seconds of the processors that this process may use, and its own; in seconds."""
+        """The clock, busy seconds of the processors that this process may use, and its own busy seconds."""
         return time.monotonic(), _busy_seconds(self._root), time.process_time()
 
 
@@ -184,12 +184,12 @@ def _busy_seconds(root: Path) -> float | None:
 
 
 def free_cores(others: float | None, processes: int = 1, root: Path = _SYSTEM) -> int:
-    """Cores that a process may use and others leave free, 1 at least.
+    """Number of cores that a process may use and others leave free, at least 1.
 
     Args:
         others: cores that other processes keep busy, from `Meter`; None: not known, so all count as free.
-        processes: as for `usable_cores`.
-        root: as for `usable_cores`.
+        processes: see `usable_cores`.
+        root: see `usable_cores`.
     """
     usable = usable_cores(processes, root)
     if others is None:
@@ -198,23 +198,23 @@ def free_cores(others: float | None, processes: int = 1, root: Path = _SYSTEM) -
 
 
 def fixed_by_user() -> bool:
-    """Whether ``OMP_NUM_THREADS`` was set when the program began; Lightning sets it later on."""
+    """Whether ``OMP_NUM_THREADS`` was set when the program began; Lightning sets it later."""
     return _FIXED
 
 
 def use_threads(count: int) -> int:
-    """Set PyTorch's number of threads, never above what it was before anything here set it.
+    """Set PyTorch's number of threads, never above the number before anything here set it.
 
-    That bound is PyTorch's own choice (on processors with two threads a core: one of each) or the user's.
+    That bound is the user's choice, or PyTorch's own, which is one thread per core.
 
     Returns:
-        Threads in use now.
+        The number of threads now.
     """
     global _most, _chosen
     import torch
 
     before = torch.get_num_threads()
-    if before != _chosen:  # not ours
+    if before != _chosen:  # somebody else set it
         _most = before
     _chosen = max(1, min(count, _most))
     if _chosen != before:
@@ -223,15 +223,15 @@ def use_threads(count: int) -> int:
 
 
 def settle(device: str, processes: int = 1) -> int:
-    """Choose the number of threads when a program begins: the free cores, or few where the CPU has only small work.
+    """Choose the number of threads when a program begins: the free cores, or few if the CPU has only small work.
 
     Args:
         device: type of the device that runs the network, as PyTorch names it: ``cpu``, ``cuda``.
-        processes: processes of this program on this machine. Where there are several, their share counts, whatever
-            the load is: at the start each of them sees the others load their libraries.
+        processes: number of processes of this program on this machine. Several processes share the usable cores,
+            whatever the load is: at the start each of them sees the others load their libraries.
 
     Returns:
-        PyTorch's number of threads now; the user's, where ``OMP_NUM_THREADS`` says so.
+        PyTorch's number of threads now, which is the user's if ``OMP_NUM_THREADS`` is set.
     """
     import torch
 
@@ -246,10 +246,10 @@ def settle(device: str, processes: int = 1) -> int:
 def few_threads(count: int = FEW) -> Iterator[None]:
     """A context in which PyTorch and OpenCV use few threads, for small work on the CPU.
 
-    For the main thread of a program: the number of threads is the whole process's.
+    Only the main thread of a program should use it, because it changes the whole process.
 
     Args:
-        count: threads at most.
+        count: largest number of threads.
     """
     import torch
 
@@ -269,5 +269,5 @@ def few_threads(count: int = FEW) -> Iterator[None]:
 
 
 _FIXED = NUMBER in os.environ
-_START = Meter()  # the seconds in which a program loads its libraries tell what else runs
+_START = Meter()  # measures the load while a program loads its libraries
 _most = _chosen = 0

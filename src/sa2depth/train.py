@@ -1,7 +1,7 @@
 """Training: ``python -m sa2depth.train experiment=nyu_s``.
 
-Reads the configuration, builds network, data and trainer, fits, scores the best checkpoint on the test images, and
-names every file it wrote.
+It reads the configuration, builds network, data and trainer, fits, scores the best checkpoint on the test images, and
+names every file that it wrote.
 """
 
 import sys
@@ -51,7 +51,7 @@ def train(cfg: DictConfig) -> float:
         ``abs_rel`` on the test images, which a sweeper may minimise.
 
     Raises:
-        UserError: for a configuration, a data set or weights that cannot work; raised before training starts.
+        UserError: the configuration, data set or weights cannot work; raised before training starts.
     """
     with prepared(cfg, TRAIN) as set_up:
         return _train(cfg, set_up)
@@ -109,7 +109,7 @@ def _train(cfg: DictConfig, set_up: Progress) -> float:
             Path(cfg.paths.output_dir),
             replace(module.evaluation, without_truth=without_truth(data)),
             kept_examples(trainer),
-            {**device_facts(trainer), "checkpoint": best or "the last state, there is no best checkpoint"},
+            {**device_facts(trainer), "checkpoint": best or "the last state (there is no best checkpoint)"},
             trainer=trainer,
             baseline=(train_source, test_source) if cfg.baseline and train_source and test_source else None,
             notes={"encoder": encoder, "seed": cfg.seed, "steps": steps, "fit_s": round(fit_s, 1)},
@@ -126,7 +126,7 @@ def _load_pretrained(model: SA2Depth, source: str | None) -> str:
 
 
 def _continue(trainer: L.Trainer, resumed: TrainingState) -> None:
-    """Let the callbacks and loggers of a run go on where another one has ended."""
+    """Let the callbacks and loggers of a run continue where another one has ended."""
     trainer.callbacks.insert(0, Continuation(resumed.path))  # type: ignore[attr-defined]
     earlier = resumed.path.expanduser().parent.parent / "metrics.csv"
     for logger in trainer.loggers:

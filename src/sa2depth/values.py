@@ -1,7 +1,8 @@
-"""Is a value of the kind, and in the range, that an annotation asks for? Pydantic answers, in our words.
+"""Check values of a configuration against the type and range in an annotation, with pydantic and our own messages.
 
-A configuration holds numbers, texts, lists and nodes; signatures speak of types. What is not understood fits: the
-target itself has the last word. Signatures of others are often narrower than what they take, so they are read kindly.
+A configuration holds numbers, texts, lists and nodes, while signatures name types. Annotations that are not understood
+accept every value, because the target itself checks it. Signatures of other packages are often narrower than the
+values that they accept, so they are read loosely.
 """
 
 import functools
@@ -51,14 +52,14 @@ _WORDS: dict[Any, str] = {
 
 
 def fits(value: object, wanted: Any, *, strict: bool = True) -> bool:
-    """Whether a value of a configuration can be what an annotation says.
+    """Whether a value of a configuration fits an annotation.
 
     Args:
         value: a number, text, None, a list or a mapping; a mapping with ``_target_`` can be anything.
         wanted: an annotation. Numbers, ``bool``, ``str``, paths, ``None``, ``Literal``, lists and mappings are
             understood, alone and in unions, and limits of ``annotated_types`` in ``Annotated``.
-        strict: also that whole numbers are written as such, that NaN is no number, that a class is no number or text,
-            that ``Literal`` has named every choice, and that ``None`` is named.
+        strict: whole numbers must be written as such, NaN is not a number, a number or text is not a class,
+            ``Literal`` must name the choice, and ``None`` must be named.
     """
     if value is None and not strict:
         return True
@@ -72,7 +73,7 @@ def fits(value: object, wanted: Any, *, strict: bool = True) -> bool:
 def checked(function: _F) -> _F:
     """Refuse arguments of a function or an ``__init__`` that are outside the limits of its annotations.
 
-    A composed configuration is held against the annotations before anything is built; this is for calls in Python.
+    A composed configuration is checked against the annotations before anything is built; this is for calls in Python.
 
     Raises:
         ConfigError: ``NAME(argument=value): expected ...``.
@@ -93,7 +94,7 @@ def checked(function: _F) -> _F:
 
 
 def _plain(value: Any) -> object:
-    """A value with lists for sequences of any kind, and Python's numbers for those of NumPy and PyTorch."""
+    """Turn sequences of any kind into lists, and numbers of NumPy and PyTorch into Python's."""
     if getattr(value, "ndim", None) == 0:
         return value.item()
     if isinstance(value, Iterable) and not isinstance(value, str | Mapping):
@@ -107,7 +108,7 @@ def _adapter(wanted: Any, strict: bool) -> TypeAdapter[Any]:
 
 
 def _readable(wanted: Any, strict: bool) -> Any:
-    """An annotation as pydantic can hold a value of a configuration against it."""
+    """Translate an annotation so that pydantic can check a value of a configuration against it."""
     wanted = getattr(wanted, "__value__", wanted)  # type NAME = ...
     origin, inner = get_origin(wanted), get_args(wanted)
     if origin is Annotated:
@@ -140,13 +141,13 @@ def _can_be_asked(kind: Any) -> bool:
 
 
 def _alternatives(union: Sequence[Any]) -> list[Any]:
-    """Of a union; next to a path, text is one: ``Path(2024)`` fails."""
+    """The members of a union, without text next to a path, because ``Path(2024)`` fails."""
     path = any((get_origin(one) or one) in _PATHS for one in union)
     return [one for one in union if not (path and one is str)]
 
 
 def words(wanted: Any) -> str:
-    """What an annotation asks for, in words: ``a number of at least 0 or null``."""
+    """Describe an annotation in words: ``a number of at least 0 or null``."""
     wanted = getattr(wanted, "__value__", wanted)
     origin, inner = get_origin(wanted), get_args(wanted)
     if origin is Annotated:

@@ -1,4 +1,4 @@
-"""How far the ways to run a network lie apart: figures, rows for every way, and what cannot be compared."""
+"""Comparison of the ways to run a network: figures, a row for every way, and errors."""
 
 import json
 import re
@@ -25,7 +25,7 @@ def checkpoint(tmp_path_factory):
     torch.manual_seed(0)
     model = create_model("sa2depth_nano", min_depth=0.1, max_depth=10.0)
     with torch.no_grad():
-        model.depth_head.score.weight.mul_(30)  # fresh weights say nearly the same everywhere
+        model.depth_head.score.weight.mul_(30)  # fresh weights predict nearly the same everywhere
     return str(save_model(model, tmp_path_factory.mktemp("model") / "nano.safetensors"))
 
 
@@ -48,7 +48,7 @@ def test_the_figures_of_a_row():
 
 @pytest.mark.code_path
 def test_every_way_of_a_cpu_is_compared(checkpoint, monkeypatch):
-    """In this process; those that need one of their own are tested with one below."""
+    """Routes in this process; routes that need a process of their own are tested below."""
     monkeypatch.setattr(routes, "_in_a_process", lambda route, *rest: routes.depths(routes.REFERENCE, *rest))
     pictures = agreement.generated(2, (32, 64), "streets", 10.0)
     rows = {row.route: row for row in agreement.run(checkpoint, pictures, CPU)}

@@ -140,7 +140,7 @@ def test_the_prepared_network_is_measured(monkeypatch):
     rows = list(run(settings))
     assert all(row.median_ms > 0 for row in rows)
     assert {row.backend for row in rows} == {"auto", "auto+prepared"}
-    # training steps know no preparation
+    # training steps have no prepared form
     assert seen == [("bf16", False)]
 
 

@@ -1,4 +1,4 @@
-"""The benchmark beside other programs; its processes are stood in for, the spinning ones run for a moment."""
+"""The benchmark beside other programs; its processes are faked, and the spinning ones run for a moment."""
 
 import json
 import subprocess
@@ -103,7 +103,7 @@ def test_a_process_gets_the_policy_and_its_failure_is_told(monkeypatch):
 
 def test_the_last_policy_is_that_of_the_package():
     assert busy.WAITING["sa2depth"] == threads.waiting(len(threads.cpus()))
-    for variables in busy.WAITING.values():  # each keeps the package from setting its own
+    for variables in busy.WAITING.values():  # each of them keeps the package from setting its own policy
         assert set(variables) & set(threads._BY_HAND)
 
 

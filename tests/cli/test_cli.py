@@ -162,9 +162,9 @@ def test_strict_stops_at_the_first_broken_image(checkpoint, photos, tmp_path):
         (["--size", "480"], "480x640"),
         (["--size", "0x640"], "480x640"),
         (["--size", "100000x100000"], "too large; each side may have up to 99999 pixels"),
-        (["--formats", "exr"], "formats are color, mm, npy"),
+        (["--formats", "exr"], "formats must be any of color, mm, npy"),
         (["--precision", "int8"], "fp32 or bf16"),
-        (["--device", "abacus"], "no device"),
+        (["--device", "abacus"], "is not a device"),
         (["--range", "5", "1"], "from near to far"),
         (["--colormap", "beige"], "beige"),
         (["--max-depth", "10"], "trained with max_depth 8 m"),
@@ -280,13 +280,13 @@ def test_parse_size():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--models", ""], "--models names nothing: choose any of nano, t, s, l"),
-        (["--what", ","], "--what names nothing: choose any of operators"),
-        (["--precision", ""], "--precision names nothing: choose any of fp32"),
-        (["--backends", ""], "--backends names nothing: choose any of auto, torch"),
+        (["--models", ""], "--models is empty: choose any of nano, t, s, l"),
+        (["--what", ","], "--what is empty: choose any of operators"),
+        (["--precision", ""], "--precision is empty: choose any of fp32"),
+        (["--backends", ""], "--backends is empty: choose any of auto, torch"),
         (
             ["--models", "nano", "--what", "operators"],
-            "nano has no operator sizes of its own: choose t, s or l",
+            "operators are not measured at the sizes of nano: choose t, s or l",
         ),
     ],
 )

@@ -68,7 +68,7 @@ def test_bad_files_are_named_and_the_others_are_done(checkpoint, folder, tmp_pat
     for name, words in {
         "cut.jpg": "broken file or another format (image file is truncated",
         "empty.png": "found an empty file",
-        "gone.jpg": "a link to nowhere.jpg, which is not there",
+        "gone.jpg": "a link to nowhere.jpg, which does not exist",
         "floats.tif": "a picture of floats has no known range",
     }.items():
         assert [line for line in lines if f"error: {folder / name}: " in line and words in line], name

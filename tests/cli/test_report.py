@@ -60,9 +60,9 @@ def test_output_and_comparison(run, tmp_path):
     [
         (("a", "b", "--output", "x.html"), "names one file, but there are 2 runs"),
         (("a", "--output", "b"), "is a folder"),
-        (("a", "absent"), "absent is no folder"),
+        (("a", "absent"), "absent is not a folder"),
         (("a", "--compare", "a"), "is the run itself"),
-        (("a", "--compare", "other"), "scores of two protocols do not compare"),
+        (("a", "--compare", "other"), "scores of different protocols cannot be compared"),
         ((".",), "did you mean"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Misspelt and unanswered options are refused with the nearest names."""
+"""Misspelt and missing options are refused, and the nearest names are suggested."""
 
 import sys
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ TARGET = "sa2depth.lit.schedules.polynomial_factor"
 
 
 def program(*names, **nodes):
-    """A program's options: those alone, anything in them."""
+    """A program's options with only these names, and any values."""
     return dict.fromkeys(names, Any) | nodes
 
 
@@ -143,7 +143,7 @@ CUSTOM = ("data=custom", "protocol=custom", "protocol.max_depth=20")
         ([*CUSTOM, "data.val.scale=abc"], "data.val.scale=abc: expected a number or null"),
         (
             [*CUSTOM, "data.train.list=2024"],
-            "data.train.list=2024: expected a path or null; as text it is typed 'data.train.list=\"2024\"'",
+            "data.train.list=2024: expected a path or null; to give it as text, type 'data.train.list=\"2024\"'",
         ),
         (["encoder.post_norm=no"], "encoder.post_norm=no: expected true or false"),
         (["compile=fast"], "compile=fast: expected true or false or auto"),
@@ -191,7 +191,7 @@ CUSTOM = ("data=custom", "protocol=custom", "protocol.max_depth=20")
             "encoder.drop_path_rate=1: expected a number of at least 0 and below 1",
         ),
         (["paths.data_dir=[a,b]"], "paths.data_dir=[a,b]: expected text"),
-        (["resume=3"], "resume=3: expected a path or null; as text it is typed 'resume=\"3\"'"),
+        (["resume=3"], "resume=3: expected a path or null; to give it as text, type 'resume=\"3\"'"),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_named_with_its_option(overrides, message):
@@ -289,7 +289,7 @@ def test_every_argument_of_our_own_is_held_against_its_annotation(target):
 
 
 class Optimizer:
-    """Annotated more narrowly than what it takes."""
+    """A class whose annotations are narrower than the values that it accepts."""
 
     def __init__(
         self, lr: int = 1, mode: Literal["a", "b"] = "a", name: str = "x", on: bool = True, **rest: int
@@ -334,7 +334,7 @@ def test_options_left_of_the_class_that_stood_there_before_are_named_with_the_wa
         check_config(OmegaConf.create({"encoder": node}), program("encoder"))
     said = str(caught.value)
     assert said.startswith(
-        "unknown option encoder.groups: collections.Counter.fromkeys has none of that name"
+        "unknown option encoder.groups: collections.Counter.fromkeys has no argument of that name"
     )
     assert "~encoder.groups ~encoder.depths, or, for good, write DIR/encoder/NAME.yaml" in said
     assert "--config-dir DIR encoder=NAME" in said
@@ -342,7 +342,8 @@ def test_options_left_of_the_class_that_stood_there_before_are_named_with_the_wa
 
 def test_a_class_that_cannot_be_imported_is_named_with_its_place():
     with pytest.raises(
-        ConfigError, match=r"^loss\._target_ names 'nowhere\.Loss', but there is no package 'nowhere'"
+        ConfigError,
+        match=r"^loss\._target_ names 'nowhere\.Loss', but Python cannot find a package 'nowhere'",
     ):
         check_config(OmegaConf.create({"loss": {"_target_": "nowhere.Loss"}}), program("loss"))
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Which processes belong to a run, by its options and by what launchers leave in the environment."""
+"""The processes of a run, from its options and from the variables that launchers set."""
 
 import pytest
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
@@ -26,7 +26,7 @@ ONE_TASK = {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "train.s
 
 @pytest.fixture
 def environment(monkeypatch):
-    """Set exactly these of the variables that launchers set."""
+    """Set these variables of launchers, and remove all others."""
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
 

@@ -1,4 +1,4 @@
-"""What the Hydra programs say of folders and classes that fail, and which errors keep their traceback."""
+"""Messages of the Hydra programs about failing folders and classes, and errors that keep their traceback."""
 
 import logging
 import os
@@ -34,7 +34,7 @@ LAUNCHERS = {
 
 
 @pytest.fixture
-def door(tmp_path, monkeypatch, capsys):
+def launching(tmp_path, monkeypatch, capsys):
     """``(job, overrides) -> (exit status, stderr)`` of ``launch`` on the training configuration."""
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     monkeypatch.chdir(tmp_path)
@@ -46,7 +46,7 @@ def door(tmp_path, monkeypatch, capsys):
         return status, capsys.readouterr().err
 
     yield run
-    Singleton.set_state(hydras)  # what Hydra leaves behind, for the tests that run after these
+    Singleton.set_state(hydras)  # clean up the state that Hydra leaves behind, for later tests
     log.handlers[:] = handlers
     log.setLevel(level)
 
@@ -56,38 +56,38 @@ def nothing(cfg: DictConfig) -> None:
 
 
 @pytest.mark.parametrize("option", ["paths.runs_dir", "hydra.run.dir"])
-def test_a_folder_that_cannot_be_made_is_named(door, tmp_path, option):
+def test_a_folder_that_cannot_be_made_is_named(launching, tmp_path, option):
     (tmp_path / "file").write_text("")
     folder = tmp_path / "file" / "x"
-    status, said = door(nothing, f"{option}={folder}")
+    status, said = launching(nothing, f"{option}={folder}")
     assert status == 2
     assert said == (
         f"error: {option}={folder} cannot be created (Not a directory); choose another with {option}=FOLDER\n"
     )
 
 
-def test_the_folder_of_a_sweep_too(door, tmp_path):
+def test_the_folder_of_a_sweep_too(launching, tmp_path):
     (tmp_path / "file").write_text("")
-    status, said = door(nothing, "-m", f"hydra.sweep.dir={tmp_path}/file/x", "seed=1,2")
+    status, said = launching(nothing, "-m", f"hydra.sweep.dir={tmp_path}/file/x", "seed=1,2")
     assert status == 2
     assert f"error: hydra.sweep.dir={tmp_path}/file/x cannot be created (Not a directory)" in said
 
 
-def test_the_default_folder_too(door, tmp_path, monkeypatch):
+def test_the_default_folder_too(launching, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SA2DEPTH_RUNS", "file")
-    status, said = door(nothing)
+    status, said = launching(nothing)
     assert status == 2
     assert re.fullmatch(r"error: the run's folder file.* cannot be created .*paths.runs_dir=FOLDER\n", said)
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError, TypeError, ValueError])
-def test_errors_of_the_job_itself_keep_their_traceback(door, error):
+def test_errors_of_the_job_itself_keep_their_traceback(launching, error):
     def job(cfg: DictConfig) -> None:
         raise error
 
     with pytest.raises(error):
-        door(job)
+        launching(job)
 
 
 @pytest.mark.parametrize(
@@ -100,16 +100,16 @@ def test_errors_of_the_job_itself_keep_their_traceback(door, error):
         ),
     ],
 )
-def test_what_the_machine_runs_out_of_is_one_message(door, error, said):
+def test_what_the_machine_runs_out_of_is_one_message(launching, error, said):
     def job(cfg: DictConfig) -> None:
         raise error
 
-    status, message = door(job)
+    status, message = launching(job)
     assert status == 2
     assert said in message
 
 
-def test_a_folder_that_the_job_cannot_make_is_no_matter_of_the_run(door, tmp_path):
+def test_a_folder_that_the_job_cannot_make_is_no_matter_of_the_run(launching, tmp_path):
     (tmp_path / "file").write_text("")
 
     def job(cfg: DictConfig) -> None:
@@ -117,7 +117,7 @@ def test_a_folder_that_the_job_cannot_make_is_no_matter_of_the_run(door, tmp_pat
         (tmp_path / "file" / "y").mkdir()
 
     with pytest.raises(NotADirectoryError):
-        door(job)
+        launching(job)
 
 
 @pytest.mark.parametrize(
@@ -135,11 +135,11 @@ def test_a_folder_that_the_job_cannot_make_is_no_matter_of_the_run(door, tmp_pat
         ),
     ],
 )
-def test_what_cannot_be_built_is_one_line_with_its_node(door, node, words):
+def test_what_cannot_be_built_is_one_line_with_its_node(launching, node, words):
     def job(cfg: DictConfig) -> None:
         instantiate(cfg.loss)
 
-    status, said = door(job, "~loss", f"+loss={node}")
+    status, said = launching(job, "~loss", f"+loss={node}")
     assert status == 2
     assert "Traceback" not in said
     message = said[said.index("error: ") :]
@@ -148,10 +148,12 @@ def test_what_cannot_be_built_is_one_line_with_its_node(door, node, words):
         assert word in message
 
 
-def test_a_class_that_is_broken_says_where(door):
-    status, said = door(lambda cfg: instantiate(cfg.loss), "~loss", f"+loss={{_target_:{__name__}.Broken}}")
+def test_a_class_that_is_broken_says_where(launching):
+    status, said = launching(
+        lambda cfg: instantiate(cfg.loss), "~loss", f"+loss={{_target_:{__name__}.Broken}}"
+    )
     assert status == 2
-    assert re.search(r"\(in loss\), says .*test_launch.py:\d+\n$", said)
+    assert re.search(r"\(in loss\), raised in .*test_launch.py:\d+\n$", said)
 
 
 class Broken:
@@ -166,13 +168,13 @@ def launched_by(monkeypatch, launcher, rank, count):
         monkeypatch.setenv(
             name, {"rank": str(rank), "count": str(count)}.get(LAUNCHERS[launcher][name], "77")
         )
-    monkeypatch.setattr(rank_zero_only, "rank", rank)  # as Lightning reads it when it is imported
+    monkeypatch.setattr(rank_zero_only, "rank", rank)  # Lightning reads it when it is imported
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 @pytest.mark.parametrize(("rank", "folder"), [(0, None), (1, None), (3, "mine")])
 def test_only_the_first_process_of_a_run_makes_a_run_folder(
-    door, tmp_path, monkeypatch, launcher, rank, folder
+    launching, tmp_path, monkeypatch, launcher, rank, folder
 ):
     launched_by(monkeypatch, launcher, rank, 4)
     seen = []
@@ -182,7 +184,7 @@ def test_only_the_first_process_of_a_run_makes_a_run_folder(
         assert Path(cfg.paths.output_dir).is_dir()
 
     several = ["trainer=ddp_sim", "trainer.devices=4"]
-    status, said = door(job, *several, *([f"hydra.run.dir={tmp_path / folder}"] if folder else []))
+    status, said = launching(job, *several, *([f"hydra.run.dir={tmp_path / folder}"] if folder else []))
     assert (status, said) == (0, "")
     place, name, number = seen
     assert number == rank
@@ -195,7 +197,7 @@ def test_only_the_first_process_of_a_run_makes_a_run_folder(
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_a_run_of_one_process_is_its_own_first_process(door, tmp_path, monkeypatch, launcher):
+def test_a_run_of_one_process_is_its_own_first_process(launching, tmp_path, monkeypatch, launcher):
     launched_by(monkeypatch, launcher, 1, 2)
     seen = []
 
@@ -203,7 +205,7 @@ def test_a_run_of_one_process_is_its_own_first_process(door, tmp_path, monkeypat
         seen.append(rank_zero_only.rank)
         (Path(cfg.paths.output_dir) / "kept").touch()
 
-    status, said = door(job, "trainer=cpu")
+    status, said = launching(job, "trainer=cpu")
     assert status == 0
     assert said.startswith("note: process 1 of the 2 that ")
     assert "runs on its own" in said
@@ -225,35 +227,35 @@ def test_a_run_of_one_process_is_its_own_first_process(door, tmp_path, monkeypat
         ("resume=a,b", """'resume="a,b"'"""),
     ],
 )
-def test_a_value_that_hydras_grammar_refuses_is_shown_as_it_must_be_typed(door, tmp_path, given, said):
-    status, message = door(nothing, given)
+def test_a_value_that_hydras_grammar_refuses_is_shown_as_it_must_be_typed(launching, tmp_path, given, said):
+    status, message = launching(nothing, given)
     assert status == 2
     assert message.count("\n") == 1
     assert message.startswith(f"error: {given}")
     assert message.rstrip().endswith(said)
     assert given.partition("=")[0].lstrip("+") in message
     values = []
-    assert door(lambda cfg: values.append(cfg), *shlex.split(said)) == (0, "")
+    assert launching(lambda cfg: values.append(cfg), *shlex.split(said)) == (0, "")
 
 
-def test_an_argument_that_is_no_option_at_all(door):
-    status, message = door(nothing, "resume last.ckpt")
+def test_an_argument_that_is_no_option_at_all(launching):
+    status, message = launching(nothing, "resume last.ckpt")
     assert (status, message.count("\n")) == (2, 1)
-    assert "error: resume last.ckpt is no option: write OPTION=VALUE" in message
+    assert "error: resume last.ckpt is not an option: write OPTION=VALUE" in message
 
 
-def test_a_base_says_what_must_be_chosen(door):
-    status, message = door(nothing, "experiment=nyu_base")
+def test_a_base_says_what_must_be_chosen(launching):
+    status, message = launching(nothing, "experiment=nyu_base")
     assert status == 2
-    assert message.startswith("error: model has no default here and must be chosen: model=sa2depth_l, model=")
+    assert message.startswith("error: model has no default here: choose one of model=sa2depth_l, model=")
     assert message.count("\n") == 1
-    assert door(nothing, "experiment=nyu_base", "model=sa2depth_t") == (0, "")
-    assert "_base" not in door(nothing, "experiment=nyu_x")[1]
+    assert launching(nothing, "experiment=nyu_base", "model=sa2depth_t") == (0, "")
+    assert "_base" not in launching(nothing, "experiment=nyu_x")[1]
 
 
-def test_a_resumed_runs_folder_keeps_the_configuration_of_the_first_part(door, tmp_path):
+def test_a_resumed_runs_folder_keeps_the_configuration_of_the_first_part(launching, tmp_path):
     for seed in (1, 2, 3):
-        assert door(nothing, "hydra.run.dir=out", f"seed={seed}") == (0, "")
+        assert launching(nothing, "hydra.run.dir=out", f"seed={seed}") == (0, "")
     kept = {p.parent.name: p.read_text() for p in tmp_path.glob("out/.hydra*/overrides.yaml")}
     assert kept == {".hydra_1": "- seed=1\n", ".hydra_2": "- seed=2\n", ".hydra": "- seed=3\n"}
 
@@ -269,8 +271,8 @@ def failing(cfg: DictConfig) -> float:
     return 0.5
 
 
-def test_every_failing_job_of_a_sweep_is_named_at_once_and_at_the_end(door, tmp_path):
-    status, said = door(failing, "-m", "seed=1,2,3,4", "hydra.sweep.dir=sweep")
+def test_every_failing_job_of_a_sweep_is_named_at_once_and_at_the_end(launching, tmp_path):
+    status, said = launching(failing, "-m", "seed=1,2,3,4", "hydra.sweep.dir=sweep")
     assert status == 1
     lines = said.splitlines()
     assert "error: job 0 failed (seed=1): image 17 cannot be read" in lines
@@ -283,14 +285,14 @@ def test_every_failing_job_of_a_sweep_is_named_at_once_and_at_the_end(door, tmp_
     ]
 
 
-def test_a_sweep_of_which_only_the_users_errors_fail_ends_as_those_do(door):
-    status, said = door(failing, "-m", "seed=1,2", "hydra.sweep.dir=sweep")
+def test_a_sweep_of_which_only_the_users_errors_fail_ends_as_those_do(launching):
+    status, said = launching(failing, "-m", "seed=1,2", "hydra.sweep.dir=sweep")
     assert (status, said.count("Traceback")) == (2, 0)
-    assert door(failing, "-m", "seed=2,4", "hydra.sweep.dir=sweep") == (0, "")
+    assert launching(failing, "-m", "seed=2,4", "hydra.sweep.dir=sweep") == (0, "")
 
 
-def test_ctrl_c_stops_a_sweep_and_the_failures_so_far_are_listed(door, tmp_path):
-    status, said = door(failing, "-m", "seed=1,5,2", "hydra.sweep.dir=sweep")
+def test_ctrl_c_stops_a_sweep_and_the_failures_so_far_are_listed(launching, tmp_path):
+    status, said = launching(failing, "-m", "seed=1,5,2", "hydra.sweep.dir=sweep")
     assert status == 130
     assert "Traceback" not in said
     assert said.endswith(
@@ -300,19 +302,19 @@ def test_ctrl_c_stops_a_sweep_and_the_failures_so_far_are_listed(door, tmp_path)
 
 
 @pytest.mark.parametrize("where", [[], ["hydra.sweep.dir=sweeps/${name}"]])
-def test_the_jobs_of_a_sweep_lie_in_one_folder_whatever_their_names(door, tmp_path, where):
-    assert door(nothing, "-m", "experiment=demo,nyu_labelled,kitti_t", "seed=1,2", *where) == (0, "")
+def test_the_jobs_of_a_sweep_lie_in_one_folder_whatever_their_names(launching, tmp_path, where):
+    assert launching(nothing, "-m", "experiment=demo,nyu_labelled,kitti_t", "seed=1,2", *where) == (0, "")
     (sweep,) = tmp_path.glob("sweeps/*" if where else "runs/multirun/*")
     assert sorted(p.name for p in sweep.iterdir()) == ["0", "1", "2", "3", "4", "5", "multirun.yaml"]
 
 
-def test_a_full_disk_is_one_line(door):
+def test_a_full_disk_is_one_line(launching):
     def job(cfg: DictConfig) -> None:
         Path("/dev/full").write_text("x" * 100_000)
 
     full = RuntimeError("I/O error: No space left on device (os error 28)")
     for fails in (job, lambda cfg: (_ for _ in ()).throw(full)):
-        status, said = door(fails)
+        status, said = launching(fails)
         assert status == 2
         (message,) = said[said.index("error: ") :].splitlines()
         assert "cannot be written (No space left on device): free some space" in message
@@ -320,7 +322,7 @@ def test_a_full_disk_is_one_line(door):
 
 @pytest.fixture
 def own_files(tmp_path):
-    """A folder of the user's own configuration files, relative to the current one."""
+    """A folder of the user's own configuration files, relative to the current folder."""
     (tmp_path / "my conf" / "encoder").mkdir(parents=True)
     (tmp_path / "my conf" / "encoder" / "mine.yaml").write_text("_target_: collections.Counter\nwidth: 3\n")
     return "my conf"
@@ -329,24 +331,24 @@ def own_files(tmp_path):
 @pytest.mark.parametrize(
     "how", [("--config-dir", "{}"), ("--config-dir={}",), ("-cd", "{}"), ("hydra.searchpath=['file://{}']",)]
 )
-def test_files_of_the_users_own_are_found_and_their_names_are_hinted_at(door, own_files, how):
+def test_files_of_the_users_own_are_found_and_their_names_are_hinted_at(launching, own_files, how):
     arguments = [word.format(own_files) for word in how]
     seen = []
 
     def job(cfg):
         seen.append(dict(cfg.encoder))
 
-    assert door(job, *arguments, "encoder=mine", "encoder.width=4") == (0, "")
+    assert launching(job, *arguments, "encoder=mine", "encoder.width=4") == (0, "")
     assert seen == [{"_target_": "collections.Counter", "width": 4}]
-    status, said = door(nothing, *arguments, "encoder=mine", "encoder.widht=4")
+    status, said = launching(nothing, *arguments, "encoder=mine", "encoder.widht=4")
     assert status == 2
     assert said.startswith("error: unknown option encoder.widht; did you mean encoder.width")
-    status, said = door(nothing, *arguments, "encoder=min")
+    status, said = launching(nothing, *arguments, "encoder=min")
     assert status == 2
     assert "there is no encoder=min; did you mean mine?" in said
 
 
-def test_an_option_of_a_class_of_the_users_own_is_added_with_a_plus(door):
-    status, said = door(nothing, "encoder._target_=mypkg.Encoder", "encoder.width=64")
+def test_an_option_of_a_class_of_the_users_own_is_added_with_a_plus(launching):
+    status, said = launching(nothing, "encoder._target_=mypkg.Encoder", "encoder.width=64")
     assert status == 2
-    assert said.endswith("an option of the class that you named is added with a plus: +encoder.width=64\n")
+    assert said.endswith("to add an option of the class that you named, type a plus: +encoder.width=64\n")

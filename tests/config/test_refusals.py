@@ -1,4 +1,4 @@
-"""What the doors of the package say to arguments of the wrong kind, and the helpers that say it."""
+"""Errors of the package's entry points about wrong arguments, and the helpers that word them."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from sa2depth.runtime.checkpointing import checkpoint_layers
 
 @pytest.mark.parametrize("word", [1, None, True, 2.5, ["a"]])
 def test_nearest_takes_anything(word):
-    assert nearest(word, ["high", "medium"]) == "(known: high, medium)"
+    assert nearest(word, ["high", "medium"]) == "choose one of high, medium"
     assert "did you mean 1?" in nearest(1, [1, "x"])
 
 
@@ -33,7 +33,7 @@ def test_values_are_shown_as_they_are_typed(value, expected):
 
 @pytest.mark.parametrize("precision", [1, None, ["high"]])
 def test_a_precision_that_is_no_word(precision):
-    with pytest.raises(ConfigError, match="known: high, highest, medium"), float32_products(precision):
+    with pytest.raises(ConfigError, match="hoose one of high, highest, medium"), float32_products(precision):
         pass
 
 
@@ -69,7 +69,7 @@ def test_a_part_that_is_no_word(part):
 def test_a_predictor_of_a_file(given, file):
     with pytest.raises(ConfigError) as caught:
         Predictor(given)
-    assert str(caught.value) == f'Predictor takes a model: Predictor(load_model("{file}"))'
+    assert str(caught.value) == f'Predictor needs a model: Predictor(load_model("{file}"))'
 
 
 @pytest.mark.parametrize("spec", ["sa2depth_nano", None, ["encoder"]])

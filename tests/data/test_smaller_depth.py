@@ -136,7 +136,7 @@ def test_a_mask_of_a_third_size_is_refused(own):
         ),
         ((16, 12), "one of the two is cut or turned"),
         ((64, 48), "it lies on its side"),
-        ((96, 128), "found 96x128; it is larger: take the photograph of that size, or shrink the map"),
+        ((96, 128), "found 96x128; it is larger: use a photograph of that size, or shrink the map"),
     ],
 )
 def test_other_shapes_are_refused_with_the_allowed_ones(own, size, words):

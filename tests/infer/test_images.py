@@ -1,4 +1,4 @@
-"""Whatever a person calls an image becomes the same tensor."""
+"""Every kind of image becomes the same tensor."""
 
 import numpy as np
 import pytest

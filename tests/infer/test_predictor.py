@@ -21,7 +21,7 @@ from sa2depth.models import create_model
 def model():
     torch.manual_seed(0)
     model = create_model("sa2depth_nano", min_depth=0.1, max_depth=8.0).eval()
-    # fresh weights say nearly the same everywhere; make the pixels differ
+    # fresh weights predict nearly the same everywhere, so make the pixels differ
     with torch.no_grad():
         model.depth_head.score.weight.mul_(30)
     return model
@@ -29,7 +29,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def exact(model):
-    """In float64, where two ways to compute the same depth do not swap ranks of keys."""
+    """The model in float64, in which two ways to compute the same depth do not swap ranks of keys."""
     return copy.deepcopy(model).double()
 
 
@@ -162,18 +162,18 @@ def test_options_that_cannot_mean_anything(model):
         Predictor(model, precision="int8")
     with pytest.raises(ConfigError, match="either size or max_side"):
         Predictor(model, size=(32, 32), max_side=32)
-    with pytest.raises(ConfigError, match="no device"):
+    with pytest.raises(ConfigError, match="is not a device"):
         Predictor(model, device="abacus")
 
 
 def test_devices():
     assert pick_device("cpu").type == "cpu"
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(ConfigError, match=r"cuda:99 was asked for"):
+    with pytest.raises(ConfigError, match=r"cuda:99 was requested"):
         pick_device("cuda:99")
     if not torch.backends.mps.is_available():
         with pytest.raises(
-            ConfigError, match=r"mps was asked for, but PyTorch cannot compute there \(.*use device=cpu"
+            ConfigError, match=r"mps was requested, but PyTorch cannot compute there \(.*use device=cpu"
         ):
             pick_device("mps")
     for nowhere in ("meta", "xpu:99", "nonsense"):

@@ -38,7 +38,7 @@ def test_a_fresh_run_keeps_the_file_of_an_earlier_one(first, caplog):
     for number in (1, 2):
         with caplog.at_level(logging.WARNING):
             logged(logger(first), [number]).save()
-        assert f"its metrics.csv is now metrics_{number}.csv" in caplog.text
+        assert f"its metrics.csv was renamed to metrics_{number}.csv" in caplog.text
     assert (first / "metrics_1.csv").read_text() == before
     assert [row["step"] for row in rows(first)] == ["2"]
 

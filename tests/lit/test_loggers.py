@@ -1,4 +1,4 @@
-"""Weights & Biases: offline without a login, and a clear word where it is not installed."""
+"""Weights & Biases: offline without a login, and a clear message if it is not installed."""
 
 import logging
 import socket
@@ -58,7 +58,7 @@ def test_a_second_job_of_a_sweep_gets_a_run_of_its_own(tmp_path):
 
 @contextmanager
 def server(status):
-    """A W&B server that answers everything with a status; None: that accepts and never answers. Gives its address."""
+    """Address of a W&B server that answers everything with a status; with None it accepts and never answers."""
     over = threading.Event()
 
     class Answer(BaseHTTPRequestHandler):
@@ -100,7 +100,7 @@ def key(monkeypatch):
     import wandb
 
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
-    wandb.teardown()  # what it has read first, it keeps
+    wandb.teardown()  # W&B keeps the settings that it has read first
     yield
     wandb.teardown()
 
@@ -109,9 +109,9 @@ def key(monkeypatch):
     ("place", "words"),
     [
         (lambda: server(401), "refuses the key"),
-        (lambda: server(500), "does not answer as it should"),
-        (lambda: server(None), "does not answer as it should"),
-        (nobody, "does not answer as it should"),
+        (lambda: server(500), "does not answer correctly"),
+        (lambda: server(None), "does not answer correctly"),
+        (nobody, "does not answer correctly"),
     ],
     ids=["wrong key", "broken", "silent", "nobody"],
 )
@@ -128,7 +128,7 @@ def test_a_server_that_cannot_be_used_costs_one_line(key, tmp_path, monkeypatch,
     assert line.startswith(f"{address} {words} (")
     assert line.endswith(f"this run is logged offline; 'wandb sync {tmp_path}/wandb/*run-*' uploads it later")
     assert len(list(tmp_path.glob("wandb/offline-run-*/*.wandb"))) == 1
-    assert took < 100  # and not for ever; some seconds where nothing else runs
+    assert took < 100  # not forever; it takes some seconds if nothing else runs
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_a_run_that_cannot_be_opened_costs_lines_and_not_the_training(
         logger.log_metrics({"train/loss": 1.0}, step=step)
     loggers.close_loggers([logger], [])
     lines = [record.getMessage() for record in caplog.records if record.name == loggers.__name__]
-    assert len(lines) == len(said) + ("disabled" in fails)  # the last one: it could not be closed either
+    assert len(lines) == len(said) + ("disabled" in fails)  # the last warning: it could not be closed either
     for line, words in zip(lines, said, strict=False):
         assert words in line
         assert "(Run initialization has timed out after 20.0 sec.)" in line

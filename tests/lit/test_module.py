@@ -1,4 +1,4 @@
-"""The LightningModule: loss on valid pixels, mirror averaging, what is scored, clear words for a broken loss."""
+"""The LightningModule: loss on valid pixels, flip averaging, scores, a clear message for a broken loss."""
 
 import functools
 from types import SimpleNamespace
@@ -27,7 +27,7 @@ def test_training_images_that_the_network_cannot_take():
     module = module_of()
     module.model.stride_multiple = 32
     with pytest.raises(
-        ShapeError, match=r"training images of .*multiples of 32; set 'augment\.crop=\[32,64\]'"
+        ShapeError, match=r"training images are .*multiples of 32: set 'augment\.crop=\[32,64\]'"
     ):
         module.training_step(batch_of(size=(48, 64)), 0)
 
@@ -148,7 +148,7 @@ def test_half_precision_weights_are_refused():
 
 
 def attach(module, trainer):
-    """Give a module a trainer that is none."""
+    """Give a module a fake trainer."""
     module.__class__ = type("Attached", (type(module),), {"trainer": trainer})
 
 
@@ -191,7 +191,7 @@ def test_the_prediction_is_brought_to_a_truth_with_fewer_pixels_than_its_image()
     [
         (
             {"frame": (32, 32)},
-            r"frame=32x32\), which a depth map of 8x16 beside an image of 32x64 does not have",
+            r"frame=32x32\), and does not fit a depth map of 8x16 beside an image of 32x64",
         ),
         ({"crop": "nyu_pixels"}, "crop=nyu_pixels"),
         ({"input": "bottom_centre", "input_size": (32, 64)}, "input=bottom_centre"),

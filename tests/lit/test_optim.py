@@ -1,4 +1,4 @@
-"""AdamW's groups: who decays, who learns at which rate, and that nobody is forgotten."""
+"""AdamW's groups: decay and learning rate of each parameter, and no parameter is forgotten."""
 
 import math
 

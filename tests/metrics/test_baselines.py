@@ -29,7 +29,7 @@ def test_exact(count, block, monkeypatch):
     assert np.isnan(expected[2, 3])
     known = ~np.isnan(expected)
     np.testing.assert_array_equal(result[known], expected[known])
-    # what is never measured copies a pixel that is; the neighbours, where the data allow
+    # a pixel that is never measured copies a neighbour that is
     assert np.isin(result[~known], expected[known]).all()
     if known[1:4, 2:5].sum() == 8:
         assert result[2, 3] in expected[[1, 2, 2, 3], [3, 2, 4, 3]]
@@ -44,7 +44,7 @@ def test_generators_sources_and_limits():
         def __len__(self):
             return len(maps)
 
-        def __getitem__(self, i):  # endless, as a data source may be
+        def __getitem__(self, i):  # it never raises IndexError, like some data sources
             return SimpleNamespace(depth=maps[i % 4], id=str(i))
 
     np.testing.assert_array_equal(MedianDepthMap().fit(Source()).predict(), expected)

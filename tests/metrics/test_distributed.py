@@ -1,4 +1,4 @@
-"""Any number of processes scores every image exactly once and says the same to the last digit."""
+"""Any number of processes scores every image exactly once and gives the same numbers to the last digit."""
 
 import json
 import math
@@ -83,7 +83,7 @@ def maps():
 
 @pytest.fixture(scope="module")
 def answers(maps, tmp_path_factory):
-    """What each process of two and of three has found."""
+    """The results of each process in groups of two and of three."""
     folder = tmp_path_factory.mktemp("group")
     torch.save(maps, folder / "maps.pt")
     workers = [
@@ -108,7 +108,7 @@ def alone(maps, count):
 
 
 def same(found, expected):
-    """Equal with NaN equal to itself, numbers to 1e-9."""
+    """Compare numbers to 1e-9, with NaN equal to itself."""
     if isinstance(expected, dict):
         return found.keys() == expected.keys() and all(same(found[key], expected[key]) for key in expected)
     if isinstance(expected, (list, tuple)):

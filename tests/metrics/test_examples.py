@@ -1,4 +1,4 @@
-"""Which images are shown: the worst and the best of all, however they are shared out among processes."""
+"""The shown images are the worst and best of all, however the images are distributed over processes."""
 
 import math
 

@@ -16,10 +16,10 @@ def one(name, guess, truth):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        # predictions 4 and 10 m of true 5 and 8 m: errors -1 and 2 m, -20 % and 25 %
+        # predictions of 4 and 10 m, true depths of 5 and 8 m: errors -1 and 2 m, -20 % and 25 %
         ("sq_error_rel", 100 * (0.04 + 0.0625) / 2),
         ("abs_error_rel", 100 * (0.2 + 0.25) / 2),
-        # inverse depths 250 and 100 of true 200 and 125 per kilometre
+        # inverse depths 250 and 100, true ones 200 and 125 per kilometre
         ("irmse", math.sqrt((50**2 + 25**2) / 2)),
         ("imae", 37.5),
         ("abs_rel", 0.225),

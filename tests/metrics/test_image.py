@@ -48,7 +48,7 @@ def test_golden(row, protocol, as_torch):
 @pytest.mark.parametrize("protocol", ["kitti_eigen_garg", "kitti_eigen_eigen"])
 @pytest.mark.parametrize("size", [(370, 1224), (376, 1241), (352, 1216)])
 def test_whole_images_are_cut_to_the_frame(protocol, size):
-    """The golden maps inside a larger image, with rubbish around them."""
+    """The golden maps lie inside a larger image, with invalid values around them."""
     pred, gt = golden_maps("kitti")
     top, left = size[0] - 352, (size[1] - 1216) // 2
     whole_pred, whole_gt = np.full(size, np.nan, np.float32), np.full(size, 3.0, np.float32)
@@ -71,7 +71,7 @@ def test_garg_on_the_whole_image_is_another_score():
 
 
 def plain_numpy(pred, gt, low, high):
-    """Independent formula, straight from Eigen et al."""
+    """An independent formula, directly from Eigen et al."""
     keep = [(p, g) for p, g in zip(pred.ravel().tolist(), gt.ravel().tolist(), strict=True) if low < g < high]
     if not keep:
         return None

@@ -32,7 +32,7 @@ def test_shipped_protocols_load_and_are_named_as_their_file():
         assert (protocol.expected_images, protocol.images_without_truth) == COUNTS.get(name, (None, 0))
 
 
-# what the network sees, and whether it sees it mirrored as well: input, input_size, max_side, frame, flip
+# the fields that decide what the network sees: input, input_size, max_side, frame, flip
 VIEWS = {
     "nyu_eigen": ("as_is", None, None, None, True),
     "nyu_none": ("as_is", None, None, None, True),
@@ -60,7 +60,7 @@ def test_shipped_files_name_every_field_so_that_the_command_line_can_change_it()
 
 
 def test_the_custom_protocol_asks_for_its_limit():
-    with pytest.raises(ConfigError, match=r"max_depth must be given: protocol\.max_depth="):
+    with pytest.raises(ConfigError, match=r"max_depth must be given: set protocol\.max_depth="):
         load_protocol("custom")
     node = OmegaConf.load(conf_dir() / "protocol" / "custom.yaml")
     with pytest.raises(ConfigError, match="max_depth must be given"):
@@ -83,7 +83,7 @@ def test_from_path_mapping_node_and_itself(tmp_path):
 def test_unknown_names_and_keys_are_answered_with_the_nearest(tmp_path):
     with pytest.raises(ConfigError, match="'kitti_garg'; did you mean kitti_eigen_garg"):
         load_protocol("kitti_garg")
-    with pytest.raises(ConfigError, match=r"known: .*nyu_eigen"):
+    with pytest.raises(ConfigError, match=r"choose one of .*nyu_eigen"):
         load_protocol("zzz")
     with pytest.raises(ConfigError, match="no protocol"):
         load_protocol(tmp_path / "absent.yaml")
@@ -120,12 +120,12 @@ def test_unknown_names_and_keys_are_answered_with_the_nearest(tmp_path):
         ({"input": "resize", "input_size": [5, 6], "max_side": 9}, "max_side is for"),
         ({"input": "max_side", "max_side": 0}, "max_side must be a positive"),
         ({"metrics": ["abs_rel", "d4"]}, "unknown metric 'd4'; did you mean"),
-        ({"metrics": ["silog", "d1"]}, "must hold abs_rel, by which models are selected"),
+        ({"metrics": ["silog", "d1"]}, "must contain abs_rel, because models are selected by it"),
         ({"metrics": ["abs_rel", "d1", "abs_rel"]}, "twice"),
         ({"metrics": "abs_rel"}, "metrics must be a list"),
-        ({"depth_ranges": [3]}, "two or more rising metres"),
-        ({"depth_ranges": [0, 3, 3]}, "two or more rising metres"),
-        ({"depth_ranges": [-1, 3]}, "two or more rising metres from 0"),
+        ({"depth_ranges": [3]}, "two or more rising depths in metres"),
+        ({"depth_ranges": [0, 3, 3]}, "two or more rising depths in metres"),
+        ({"depth_ranges": [-1, 3]}, "two or more rising depths in metres from 0"),
         ({"depth_ranges": [0, float("inf")]}, "depth_ranges must be a list of metres"),
     ],
 )
@@ -145,7 +145,7 @@ def test_bad_files(tmp_path, text):
 
 
 def test_missing_key():
-    with pytest.raises(ConfigError, match="missing version, max_depth"):
+    with pytest.raises(ConfigError, match="version, max_depth must be given"):
         load_protocol({"name": "a", "min_depth": 1.0})
 
 
@@ -165,12 +165,12 @@ def test_crop_boxes_of_sun_are_nyus_pixels_on_any_frame():
     sun = load_protocol("sun_nyu_8m")
     assert sun.crop_box(530, 730) == (45, 471, 41, 601)
     assert sun.crop_box(441, 591) == (45, 441, 41, 591)
-    with pytest.raises(ShapeError, match="nothing is left"):
+    with pytest.raises(ShapeError, match="leaves nothing of a 45x640 frame"):
         sun.crop_box(45, 640)
     assert load_protocol("sun_mask_8m").crop_box(427, 561) == (0, 427, 0, 561)
 
 
-# Of each size of KITTI's images: where the 352x1216 frame starts, and the scored boxes in pixels of the image.
+# For each size of KITTI's images: the start of the 352x1216 frame, and the scored boxes in pixels of the image.
 KITTI = {
     (370, 1224): ((18, 4), (161, 367, 47, 1176), (151, 366, 43, 1180), (135, 339, 47, 1176)),
     (374, 1238): ((22, 11), (165, 371, 54, 1183), (152, 370, 44, 1193), (139, 343, 54, 1183)),
@@ -189,16 +189,16 @@ def test_crop_boxes_of_kitti(size):
     window = (top, top + 352, left, left + 1216)
     assert protocols[0].frame_box(*size) == protocols[2].frame_box(*size) == window
     assert protocols[1].frame_box(*size) == (0, size[0], 0, size[1])
-    # the family's box is one box on the frame, wherever the frame lies
+    # all boxes are the same relative to the frame, wherever the frame lies
     assert boxes[0] == (143 + top, 349 + top, 43 + left, 1172 + left)
-    # what the full protocol scores, the network has seen
+    # the network has seen everything that the full protocol scores
     assert protocols[1].input_box(*size) == window
     assert window[0] <= boxes[1][0] < boxes[1][1] <= window[1]
     assert window[2] <= boxes[1][2] < boxes[1][3] <= window[3]
 
 
 def test_images_smaller_than_the_frame():
-    with pytest.raises(ShapeError, match=r"the frame is 352x1216 pixels .* an image has 350x1242"):
+    with pytest.raises(ShapeError, match=r"the frame is 352x1216 pixels .* an image is only 350x1242"):
         load_protocol("kitti_eigen_garg").crop_box(350, 1242)
     with pytest.raises(ShapeError, match="network's window is 352x1216"):
         load_protocol("kitti_eigen_garg_full").input_box(375, 1200)
@@ -236,7 +236,7 @@ def test_missing_truth_is_an_error_unless_the_protocol_expects_it():
         protocol = load_protocol(name)
         with pytest.raises(DataError, match="0 images without ground truth, but 1 were found"):
             protocol.check_images(protocol.expected_images or 5, 1)
-    # a part of the split may hold a part of the images without truth, not more
+    # a partial split may hold fewer images without truth, not more
     part = dataclasses.replace(kitti, expected_images=None)
     for without in (0, 3, 45):
         part.check_images(10, without)

@@ -1,7 +1,7 @@
-"""Every shipped protocol against a second derivation from the definitions, in NumPy and by other words.
+"""Compare every shipped protocol with a second, independent derivation from the definitions in NumPy.
 
-Nothing of `sa2depth` is used to find the expected numbers, not even the protocols' files: what a protocol means
-is stated here once more.
+Nothing of `sa2depth` is used to compute the expected numbers, not even the protocols' files: this file states again
+what a protocol means.
 """
 
 import itertools
@@ -121,7 +121,7 @@ def derive(pred, gt, rules):
 
 
 def derive_ranges(pairs, edges):
-    """Rows of the table by depth out of the pairs of all images."""
+    """Rows of the table by depth from the pairs of all images."""
     true, g, p = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
     rows = []
     for low, high in itertools.pairwise(edges):
@@ -145,7 +145,7 @@ def derive_ranges(pairs, edges):
 
 
 def scene(rng, size, rules, share, dtype):
-    """Truth with holes and a prediction with every kind of value, ties at each limit among them."""
+    """Truth with holes, and a prediction with every kind of value, including values exactly at each limit."""
     gt = rng.uniform(0.0, 1.2 * rules.high, size) * (rng.uniform(size=size) < share)
     pred = gt * np.exp(rng.normal(0, 0.3, size)) + (gt == 0) * rng.uniform(0, rules.high, size)
     limits = [rules.low, rules.high, min(rules.clip, rules.high), *rules.edges]

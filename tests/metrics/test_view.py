@@ -1,4 +1,4 @@
-"""What the network sees, and that its prediction comes back onto the same pixels."""
+"""The network sees the right pixels, and its prediction comes back onto the same pixels."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ def protocol(**changes):
 
 
 def gradient(height, width, across=0.02, down=0.03):
-    """``(1,3,H,W)`` that grows evenly to the right and downwards."""
+    """``(1,3,H,W)`` that grows linearly to the right and downwards."""
     rows, columns = torch.meshgrid(
         torch.arange(height, dtype=torch.float64), torch.arange(width, dtype=torch.float64), indexing="ij"
     )
@@ -32,12 +32,12 @@ def gradient(height, width, across=0.02, down=0.03):
 
 
 def first(picture):
-    """A network that answers with the first channel of what it sees."""
+    """A network that returns the first channel of its input."""
     return picture[:, :1]
 
 
 def prepared(image, rules, multiple=32):
-    """What a network sees, and what brings its answer back to the frame."""
+    """The input of a network, and a function that brings its output back to the frame."""
     seen = []
 
     def network(shown):
@@ -58,7 +58,9 @@ def test_a_gradient_comes_back(policy, size):
     assert seen.shape[-2] % 32 == seen.shape[-1] % 32 == 0
     back = undo(first(seen))
     assert back.shape == (1, 1, *size)
-    edge = 1 + max(size) // min(seen.shape[-2:])  # what bilinear resizing cannot extrapolate
+    edge = 1 + max(size) // min(
+        seen.shape[-2:]
+    )  # bilinear resizing cannot extrapolate beyond the outer pixels
     inside = (..., slice(edge, -edge), slice(edge, -edge))
     resized = "resize" in policy or (policy == "max_side" and max(size) > 64)
     # half a pixel of displacement would be 0.01 to the right and 0.015 downwards
@@ -69,7 +71,7 @@ def test_a_gradient_comes_back(policy, size):
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_mirroring_the_image_mirrors_the_prediction(policy):
-    """No policy favours a side, where the network does not."""
+    """No policy favours a side if the network does not."""
     image = torch.rand(2, 3, 45, 71, dtype=torch.float64)
     for flip in (False, True):
         rules = protocol(**POLICIES[policy], flip=flip)
@@ -127,7 +129,7 @@ def test_resizing_agrees_with_opencv():
 
 
 def test_pixels_move_as_bilinear_resizing_says():
-    """A known pixel of the network's answer lands where geometry puts it, with the half-pixel convention."""
+    """A known pixel of the network's output lands where geometry puts it, with the half-pixel convention."""
     rules = protocol(input="resize", input_size=(32, 64))
     seen, undo = prepared(torch.zeros(1, 3, 64, 128), rules)
     answer = torch.zeros(1, 1, *seen.shape[-2:])
@@ -201,11 +203,11 @@ def test_flip_averaging_is_that_of_the_prediction_without_padding():
 def test_answers_of_other_sizes_and_types():
     image = torch.rand(2, 3, 64, 96)
     rules = protocol()
-    # a network that answers at a quarter of its input's size
+    # a network whose output has a quarter of its input's size
     quarter = predict_frame(lambda x: torch.full((2, 1, 16, 24), 3.0), image, rules)
     assert torch.equal(quarter, torch.full((2, 1, 64, 96), 3.0))
     half = predict_frame(lambda x: x[:, :1].bfloat16(), image, protocol(input="resize", input_size=(32, 32)))
     assert half.dtype == torch.float32
     for answer in (torch.zeros(1, 1, 64, 96), torch.zeros(2, 64, 96)):
-        with pytest.raises(ShapeError, match="the network answered"):
+        with pytest.raises(ShapeError, match="the network turned"):
             predict_frame(lambda x, answer=answer: answer, image, rules)

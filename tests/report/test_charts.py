@@ -1,4 +1,4 @@
-"""Charts are read back from their SVG: each bar with its note, colour and box."""
+"""Charts are read back from their SVG: each bar with its tooltip, colour and box."""
 
 import math
 import re
@@ -14,7 +14,7 @@ GAUSS = np.random.RandomState(0)
 
 
 def shapes(chart):
-    """Note, style and corners ``(N, 2)`` of each bar or curve."""
+    """Tooltip, style and corners ``(N, 2)`` of each bar or curve."""
     found = []
     for group in ElementTree.fromstring(chart).iter("g"):
         if group.get("class") == "hint":
@@ -38,7 +38,7 @@ def test_histograms_count_every_finite_image():
     values = [*GAUSS.normal(0.1, 0.02, 500), 5.0, 7.0, math.nan, math.inf]
     chart = charts.histogram(values, "AbsRel")
     assert counts(chart) == 502
-    # the far ones are gathered, not given the whole axis
+    # the outliers share one bar and do not stretch the axis
     beyond = re.search(r"<title>(\d+) images above (\S+)</title>", chart)
     assert 2 <= int(beyond[1]) == counts(chart, "var(--pale)") <= 8
     assert float(beyond[2]) < 0.2
@@ -48,7 +48,10 @@ def test_histograms_count_every_finite_image():
     assert re.search(r"<title>(\d+) images below −(\S+)</title>", mirrored)[1] == beyond[1]
     assert counts(mirrored) == 502
     assert charts.histogram([math.nan], "x") == ""
-    assert axis_texts(charts.histogram([0.1, 0.2, 0.4], "x"), "end") == ["0", "1"]  # images come whole
+    assert axis_texts(charts.histogram([0.1, 0.2, 0.4], "x"), "end") == [
+        "0",
+        "1",
+    ]  # numbers of images are whole
     for few in ([0.1], [0.1] * 9, [0.1, 0.2], [0.0, 0.0]):
         assert counts(charts.histogram(few, "x")) == len(few)
 
@@ -81,7 +84,7 @@ def test_columns():
     shares = charts.columns(["a"], [0.5], "x", lambda share: f"{100 * share:.0f} %")
     assert axis_texts(shares, "end")[:2] == ["0 %", "20 %"]
     many = axis_texts(charts.columns(list("abcdefghi"), range(9), "x", str), "middle")
-    assert many == ["a", "c", "e", "g", "i", "x"]  # neighbours would touch
+    assert many == ["a", "c", "e", "g", "i", "x"]  # all names would touch each other
 
 
 def test_words_stand_in_a_chart_as_they_are():
@@ -98,7 +101,7 @@ def test_a_chart_is_a_part_of_the_page_in_light_and_dark():
         return charts.histogram([*range(300), 9999], "x", lambda middle: "bad")
 
     chart = drawn()
-    # names of ids, addresses and styles would reach beyond the chart, colours would stay when the page turns dark
+    # ids, addresses and styles would affect the whole page, and fixed colours would stay when it turns dark
     assert not re.search(r"\bid=|href|url\(|https?:|<style|<defs|font-family|#[0-9a-f]{3}", chart)
     with matplotlib.rc_context({"text.color": "white", "axes.labelcolor": "red", "svg.fonttype": "path"}):
         assert drawn() == chart

@@ -40,7 +40,7 @@ def test_long_and_ragged_files(tmp_path):
 
 
 def test_nothing_to_draw(tmp_path):
-    with pytest.raises(DataError, match="there is no"):
+    with pytest.raises(DataError, match="does not exist"):
         plot_curves(tmp_path / "absent.csv", tmp_path / "c.png")
     for text in ("", "epoch,step,loss\n0,1,\n"):
         (tmp_path / "metrics.csv").write_text(text)

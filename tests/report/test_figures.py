@@ -75,7 +75,7 @@ def rows_of(*scenes, truth=True, broken=False):
     return images, truths if truth else [None] * len(images), guesses
 
 
-# The second strip of a layout copies its headings and colour bars; each change of the layout makes a new one.
+# The second strip of a layout reuses its headings and colour bars; each change of the layout makes a new one.
 GRIDS = [
     (rows_of(scene()), ["abs_rel 0.100\nfirst"]),
     (rows_of(scene(seed=1)), ["second"]),

@@ -13,7 +13,7 @@ from sa2depth.report.page import refresh_page, write_page
 
 
 def numbers(value):
-    """Every number of a JSON document."""
+    """Every number in a JSON document."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list):

@@ -8,7 +8,7 @@ from sa2depth.report.run_files import read_run
 
 
 def test_no_run(tmp_path):
-    with pytest.raises(DataError, match=r"absent is no folder: name the folder of a finished evaluation"):
+    with pytest.raises(DataError, match=r"absent is not a folder: name the folder of a finished evaluation"):
         read_run(tmp_path / "absent")
     make_run(tmp_path / "runs" / "a")
     with pytest.raises(DataError, match=r"holds no metrics.json: did you mean .*runs/a\?"):
@@ -41,7 +41,7 @@ def test_files_that_are_not_what_they_should_be(tmp_path, file, text, message):
 
 def test_tables_of_two_evaluations_are_noticed(tmp_path):
     run = make_run(tmp_path / "fewer", evaluated_images=654)
-    assert any("counts 654 images, per_image.csv has 3" in gap for gap in read_run(run).gaps)
+    assert any("counts 654 images, but per_image.csv has 3" in gap for gap in read_run(run).gaps)
     run = make_run(tmp_path / "other", metrics=scores(0.3))
     assert any("The mean silog of per_image.csv is 0.233333" in gap for gap in read_run(run).gaps)
     assert not read_run(make_run(tmp_path / "good")).gaps

@@ -1,4 +1,4 @@
-"""What the sections of the page say about a run."""
+"""The texts of the sections of the page about a run."""
 
 import json
 import math
@@ -24,13 +24,13 @@ def test_nonfinite_predictions_are_said_loudly(tmp_path):
     page = Page(make_run(tmp_path / "run", rows=rows, complete=False))
     assert "alert" in page.values("role")
     for words in (
-        "The model predicted NaN or infinity. 1 image and 1,234 pixels are not finite",
+        "The model predicted NaN or infinity. 1,234 pixels in 1 image are not finite",
         "1 image without a scored pixel",
-        "A part of the split only. 3 images were evaluated, the full split has 654",
+        "Only part of the split was evaluated. The full split has 654 images, and 3 images were evaluated",
         "1 without a finite value",
     ):
         assert words in page.text
-    assert "2 images and" not in page.text
+    assert "in 2 images" not in page.text
     assert "NaN" in page.texts  # a cell of the table
 
 
@@ -38,7 +38,7 @@ def test_nonfinite_predictions_are_said_loudly(tmp_path):
     ("changes", "said", "unsaid"),
     [
         ({"metrics": {**scores(0.7 / 3), "rmse": None}}, ["Not a number: RMSE."], []),
-        ({"metrics": scores(0.3)}, ["not of one evaluation"], []),
+        ({"metrics": scores(0.3)}, ["they are from different evaluations"], []),
         (  # such a baseline is neither a column nor a claim
             {"baselines": {"median_depth_map": {"not_run": "the images differ in size"}}},
             ["Median depth map: not run: the images differ in size."], ["not a number", "median depth map"],
@@ -63,7 +63,7 @@ def test_pictures_that_are_not_there_or_not_ours(tmp_path):
     edit(run, pictures=[*listed, {"kind": "worst", "id": "x", "file": "../secret.png"}, "nonsense"])
     page = Page(run)
     assert page.tags.count("img") == 1
-    for words in ("best_1.png is named in metrics.json but is not there", "../secret.png lies outside",
+    for words in ("best_1.png is named in metrics.json but does not exist", "../secret.png lies outside",
                   "spread_1.png is not a readable picture"):  # fmt: skip
         assert words in page.text
 

@@ -1,4 +1,4 @@
-"""The files of an evaluation, read back: every digit, every circumstance, valid JSON."""
+"""Read back the files of an evaluation: every digit, every circumstance, valid JSON."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""A tiny training through the real door, shared by the tests that look at what it leaves."""
+"""A tiny training through the real entry point, shared by the tests that check its files."""
 
 import json
 import os
@@ -104,7 +104,7 @@ def evaluate_tiny():
 
 @pytest.fixture
 def evaluate_here(tmp_path, monkeypatch):
-    """``(overrides) -> metrics.json`` of ``sa2depth.eval`` in this process, without its door: errors are raised."""
+    """``(overrides) -> metrics.json`` of ``sa2depth.eval`` in this process; errors are raised, not printed."""
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         monkeypatch.setenv(name, "0")
 

@@ -7,7 +7,7 @@ import numpy as np
 
 
 def write_files(folder):
-    """Every file that the tables need, a few pixels each."""
+    """Write every file that the tables need, with a few pixels each."""
     for number, place in enumerate((folder / "here", folder / "other")):
         _kitti(place / "kitti", focal_length=700 + number)
         _diml(place / "diml", np.random.default_rng(number))

@@ -1,7 +1,7 @@
-"""What a configuration makes of a run, small enough to be looked at after every change of an option.
+"""Small results of a configuration that can be compared after every change of an option.
 
-A probe takes a composed configuration and returns something to compare: an object whose attributes are looked at,
-or numbers. It asks the objects that a run would build, never the configuration itself.
+A probe takes a composed configuration and returns something to compare: an object with attributes, or numbers. It
+uses the objects that a run would build, never the configuration itself.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ CHANNELS = [16, 32, 64, 128]
 
 
 def digest(*values):
-    """A short text that tells arrays, tensors and texts apart."""
+    """A short text that identifies an array, tensor or text."""
     total = hashlib.sha256()
     for value in values:
         if isinstance(value, torch.Tensor):
@@ -56,7 +56,7 @@ def digest(*values):
 def shaken(model):
     """The model with noise on each parameter, so that layers that begin with zeros do something.
 
-    The noise depends on the parameter's name alone: what one option adds does not move the others.
+    The noise depends on the parameter's name alone, so that a parameter that an option adds does not change the others.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -147,7 +147,7 @@ LONG_LISTINGS = {
 
 
 class Data:
-    """Which samples the data module serves, and how; the files of NYU, KITTI and SUN RGB-D need not be there."""
+    """The samples of the data module and how it serves them; files of NYU, KITTI and SUN RGB-D need not exist."""
 
     def __init__(self, cfg):
         self.module = instantiate(cfg.data)
@@ -207,7 +207,7 @@ def _samples(samples):
 
 
 def _frames(source):
-    """The samples of files that are there; of others where they lie and how they would be read."""
+    """The samples of files that exist; for others their paths and how they would be read."""
     frames = source.frames[:200]
     if all(file.exists() for file in frames[0].files):
         return _samples([source[index] for index in range(len(frames))])
@@ -229,7 +229,7 @@ def scores(cfg):
 
 
 def refusal(cfg):
-    """What the protocol says to an evaluation of three images, and one without truth."""
+    """The error of the protocol about an evaluation of three images with truth and one without."""
     try:
         load_protocol(cfg.protocol).check_images(3, without_truth=1)
     except DataError as error:
@@ -249,7 +249,7 @@ def report(cfg):
 
 
 class Ramp(nn.Module):
-    """A network whose depth grows from left to right, whatever it sees."""
+    """A network whose depth grows from left to right, whatever its input."""
 
     def forward(self, image):
         ramp = torch.linspace(1.0, 2.0, image.shape[-1]).expand(len(image), 1, *image.shape[-2:])
@@ -257,7 +257,7 @@ class Ramp(nn.Module):
 
 
 def prediction(cfg):
-    """Depth that is scored under the protocol, of an image whose sides are no multiples of 32, or the refusal."""
+    """Scored depth of an image whose sides are not multiples of 32, or the error."""
     module = DepthModule(Ramp(), protocol=load_protocol(cfg.protocol))
     try:
         return digest(module(torch.zeros(1, 3, 60, 90)))
@@ -266,7 +266,7 @@ def prediction(cfg):
 
 
 def forms(trainer):
-    """What the callbacks that choose the network's form were told: ``compile`` and ``cuda_graph``."""
+    """The values of ``compile`` and ``cuda_graph`` in the callbacks that choose the network's form."""
     found = [vars(callback) for callback in trainer.callbacks]
     return SimpleNamespace(
         **{name: told[name] for told in found for name in ("compile", "cuda_graph") if name in told}
@@ -278,7 +278,7 @@ def trainer(cfg):
     with pytest.MonkeyPatch.context() as patch:
         for module in ("lightning.fabric.accelerators.cuda", "lightning.pytorch.accelerators.cuda"):
             patch.setattr(f"{module}.num_cuda_devices", lambda: 2)
-        patch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # Lightning sets it, for `deterministic`
+        patch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # Lightning sets it for `deterministic`
         before = torch.are_deterministic_algorithms_enabled()
         built = build_trainer(cfg)
         built.deterministic = torch.are_deterministic_algorithms_enabled()
@@ -299,7 +299,7 @@ def callbacks(cfg):
 
 
 def logger(cfg):
-    """The loggers by name; W&B is asked what it would start a run with, as a user without login."""
+    """The loggers by name; for W&B the settings with which it would start a run without login."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
         built = {name: instantiate(node) for name, node in cfg.logger.items()}
@@ -318,7 +318,7 @@ def folder(cfg):
 
 
 def training(cfg):
-    """What the training program hands to the trainer and to the final report; nothing is trained."""
+    """The arguments of the trainer and of the final report; nothing is trained."""
     seen = SimpleNamespace(plan={})
 
     def finish(folder, evaluation, examples, circumstances, *, baseline, **kwargs):
@@ -352,11 +352,11 @@ def training(cfg):
 
 
 class _LoadedError(Exception):
-    """Ends the evaluation as soon as it has asked for what it scores."""
+    """Ends the evaluation as soon as it loads what it scores."""
 
 
 def evaluation(cfg):
-    """What the evaluation program loads: a checkpoint, or files of predictions."""
+    """The input of the evaluation program: a checkpoint, or files of predictions."""
     seen = SimpleNamespace()
 
     def load_model(checkpoint, *, min_depth, max_depth, trusted):

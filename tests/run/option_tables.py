@@ -1,7 +1,7 @@
-"""What ``test_every_option.py`` cannot derive: other values of options, and where some changes are seen.
+"""Tables for ``test_every_option.py``: other values of options, and probes that see a change, if neither is derived.
 
-A key is an option, or, behind a dot, the last word of one below ``data``. What ``VALUES_IN`` or ``TRIED_IN`` names for
-a composition is tried there.
+A key is an option, or, after a dot, the last word of an option below ``data``. An option that ``VALUES_IN`` or
+``TRIED_IN`` names for a composition is tried there.
 """
 
 BORDER = {"_target_": "sa2depth.data.NyuBorder", "mode": "mask"}
@@ -138,7 +138,7 @@ LOOKS = {
     "seed": "training.weights training.order",
     "min_depth": "model training.counted",
     "max_depth": "model training.counted",
-    # what they do: lit/callbacks, runtime/test_compiled.py
+    # their effect is tested in lit/callbacks and runtime/test_compiled.py
     "compile": "trainer.forms.compile",
     "cuda_graph": "trainer.forms.cuda_graph",
     "gradient_checkpointing": (
@@ -174,9 +174,9 @@ LOOKS = {
     "paths.output_dir": "trainer.default_root_dir logger.csv.log_dir callbacks.checkpoint.dirpath",
 }
 TRIED_IN = {
-    # what cuda_graph does: lit/callbacks/test_forms.py, gpu/test_graphed_evaluation.py
+    # the effect of cuda_graph is tested in lit/callbacks/test_forms.py and gpu/test_graphed_evaluation.py
     "eval": ("ops", "float32_matmul_precision", "cuda_graph"),
-    # scored for real in test_predictions.py
+    # test_predictions.py really scores them
     "files": ("predictions", "prediction_scale", "prediction_resize"),
 }
 """Options that an evaluation shares with the training, and those that need files of predictions."""
@@ -201,7 +201,7 @@ SEEN = {
     ".intrinsics": "cameras",
     ".images": "images",
 }
-"""What an option of a data set changes in each split that it serves."""
+"""The attributes that an option of a data set changes in each of its splits."""
 
 SEEN_IN = {
     "kitti_eigen": {

@@ -1,4 +1,4 @@
-"""The median baseline: what it reads, what it keeps, and that it gives the numbers that it always gave."""
+"""The median baseline: the files that it reads and keeps, and that its numbers never change."""
 
 import logging
 import os
@@ -38,14 +38,14 @@ def write_frame(folder, index, size=(24, 40), decode=MILLIMETRE_PNG):
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """``(train, test)`` of seven and five files; what is kept goes into ``tmp_path / "cache"``."""
+    """``(train, test)`` of seven and five files; the cache is ``tmp_path / "cache"``."""
     monkeypatch.setenv("SA2DEPTH_CACHE", str(tmp_path / "cache"))
     frames = [write_frame(tmp_path, index) for index in range(12)]
     return FileSource(frames[:7]), FileSource(frames[7:])
 
 
 def as_it_was(train, test, rules):
-    """The baseline of version 0.1, written out: PyTorch masks, whole samples, sorted pixel by pixel."""
+    """The baseline of version 0.1: PyTorch masks, whole samples, sorted pixel by pixel."""
     maps = [torch.from_numpy(train[i].depth) for i in range(len(train))]
     masked = [
         torch.where(valid_mask(d, rules.min_depth, rules.max_depth), d, torch.inf).numpy() for d in maps
@@ -70,7 +70,7 @@ def test_every_number_is_the_one_that_it_was(files, limits):
     assert fitted.dtype == np.float32
     np.testing.assert_array_equal(fitted, median)
     assert baseline.median_baseline(train, test, rules) == scores
-    assert baseline.median_baseline(train, test, rules) == scores  # out of the cache
+    assert baseline.median_baseline(train, test, rules) == scores  # from the cache
 
 
 def test_no_photograph_is_decoded(files, monkeypatch):
@@ -109,7 +109,7 @@ class Doubled(FileSource):
 
 
 class Plain:
-    """A source that knows nothing of depth alone."""
+    """A source that cannot read depth alone."""
 
     def __len__(self):
         return 3
@@ -181,7 +181,7 @@ def test_the_map_is_fitted_once(files, tmp_path, monkeypatch):
 
 @dataclass(frozen=True)
 class Feet:
-    """A decoder of somebody's own."""
+    """A user's own decoder."""
 
     suffixes = (".png",)
 

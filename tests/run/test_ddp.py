@@ -48,7 +48,7 @@ def test_processes_of_a_clusters_launcher_share_a_folder(program, tiny, tmp_path
 
 @pytest.fixture(scope="module")
 def both_ways(ddp_run, evaluate_tiny, tmp_path_factory):
-    """Folders of the trained model's evaluation: as the two processes left it, and by one process."""
+    """Folders of two evaluations of the trained model: by two processes, and by one."""
     alone = tmp_path_factory.mktemp("alone")
     evaluate_tiny(ddp_run[0] / "out/model.safetensors", alone)
     return ddp_run[0] / "out", alone / "out"

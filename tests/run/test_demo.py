@@ -1,4 +1,4 @@
-"""The demonstration, shortened: training, evaluation, a real photo, and where to look."""
+"""The demonstration, shortened: training, evaluation, a real photo, and the list of results."""
 
 import cv2
 import numpy as np

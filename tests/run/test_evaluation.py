@@ -1,4 +1,4 @@
-"""Evaluation: frames of several sizes, missing truth, and the files and words that it leaves."""
+"""Evaluation: frames of several sizes, missing truth, and the written files and printed words."""
 
 import csv
 import json
@@ -49,7 +49,7 @@ class Made:
 
 
 class Brightness(nn.Module):
-    """A network that is quick: depth by colour, and a ramp that mirroring does not undo."""
+    """A quick network: depth by colour, and a ramp that mirroring does not undo."""
 
     encoder = nn.Identity()
 
@@ -60,7 +60,7 @@ class Brightness(nn.Module):
 
 @pytest.fixture
 def made(monkeypatch):
-    """Overrides that put a `Made` source in the place of the test images."""
+    """Overrides that replace the test images by a `Made` source."""
 
     def use(*sizes, without_truth=0):
         module = ModuleType("made_up")
@@ -73,7 +73,7 @@ def made(monkeypatch):
 
 @pytest.fixture
 def predictions(tmp_path):
-    """Folder of predictions whose relative error is the one asked for, everywhere."""
+    """Folder of predictions that have a given relative error everywhere."""
 
     def write(source, errors):
         for index, error in enumerate(errors):

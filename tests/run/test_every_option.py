@@ -1,10 +1,10 @@
-"""No option without effect: each is changed, and what a run builds from it must differ.
+"""Every option has an effect: each is changed, and the objects that a run builds from it must differ.
 
-The options are those of the composed trees, the compositions cover every file in ``conf/``. An option's other value
-follows from the one it has, and where the change must be seen from its group: attributes of what the probes of
-``option_probes.py`` build. ``option_tables.py`` holds what does not follow. Options are told apart by their owner, the
+The options are those of the composed trees, and the compositions cover every file in ``conf/``. An option's other value
+is derived from its value, and the attributes that must differ from its group; the probes of ``option_probes.py`` build
+the objects. ``option_tables.py`` holds the cases that cannot be derived. Options are identified by their owner, the
 nearest ``_target_`` above: one composition serves all files that configure the same class. A reference to a whole group
-(``augment: ${augment}``) is no option of its own.
+(``augment: ${augment}``) does not count as an option.
 """
 
 import re
@@ -30,9 +30,9 @@ TABLES = SimpleNamespace(**run_path(str(Path(__file__).with_name("option_tables.
 write_files = run_path(str(Path(__file__).with_name("option_files.py")))["write_files"]
 
 SPLITS = "data.train", "data.val", "data.test"
-"""Also looks: a split that the line of an option of another split does not name must stay as it is."""
+"""Further attributes to check: a split must not change if the option belongs to another split."""
 
-# one worker: what an unchanged configuration builds is built once
+# one worker builds the objects of an unchanged configuration only once
 pytestmark = [
     pytest.mark.xdist_group("options"),
     pytest.mark.filterwarnings("ignore:GPU available but not used"),
@@ -65,7 +65,7 @@ def program(name):
 
 
 def listed(table, option):
-    """What a table says of an option, or of the last word of one of a data set; None: nothing."""
+    """The entry of a table for an option, or for the last word of a data set's option; None if there is none."""
     word = f".{option.rpartition('.')[2]}" if option.startswith("data.") else ""
     return table.get(option, table.get(word))
 
@@ -95,7 +95,7 @@ def entries():
 
 
 def followers(tree, option):
-    """The splits of the data in which an option, or one that refers to it, stands."""
+    """The splits of the data that have an option, or a reference to it."""
     found, references = {option}, {name: reference(name, value) for _, name, value in options(tree)}
     while more := {name for name, target in references.items() if target in found} - found:
         found |= more
@@ -170,7 +170,7 @@ def compositions(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def build(compositions, option_probes):
-    """``build(composition, probe, **changes)``: what a probe makes of a composition, changed or not."""
+    """``build(composition, probe, **changes)``: the result of a probe for a composition, changed or not."""
 
     def build(name, probe, changes=()):
         cfg = deepcopy(compositions[name])
@@ -190,7 +190,7 @@ def unchanged(build):
 
 
 def part(found, attribute):
-    """An attribute of an attribute; what Lightning keeps to itself goes by its option's name, too."""
+    """An attribute of an attribute; private attributes of Lightning are found by their option's name, too."""
     for name in attribute.split(".") if attribute else ():
         found = getattr(found, name) if hasattr(found, name) else getattr(found, f"_{name}")
     return found
@@ -222,11 +222,11 @@ def test_without_a_change_nothing_is_seen(build, unchanged, compositions, name):
 
 
 def every_file():
-    """Programs and overrides that bring in each file of ``conf/`` at least once, several groups at a time."""
+    """Programs and overrides that compose each file of ``conf/`` at least once, several groups at a time."""
     groups = defaultdict(list)
     for file in sorted(conf_dir().glob("*/**/*.yaml")):
         group, *choice = file.relative_to(conf_dir()).with_suffix("").parts
-        if group != "hydra":  # Hydra's own options, folders mostly: the probe `folder` looks at what they do
+        if group != "hydra":  # Hydra's own options, mostly folders, are covered by the probe `folder`
             groups[group].append("/".join(choice))
     yield "eval", []
     for experiment in groups.pop("experiment"):  # a base leaves the model open

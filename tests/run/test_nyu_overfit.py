@@ -1,4 +1,4 @@
-"""``experiment=nyu_labelled`` on four genuine images: the whole path from JPEGs to scores can learn them by heart."""
+"""``experiment=nyu_labelled`` on four genuine images: the whole path from JPEGs to scores can memorise them."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Classes of a user's own package, one in every group, train, go on, are evaluated and predict by the real commands."""
+"""Classes of a user's own package, one per group, train, resume, evaluate and predict with the real commands."""
 
 import json
 
@@ -150,7 +150,8 @@ def test_a_frame_that_cannot_go_in_as_it_is_is_refused_before_training(trained, 
     done = program("sa2depth.train", *TRAINING, *rules, cwd=trained)
     assert done.returncode == 2
     assert (
-        "a 50x56 frame cannot go through the network as it is, whose sides are multiples of 14" in done.stderr
+        "a 50x56 frame cannot go through the network as it is, because the network needs sides that are multiples of 14"
+        in done.stderr
     )
     assert "Epoch" not in done.stdout
     assert not (trained / "never" / "checkpoints").exists()

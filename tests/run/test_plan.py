@@ -1,4 +1,4 @@
-"""What the plan says of how a step is computed."""
+"""The row of the plan about the computation of a step."""
 
 import pytest
 from omegaconf import OmegaConf
@@ -39,7 +39,7 @@ def test_what_was_chosen(chosen, told):
 def test_checkpointed_parts():
     model = create_model("sa2depth_nano", min_depth=0.1, max_depth=10)
     checkpoint_layers(model, ("decoder",))
-    assert ways(model) == {"a step": "layers run again for gradients: decoder"}
+    assert ways(model) == {"a step": "gradient checkpointing: decoder"}
 
 
 def test_the_rules_for_generated_scenes_are_told_of_other_images():

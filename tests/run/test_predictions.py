@@ -1,4 +1,4 @@
-"""Other people's predictions: which file belongs to which image, what is in it, and what is refused."""
+"""Other people's predictions: finding the file of each image, reading it, and refusing bad ones."""
 
 import csv
 import json
@@ -72,7 +72,7 @@ def test_the_last_part_of_an_id_answers_only_if_no_other_image_has_it(tmp_path):
     message = str(error.value)
     assert "2 of 3 images have no prediction" in message
     assert "a/1.png or a_1.png" in message
-    assert "2 have a file by the last part of their id, which other images share" in message
+    assert "2 have a file with the last part of their id, which other images share" in message
 
 
 def test_missing_files_are_counted_and_the_first_are_named(tmp_path):
@@ -145,9 +145,9 @@ def test_arrays_are_metres_and_keep_what_is_not_finite(tmp_path):
         (np.ones((4, 4), np.uint16), r"expected \(H, W\) floating-point metres, found uint16"),
         (np.ones((4, 4, 3)), r"found float64 of shape \(4, 4, 3\)"),
         (np.ones(4), r"shape \(4,\)"),
-        (np.array([{}], dtype=object), "a file that is none"),
-        (b"", "a file that is none"),
-        (b"not numpy", "a file that is none"),
+        (np.array([{}], dtype=object), "a damaged file or another format"),
+        (b"", "a damaged file or another format"),
+        (b"not numpy", "a damaged file or another format"),
     ],
 )
 def test_other_arrays_are_refused_by_name(tmp_path, content, words):
@@ -290,8 +290,8 @@ def test_a_broken_or_a_wrong_file_ends_the_evaluation_with_its_name(predicted, e
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ((), "found neither"),
-        (("checkpoint=a.ckpt", "predictions=b"), "found both"),
+        ((), "you gave neither"),
+        (("checkpoint=a.ckpt", "predictions=b"), "you gave both"),
         (("checkpoint=a.ckpt", "prediction_scale=256"), "prediction_scale=256.* is for predictions"),
         (("checkpoint=a.ckpt", "prediction_scale=0"), "prediction_scale=0.* is for predictions"),
         (("checkpoint=a.ckpt", "prediction_resize=native"), "prediction_resize=native is for predictions"),

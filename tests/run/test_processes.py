@@ -1,4 +1,4 @@
-"""A training of two processes of which one fails: it ends soon, says why, and leaves no process behind."""
+"""If one of two processes of a training fails, the training ends soon, says why, and leaves no process behind."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from sa2depth.run.processes import each_on_its_own, ending_together
 
 pytestmark = pytest.mark.xdist_group("processes")
 
-# At its end the first process takes its time, as loggers do, and each waits for ever, as NCCL does for collectives.
+# At its end the first process is slow, like loggers, and each process waits forever, like NCCL for collectives.
 LOSS = """
 import atexit, os, signal, time, torch
 from sa2depth.errors import DataError
@@ -57,7 +57,7 @@ SIGNALS = {"kill": signal.SIGKILL, "fault": signal.SIGSEGV}
 
 
 def beside(folder):
-    """Where Python looks for modules, with one more folder."""
+    """Python's search path for modules, with one more folder."""
     return os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
@@ -92,7 +92,7 @@ def test_a_process_fails(rank, way, status, said, program, tiny, tmp_path, monke
     assert done.returncode == status, done.stderr[-3000:]
     assert said in done.stderr
     if rank == 0:
-        assert "peer" not in done.stderr  # nothing of the other process's loss of connection
+        assert "peer" not in done.stderr  # there is no message about the other process's lost connection
     else:
         last = done.stderr.splitlines()[-1]
         assert last.startswith("error: process 1 of the training ")
@@ -138,7 +138,7 @@ def test_an_interrupted_training_of_two_processes_ends(sent, receiver, tiny, tmp
         assert said.splitlines()[-1].startswith("interrupted: resume=")
     elif (
         sent == signal.SIGINT
-    ):  # a terminal sends it to all: that the second hears of it first changes nothing
+    ):  # a terminal sends it to all processes; it does not matter if the second receives it first
         assert process.returncode == 130
         assert said.splitlines()[-1] == "interrupted"
     else:
@@ -160,7 +160,7 @@ def runs(process):
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    status = Path(f"/proc/{process}/stat")  # one that has ended waits there for somebody to ask
+    status = Path(f"/proc/{process}/stat")  # a zombie: it has ended, but its status was not read yet
     return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
@@ -210,7 +210,7 @@ def test_a_lost_connection_names_the_process_that_was_lost(code, status, words, 
         raise lost
     said = capsys.readouterr().err
     if status == 2:
-        said = str(caught.value)  # printed by whoever catches it
+        said = str(caught.value)  # the code that catches it prints it
     else:
         assert caught.value.code == 1
     assert f"process 2 of the training {words}" in said
@@ -242,7 +242,7 @@ def ctrl_c_elsewhere():
 @pytest.mark.parametrize(("way", "status"), [(after_ctrl_c, 130), (ctrl_c_elsewhere, 130), (sigterm, 143)])
 def test_an_interrupted_run_says_how_to_go_on(way, status, tmp_path, capsys):
     other = Process(None)
-    for advice in ("no checkpoint was written yet", f"resume={tmp_path}/last.ckpt goes on from there"):
+    for advice in ("no checkpoint was written yet", f"resume={tmp_path}/last.ckpt continues from there"):
         with pytest.raises(SystemExit) as caught, ending_together(trainer(other, folder=str(tmp_path))):
             way()
         assert caught.value.code == status
@@ -258,7 +258,7 @@ def test_an_interrupted_run_says_how_to_go_on(way, status, tmp_path, capsys):
 def test_a_process_that_fails_after_the_last_step(way, capsys):
     with suppress(SystemExit), ending_together(trainer(Process(5 if way == "failing" else 0))):
         each_on_its_own()
-    failed = "error: process 1 of the training ended with status 5, after the last step was done: "
+    failed = "error: process 1 of the training ended with status 5 after the last step: "
     expected = "" if way == "well" else f"{failed}the results are complete\n"
     assert capsys.readouterr().err == expected
 

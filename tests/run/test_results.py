@@ -1,4 +1,4 @@
-"""What a run leaves: numbers first, so that nothing which comes later can cost them."""
+"""A run writes its numbers first, so that later failures cannot lose them."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Training through ``python -m sa2depth.train``: what it says, what it leaves, and what it refuses."""
+"""Training through ``python -m sa2depth.train``: its output, its files, and its errors."""
 
 import csv
 import json
@@ -246,7 +246,7 @@ def test_a_sweep_leaves_one_folder_a_job(program, tiny, tmp_path):
 def test_a_sweep_over_several_devices_a_job_is_refused(program, tiny, tmp_path):
     done = program("sa2depth.train", "-m", *tiny[:-1], "trainer=ddp_sim", "optim.lr=1e-4,1e-3", cwd=tmp_path)
     assert done.returncode == 2
-    assert "--multirun with 2 devices a job is refused" in done.stderr
+    assert "--multirun with 2 devices per job is refused" in done.stderr
 
 
 def test_a_corrupt_image_is_named_also_from_a_loader_process(program, tmp_path):

@@ -1,4 +1,4 @@
-"""The commands of docs/data.md for one's own images run as they stand there, on a tiny made-up data set."""
+"""The commands of docs/data.md for one's own images run unchanged on a tiny made-up data set."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def commands():
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """A working folder with all that the section names: images of four places, lists and a model."""
+    """A working folder with everything that the section names: images of four places, lists and a model."""
     rng = np.random.default_rng(0)
     for place in PLACES:
         for folder in ("rgb", "depth"):

@@ -1,4 +1,4 @@
-"""Parts that are not the paper's, composed as by the command line, do all that the paper's do.
+"""Parts that are not the paper's, composed as on the command line, can do everything that the paper's parts can.
 
 Attention and feed-forward are one file and one YAML each. Training from CUDA graphs is in gpu/test_graphed_training.py.
 """
@@ -57,7 +57,7 @@ def composed(*overrides, folder="out"):
 
 @pytest.fixture
 def network():
-    """``(variant) -> network`` with batch norms that have seen something."""
+    """``(variant) -> network`` whose batch norms have statistics."""
 
     def build(variant):
         torch.manual_seed(0)
@@ -78,7 +78,7 @@ def image():
 
 
 def trained(folder, variant, epochs, *overrides, patch):
-    """State of the network after a training of two steps an epoch, and its losses."""
+    """State of the network after a training of two steps per epoch, and its losses."""
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         patch.setenv(name, "0")
     patch.setattr(L.Trainer, "test", lambda *args, **kwargs: None)

@@ -1,4 +1,4 @@
-"""The thread that ends the first of several processes: with a message and a status, wherever the first one waits."""
+"""The thread that ends the first of several processes with a message and a status, wherever it waits."""
 
 import queue
 import subprocess

@@ -139,7 +139,7 @@ def test_an_error_in_the_users_own_class_names_its_line(mine):
 
 def test_a_missing_package_is_named(file):
     with pytest.raises(
-        CheckpointError, match=r"own\.safetensors .*there is no package 'elsewhere'.*PYTHONPATH"
+        CheckpointError, match=r"own\.safetensors .*Python cannot find a package 'elsewhere'.*PYTHONPATH"
     ):
         _renamed(file[0], "elsewhere")
 
@@ -167,4 +167,4 @@ def test_the_commands_accept_trusted(file, tmp_path):
         app, ["predict", "x.png", "-o", str(tmp_path), "-c", str(path), "--trusted", "a b"]
     )
     assert wrong.exit_code == 2
-    assert "--trusted: 'a b' is no name of a package" in wrong.output
+    assert "--trusted: 'a b' cannot be the name of a package" in wrong.output

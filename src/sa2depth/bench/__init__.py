@@ -1,1 +1,1 @@
-"""Speed and memory, measured: every figure beside its comparison, in one run."""
+"""Measure speed and memory; one run measures every figure together with those that it is compared with."""

@@ -1,7 +1,7 @@
-"""How far the ways to run a trained network lie apart: the depth of each beside that of float64.
+"""Compare the ways to run a trained network: the depth of each against that of float64.
 
-Keys go into groups by the rank of their scores, so that a rounding can move a pixel by more than itself: a largest
-difference says little, shares of pixels and the root mean square say what to expect.
+Keys are grouped by the rank of their scores, so a rounding error can change a pixel by much more than itself. The
+largest difference therefore says little; shares of pixels and the root mean square say what to expect.
 """
 
 from collections.abc import Iterator
@@ -20,16 +20,16 @@ from sa2depth.metrics.any_size import resize_image
 from sa2depth.scenes import SyntheticScenes
 from sa2depth.weights import load_model
 
-_SEED = 7  # of the generated scenes; experiment=demo trains on 0 and scores on others
+_SEED = 7  # of the generated scenes; experiment=demo trains on seed 0
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """What the network is run on.
+    """The images that the network is run on.
 
     Attributes:
         images: ``(N, 3, H, W)`` float32 in [0, 1].
-        truth: ``(N, H, W)`` metres, 0 where not measured; None where it is not known.
+        truth: ``(N, H, W)`` metres, 0 where not measured; None if not known.
     """
 
     images: Tensor
@@ -38,17 +38,17 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Row:
-    """One route beside the reference, over all pixels of all images.
+    """One route compared with the reference, over all pixels of all images.
 
     Attributes:
-        route: its name.
+        route: name of the route.
         rms_percent: root mean square of the relative difference, in percent.
         over_1_percent: share of pixels that differ by more than 1 % of their depth.
         over_5_percent: share of pixels that differ by more than 5 % of their depth.
         largest_m: largest difference, metres.
-        abs_rel: mean relative error against the truth; None where it is not known.
+        abs_rel: mean relative error against the truth; None if that is not known.
         abs_rel_change: ``abs_rel`` minus that of the reference.
-        note: why there are no figures.
+        note: the reason if there are no figures.
     """
 
     route: str
@@ -61,7 +61,7 @@ class Row:
     note: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the row as a dict for JSON."""
         return asdict(self)
 
 
@@ -69,7 +69,7 @@ def generated(count: int, size: tuple[int, int], kind: str, max_depth: float) ->
     """Ray-cast scenes with their depth.
 
     Args:
-        count: of scenes.
+        count: number of scenes.
         size: height and width, px.
         kind: ``rooms``, ``streets`` or ``mixed``.
         max_depth: range of the depth, metres.
@@ -81,38 +81,38 @@ def generated(count: int, size: tuple[int, int], kind: str, max_depth: float) ->
 
 
 def photographs(files: list[Path], size: tuple[int, int]) -> Pictures:
-    """Pictures from files, all brought to one size.
+    """Pictures from files, all resized to one size.
 
     Raises:
-        DataError: a file is absent or no picture.
+        DataError: a file is missing or not a picture.
     """
     return Pictures(torch.cat([resize_image(to_tensor(file), size).clamp(0, 1) for file in files]))
 
 
 def check_size(checkpoint: str, size: tuple[int, int]) -> float:
-    """The network's largest depth in metres, where it can take images of a size.
+    """Check that a network can take images of a size, and return its largest depth in metres.
 
     Raises:
-        ShapeError: it cannot.
+        ShapeError: a side is not a multiple of the network's.
         CheckpointError: the file holds no network.
     """
     model: Any = load_model(checkpoint)
     multiple = int(getattr(model, "stride_multiple", 32))
     if any(side % multiple or side < multiple for side in size):
         raise ShapeError(
-            f"--size {size[0]}x{size[1]}: {checkpoint} takes multiples of {multiple}; give the size of its training"
+            f"--size {size[0]}x{size[1]}: {checkpoint} needs multiples of {multiple}; give the size of its training"
         )
     return float(model.max_depth)
 
 
 def run(checkpoint: str, pictures: Pictures, device: torch.device, only: str = "") -> Iterator[Row]:
-    """Compare; rows come as they are done, the reference first.
+    """Compare the routes; each row is yielded as soon as it is done, the reference first.
 
     Args:
-        checkpoint: for `sa2depth.weights.load_model`.
-        pictures: what to run the network on.
-        device: where.
-        only: words in the names of the routes to run; all by default.
+        checkpoint: argument of `sa2depth.weights.load_model`.
+        pictures: images to run the network on.
+        device: device of the network.
+        only: part of the names of the routes to run; all by default.
 
     Raises:
         ConfigError: no route has such a name.
@@ -120,7 +120,9 @@ def run(checkpoint: str, pictures: Pictures, device: torch.device, only: str = "
     wanted = [route for route in routes(device) if only in route.name]
     if not wanted:
         names = "; ".join(route.name for route in routes(device))
-        raise ConfigError(f"--only {only}: no way to run the network is called that: {names}")
+        raise ConfigError(
+            f"--only {only}: no way to run the network has this in its name. The names are: {names}"
+        )
     reference = depths(REFERENCE, checkpoint, pictures.images, device)
     error = abs_rel(reference, pictures.truth)
     yield Row(REFERENCE.name, 0.0, 0.0, 0.0, 0.0, error, None if error is None else 0.0)
@@ -130,7 +132,7 @@ def run(checkpoint: str, pictures: Pictures, device: torch.device, only: str = "
             continue
         try:
             found = depths(route, checkpoint, pictures.images, device)
-        except (ConfigError, RuntimeError) as failure:  # the other routes are compared all the same
+        except (ConfigError, RuntimeError) as failure:  # the other routes are still compared
             yield Row(route.name, note=f"failed: {str(failure).strip().splitlines()[-1]}")
             continue
         yield compare(route.name, found, reference, pictures.truth)
@@ -140,9 +142,9 @@ def compare(name: str, found: Depths, reference: Depths, truth: Depths | None = 
     """Figures of one route.
 
     Args:
-        name: of the route.
+        name: name of the route.
         found: ``(N, H, W)`` metres.
-        reference: the same, in float64.
+        reference: ``(N, H, W)`` metres, computed in float64.
         truth: ``(N, H, W)`` metres, 0 where not measured.
     """
     away = np.abs(found - reference)

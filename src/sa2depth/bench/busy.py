@@ -1,6 +1,6 @@
-"""The CPU's speed while other programs hold some of its cores, by how OpenMP's threads wait and how many there are.
+"""The CPU's speed while other programs use some of its cores, by OpenMP's waiting policy and number of threads.
 
-A process reads how threads wait once, when it loads OpenMP: every figure comes from a process of its own, in turns with
+OpenMP reads its waiting policy once, when it is loaded. So every figure comes from a process of its own, in turns with
 and without the other programs. ``python -m sa2depth.bench.busy`` is such a process.
 """
 
@@ -23,11 +23,11 @@ from sa2depth.errors import ConfigError
 from sa2depth.lit import FreeCores
 
 WAITING: dict[str, dict[str, str]] = {
-    "as OpenMP comes": {"GOMP_SPINCOUNT": "300000"},  # what GNU's takes by itself; LLVM's ignores it
+    "as OpenMP comes": {"GOMP_SPINCOUNT": "300000"},  # the default of GNU's runtime; LLVM's ignores it
     "asleep at once": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"},
     "sa2depth": threads.waiting(len(threads.cpus())),
 }
-"""Environment variables by name of the policy; the last is what every program of this package sets."""
+"""Environment variables by name of the policy; every program of this package sets the last one."""
 
 FREE = "free"
 WHAT = ("training", "inference")
@@ -37,15 +37,15 @@ _WARM_UP_S = 2.5  # two looks at the load
 
 @dataclass(frozen=True)
 class Setting:
-    """What one process measures.
+    """The measurement of one process.
 
     Attributes:
         model: a key of `sa2depth.bench.networks.MODELS`.
         what: ``training`` (a step) or ``inference``.
         size: height and width, px.
         batch: images.
-        threads: a number, or ``free``: chosen by the load, as in a training.
-        seconds: how long to measure.
+        threads: a number, or ``free`` to follow the load as a training does.
+        seconds: length of the measurement.
     """
 
     model: str
@@ -61,10 +61,10 @@ class Figure:
     """Medians over the rounds, images per second.
 
     Attributes:
-        model: as in `Setting`, and so are ``what`` and ``threads``.
+        model: as in `Setting`, like ``what`` and ``threads``.
         waiting: a key of `WAITING`.
-        quiet: nothing else runs that this benchmark has started.
-        busy: beside the programs that hold cores.
+        quiet: speed without other programs of this benchmark.
+        busy: speed beside programs that keep cores busy.
     """
 
     model: str
@@ -75,7 +75,7 @@ class Figure:
     busy: float
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the figure as a dict for JSON."""
         return asdict(self)
 
 
@@ -83,27 +83,27 @@ def thread_numbers(text: str, busy: int) -> list[str]:
     """Numbers of threads by name: ``all`` usable cores, the ``rest`` that the others leave, ``free``, or a number.
 
     Args:
-        text: names and numbers with commas between.
-        busy: cores that others hold.
+        text: names and numbers, separated by commas.
+        busy: number of cores that others keep busy.
 
     Raises:
-        ConfigError: something else, or a number below 1.
+        ConfigError: a name is unknown, or a number is below 1.
     """
     cores = threads.usable_cores()
     names = {"all": str(cores), "rest": str(max(1, cores - busy)), FREE: FREE}
     numbers = []
     for word in (word.strip() for word in text.split(",")):
         if word not in names and not (word.isdigit() and int(word)):
-            raise ConfigError(f"--threads {text}: any of all, rest, free, or numbers from 1 on, not '{word}'")
+            raise ConfigError(f"--threads {text}: give all, rest, free or numbers from 1 on, not '{word}'")
         numbers.append(names.get(word, word))
     return list(dict.fromkeys(numbers))
 
 
 def compare(settings: Sequence[Setting], busy: int, rounds: int) -> Iterator[Figure]:
-    """Measure each setting under each policy, in turns quiet and busy.
+    """Measure each setting under each policy, quiet and busy in turns.
 
     Raises:
-        ConfigError: a measuring process failed; with what it said.
+        ConfigError: a measuring process failed; the message repeats its error.
     """
     for setting in settings:
         for name, variables in WAITING.items():
@@ -118,7 +118,7 @@ def compare(settings: Sequence[Setting], busy: int, rounds: int) -> Iterator[Fig
 
 @contextmanager
 def spinning(count: int) -> Iterator[None]:
-    """A context in which other processes keep cores busy, on whichever the system puts them."""
+    """A context in which other processes keep cores busy; the system chooses which."""
     processes = [subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield

@@ -1,7 +1,7 @@
-"""What an evaluation does beside the network, on the CPU: baseline and pictures, as made now and as made before.
+"""Time the CPU's part of an evaluation, which is baseline and pictures, as done now and as done before.
 
 Version 0.1 decoded every photograph to read its depth, shared the small operations of one depth map between all cores,
-and built a figure for every picture. It is written out here so that one run compares both.
+and built a figure for every picture. That code is kept here so that one run compares both.
 """
 
 import time
@@ -27,7 +27,7 @@ TRAIN_MAPS, TEST_IMAGES, PICTURES = 60, 50, 18
 
 
 class Timed(NamedTuple):
-    """Seconds of one way to do one thing."""
+    """Seconds that one way to do a task takes."""
 
     subject: str
     way: str
@@ -35,7 +35,7 @@ class Timed(NamedTuple):
 
 
 def evaluation_times(size: tuple[int, int]) -> Iterator[Timed]:
-    """Time baseline and pictures on generated files, the earlier way with 1, 4 and all threads first.
+    """Time baseline and pictures on generated files, first the earlier way with 1, 4 and all threads.
 
     Args:
         size: height and width of the images.

@@ -19,16 +19,16 @@ PARTS = ("encoder", "decoder", "bin head", "depth head")
 TRAINING_STEP = "training step"
 _MAX_DEPTH = 10.0
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""Of autocast; it is off where the network stays in float32, and wants a legal one all the same."""
+"""Types for autocast, which needs a legal type even if it is off because the network stays in float32."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """Something to time.
+    """A call to time.
 
     Attributes:
-        name: for tables, e.g. ``inference`` or ``decoder``.
-        run: one call.
+        name: name in tables, e.g. ``inference`` or ``decoder``.
+        run: the call.
     """
 
     name: str
@@ -36,11 +36,11 @@ class Step:
 
 
 def network(model: str, device: torch.device) -> SA2Depth:
-    """A network with random weights (as built, seed 0): its speed does not depend on them.
+    """A network with random weights (seed 0), because its speed does not depend on them.
 
     Args:
         model: a key of ``MODELS``.
-        device: where to put it.
+        device: device of the network.
     """
     torch.manual_seed(0)
     spec = {**PRESETS[MODELS[model]], "min_depth": 1e-3, "max_depth": _MAX_DEPTH}
@@ -48,7 +48,7 @@ def network(model: str, device: torch.device) -> SA2Depth:
 
 
 def prepared(model: SA2Depth, precision: str, *, compile: bool) -> SA2Depth:
-    """The copy that `sa2depth.infer` uses: merged and rounded weights, compiled if asked for."""
+    """The copy that `sa2depth.infer` uses: merged and rounded weights, compiled if requested."""
     fast = for_inference(model, _DTYPES.get(precision))
     if compile:
         compile_layers(fast)
@@ -74,7 +74,7 @@ def inference(model: SA2Depth, image: Tensor, precision: str) -> Step:
 
 
 def training(model: SA2Depth, image: Tensor, precision: str, *, graph: bool = False) -> Step:
-    """One step: forward, SILog, backward, AdamW; with ``graph`` the network's share is replayed."""
+    """One step of forward, SILog, backward and AdamW; with ``graph`` the network's part is replayed."""
     model.train()
     call = GraphedTraining(model, required=True) if graph else model
     depth = torch.rand(len(image), 1, *image.shape[-2:], device=image.device) * (_MAX_DEPTH - 1) + 0.5
@@ -95,7 +95,7 @@ def _optimizer(model: SA2Depth, device: torch.device) -> torch.optim.Optimizer:
 
 
 def part(name: str, model: SA2Depth, image: Tensor, precision: str) -> Step:
-    """One of ``PARTS`` on what the parts before it made; without gradients."""
+    """One of ``PARTS``, without gradients, on the output of the parts before it."""
     model.eval()
     with torch.inference_mode(), autocast(image.device, precision):
         value: Any = image

@@ -1,4 +1,4 @@
-"""The operators at the sizes that the networks call them with."""
+"""The operators at the sizes at which the networks call them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class OperatorCase:
     Attributes:
         operator: its name in `sa2depth.ops`.
         label: the size, for tables.
-        make: ``(device, dtype) -> (function without arguments, tensors that may ask for gradients)``.
+        make: ``(device, dtype) -> (function without arguments, tensors that may need gradients)``.
     """
 
     operator: str
@@ -37,7 +37,7 @@ class OperatorCase:
 
 
 def operator_cases(model: str, size: tuple[int, int], batch: int) -> list[OperatorCase]:
-    """What one model asks of each operator, at each level where it does.
+    """The calls of one model to each operator, at each level that uses it.
 
     Args:
         model: ``t``, ``s`` or ``l``.
@@ -66,7 +66,7 @@ def _dcnv3_case(batch: int, height: int, width: int, channels: int, offset_scale
 
     def make(device: torch.device, dtype: torch.dtype) -> Example:
         draw = _draw(device)
-        # in the network one matrix product makes offsets and logits, in its precision
+        # in the network one matrix product makes offsets and logits, in the network's precision
         shapes = (channels, groups * _POINTS * 3)
         leaves = as_leaves([draw(batch, height, width, last).to(dtype) for last in shapes])
         return lambda: dcnv3_fused(*leaves, groups=groups, offset_scale=offset_scale), leaves
@@ -77,7 +77,7 @@ def _dcnv3_case(batch: int, height: int, width: int, channels: int, offset_scale
 def _attention_case(batch: int, heads: int, queries: int, keys: int, dim: int) -> OperatorCase:
     def make(device: torch.device, dtype: torch.dtype) -> Example:
         draw = _draw(device)
-        # heads side by side in a pixel, keys and values in a key, as 1x1 convolutions leave them
+        # 1x1 convolutions leave the heads of a pixel side by side, and key and value of a key likewise
         query = draw(batch, queries, heads, dim).to(dtype).transpose(1, 2)
         key, value = draw(batch, keys, 2, heads, dim).to(dtype).permute(2, 0, 3, 1, 4).unbind()
         query, key, value = leaves = as_leaves([query, key, value])

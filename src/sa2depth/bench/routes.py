@@ -1,4 +1,4 @@
-"""The ways on which one trained network may run: back ends, forms, precisions, batches, threads, code paths."""
+"""The ways to run one trained network: back ends, forms, precisions, batches, threads, code paths."""
 
 import json
 import os
@@ -25,9 +25,9 @@ from sa2depth.weights import load_model
 
 Depths = npt.NDArray[np.float64]
 BATCH = 8
-"""Images together, in the routes that take several."""
+"""Batch size of the routes that take several images at once."""
 _TIMEOUT_S = 3600.0
-_TAIL = 300  # characters of what a failed process said
+_TAIL = 300  # characters of a failed process's output that are shown
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,18 @@ class Route:
     """A way to run a network.
 
     Attributes:
-        name: for tables.
-        backend: for `sa2depth.ops.use_backend`.
+        name: name in tables.
+        backend: argument of `sa2depth.ops.use_backend`.
         precision: ``fp64``, ``fp32``, ``tf32`` (products of float32 on CUDA), ``bf16`` or ``fp16`` (autocast).
-        prepared: in the form for inference (`sa2depth.runtime.inference.for_inference`).
-        compile: layers fused by ``torch.compile``; prepared, too.
-        graph: replayed from CUDA graphs.
-        batch: images in a call.
-        threads: of PyTorch; None leaves their number alone.
-        device: another one than is measured.
-        exact_convolutions: cuDNN's float32 convolutions in float32, where PyTorch has TF32.
-        environment: variables that are read when PyTorch loads: the route runs in a process of its own.
-        why_not: why this machine does not have it; empty where it has.
+        prepared: whether it has the form for inference (`sa2depth.runtime.inference.for_inference`).
+        compile: whether ``torch.compile`` fuses layers; such a route is prepared, too.
+        graph: whether it is replayed from CUDA graphs.
+        batch: images per call.
+        threads: number of PyTorch's threads; None does not change it.
+        device: device of the route, if it is not the measured one.
+        exact_convolutions: whether cuDNN's float32 convolutions run in float32, and not in TF32 as PyTorch has them.
+        environment: variables that are read when PyTorch loads, so the route runs in a process of its own.
+        why_not: the reason if this machine cannot run the route; else empty.
     """
 
     name: str
@@ -67,7 +67,7 @@ REFERENCE = Route("float64, torch path", "torch", "fp64")
 
 
 def routes(device: torch.device) -> list[Route]:
-    """What to compare with `REFERENCE` on a device."""
+    """The routes to compare with `REFERENCE` on a device."""
     return _on_cuda(device) if device.type == "cuda" else _on_cpu()
 
 
@@ -123,16 +123,16 @@ def depths(route: Route, checkpoint: str, images: Tensor, device: torch.device) 
     """Depth of each image on one route.
 
     Args:
-        route: how.
-        checkpoint: for `sa2depth.weights.load_model`.
-        images: ``(N, 3, H, W)`` float32 in [0, 1], sides that the network takes.
-        device: where, unless the route says another.
+        route: the route.
+        checkpoint: argument of `sa2depth.weights.load_model`.
+        images: ``(N, 3, H, W)`` float32 in [0, 1], with sides that the network can take.
+        device: device of the network, unless the route has another.
 
     Returns:
         ``(N, H, W)`` metres.
 
     Raises:
-        RuntimeError: the route cannot be run; the text says why.
+        RuntimeError: the route cannot be run; the message says why.
         ConfigError: a back end cannot take these images.
     """
     if route.environment:

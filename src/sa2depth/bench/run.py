@@ -1,4 +1,4 @@
-"""A benchmark from its settings to rows: the torch path and the fast path, one after the other, in one run."""
+"""A benchmark from its settings to rows; the torch path and the fast path are measured one after the other."""
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
@@ -38,14 +38,14 @@ _MODIFIERS = ("prepared", "compile", "graph")
 
 @dataclass(frozen=True)
 class Way:
-    """How a call is made: `BACKEND[+prepared][+compile][+graph]`.
+    """A way to make a call: `BACKEND[+prepared][+compile][+graph]`.
 
     Attributes:
-        backend: name for `sa2depth.ops.use_backend`.
+        backend: argument of `sa2depth.ops.use_backend`.
         prepared: inference with `sa2depth.runtime.inference.for_inference`; ``compile`` and ``graph`` include it.
-        compile: layers fused by ``torch.compile``.
-        graph: replayed from a CUDA graph: the kernels' time, without Python and launches; of a training step, the
-            network's forward and backward pass.
+        compile: ``torch.compile`` fuses layers.
+        graph: a CUDA graph is replayed, which takes the kernels' time without Python and launches; a training step
+            replays the network's forward and backward pass.
     """
 
     backend: str
@@ -55,10 +55,10 @@ class Way:
 
     @classmethod
     def parse(cls, text: str, device: torch.device) -> "Way":
-        """A way by name.
+        """Read a way from its notation.
 
         Raises:
-            ConfigError: there is no such back end or modifier, or the device cannot do it.
+            ConfigError: there is no such back end or modifier, or the device cannot run it.
         """
         backend, *modifiers = text.split("+")
         if backend not in NAMES:
@@ -75,23 +75,23 @@ class Way:
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure.
+    """The things to measure.
 
     Attributes:
-        device: where.
-        models: of ``nano``, ``t``, ``s``, ``l``.
-        what: of ``operators`` (forward, and forward with backward), ``parts`` (encoder, decoder, heads), ``inference``,
-            ``training``, and ``evaluation``: what an evaluation does beside the network, on the CPU.
+        device: device of the measurement.
+        models: any of ``nano``, ``t``, ``s``, ``l``.
+        what: any of ``operators`` (forward, and forward with backward), ``parts`` (encoder, decoder, heads),
+            ``inference``, ``training``, and ``evaluation`` (the CPU's part of an evaluation).
         size: height and width of the images, multiples of 32.
         batch: images.
-        precisions: of ``fp32`` (matrix products in float32; convolutions as PyTorch has them), ``tf32``, ``bf16``,
+        precisions: any of ``fp32`` (matrix products in float32; convolutions as PyTorch has them), ``tf32``, ``bf16``,
             ``fp16``.
-        backends: how, in the notation of `Way`; the first one is what the others are compared with.
+        backends: ways in the notation of `Way`; the others are compared with the first.
         budget_s: seconds for each measurement.
 
     Raises:
-        ConfigError: a name that there is not, nothing to measure, a size that is no multiple of 32, or a way that the
-            device has not.
+        ConfigError: a name is unknown, nothing is to be measured, a side is not a multiple of 32, or the device cannot
+            run a way.
     """
 
     device: torch.device
@@ -111,21 +111,21 @@ class Settings:
         ]
         for names, known, option in [*named, (self.backends, NAMES, "--backends")]:
             if not names:
-                raise ConfigError(f"{option} names nothing: choose any of {', '.join(known)}")
+                raise ConfigError(f"{option} is empty: choose any of {', '.join(known)}")
         for names, known, option in named:
             for name in names:
                 if name not in known:
                     raise ConfigError(f"{option} {name}: {nearest(name, known)}")
         if set(self.models) == {"nano"} and set(self.what) == {"operators"}:
-            raise ConfigError("nano has no operator sizes of its own: choose t, s or l")
+            raise ConfigError("operators are not measured at the sizes of nano: choose t, s or l")
         if any(side % 32 or side < 32 for side in self.size):
             raise ConfigError(f"--size {self.size[0]}x{self.size[1]}: both sides must be multiples of 32")
         if self.batch < 1:
-            raise ConfigError(f"--batch {self.batch}: at least 1")
+            raise ConfigError(f"--batch {self.batch}: it must be at least 1")
         self.ways()
 
     def ways(self) -> list[Way]:
-        """What ``backends`` says."""
+        """The ways that ``backends`` names."""
         return [Way.parse(text, self.device) for text in self.backends]
 
 
@@ -136,13 +136,13 @@ class Row:
     Attributes:
         model: ``t`` ...
         subject: operator and size, or the part of the network.
-        precision: of the network.
-        backend: how, in the notation of `Way`.
-        median_ms: of a call; None where it could not run.
-        peak_mib: memory at the worst moment on CUDA, weights included.
-        calls: timed calls.
-        speedup: times as fast as the first back end, where both ran.
-        note: why there is no figure.
+        precision: precision of the network.
+        backend: the way, in the notation of `Way`.
+        median_ms: median time of a call; None if it could not run.
+        peak_mib: peak memory on CUDA, weights included.
+        calls: number of timed calls.
+        speedup: speed relative to the first back end, if both ran.
+        note: the reason if there is no figure.
     """
 
     model: str
@@ -156,7 +156,7 @@ class Row:
     note: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the row as a dict for JSON."""
         return asdict(self)
 
 
@@ -164,7 +164,7 @@ Call = Callable[[], object]
 
 
 def run(settings: Settings) -> Iterator[Row]:
-    """Measure; rows come as they are done, those of one subject together."""
+    """Measure; each row is yielded as soon as it is done, and rows of one subject follow each other."""
     if "evaluation" in settings.what:
         yield from _evaluation(settings)
     for model in settings.models:
@@ -262,11 +262,11 @@ def _compare(
                 torch.cuda.empty_cache()
                 yield Row(model, subject, precision, text, note=OUT_OF_MEMORY)
                 continue
-            except (ConfigError, RuntimeError) as error:  # the other ways are measured all the same
+            except (ConfigError, RuntimeError) as error:  # the other ways are still measured
                 yield Row(model, subject, precision, text, note=str(error).partition("\n")[0])
                 continue
             finally:
-                call = None  # type: ignore[assignment]  # with its network and graph, before the next is built
+                call = None  # type: ignore[assignment]  # frees its network and graph before the next is built
         if text == settings.backends[0]:
             first = timing.median_ms
         speedup = None if first is None else first / timing.median_ms

@@ -1,4 +1,4 @@
-"""How long a call takes and how much memory it adds, on any device."""
+"""Measure the time of a call and the memory that it adds, on any device."""
 
 import gc
 import statistics
@@ -11,7 +11,7 @@ import torch
 from sa2depth.runtime.replayed import capture
 
 _LEAST, _MOST = 3, 200
-_WARM_UPS = 3  # on CUDA: autograd, allocator and clocks settle later than the first call
+_WARM_UPS = 3  # on CUDA, where autograd, allocator and clocks need several calls to settle
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Timing:
     Attributes:
         median_ms: median over the calls.
         fastest_ms: fastest of the calls.
-        calls: number of timed calls, after some that were not.
-        peak_mib: memory on a CUDA device at the worst moment of the timed calls; None on a CPU.
+        calls: number of timed calls, without the warm-up.
+        peak_mib: peak memory of the timed calls on a CUDA device; None on a CPU.
     """
 
     median_ms: float
@@ -44,17 +44,17 @@ def measure(
     *,
     captured: bool = False,
 ) -> Timing:
-    """Call a function until its share of time is used up, three times at least.
+    """Call a function until its time budget is used up, at least three times.
 
     On a CUDA device the time is the device's, between two events around the call.
 
     Args:
-        function: what to time; its result is dropped.
-        device: where it computes.
-        budget_s: seconds.
-        before: bytes that were in use before anything for this measurement was made; not counted.
-        captured: the function replays a CUDA graph, whose memory was seen when it was captured: the peak is that since
-            the caller last reset it.
+        function: the function to time; its result is dropped.
+        device: device on which it computes.
+        budget_s: time budget in seconds.
+        before: bytes in use before anything for this measurement was made; they are not counted.
+        captured: whether the function replays a CUDA graph, whose memory peaked during capture; the peak is then
+            that since the caller last reset it.
 
     Returns:
         The measurement.
@@ -62,7 +62,7 @@ def measure(
     gc.collect()
     on_cuda = device.type == "cuda"
     for _ in range(_WARM_UPS if on_cuda else 1):
-        function()  # compiles, chooses algorithms, fills caches
+        function()  # the first calls compile, choose algorithms and fill caches
     if on_cuda:
         torch.cuda.synchronize(device)
         if not captured:
@@ -91,10 +91,10 @@ def _once_cuda(function: Callable[[], object], device: torch.device) -> float:
 
 
 def replayed(function: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """The same work as a CUDA graph: its time is that of the kernels, without Python and launches.
+    """Capture a function as a CUDA graph, whose time is that of the kernels without Python and launches.
 
     Args:
-        function: what to capture; it may not copy to the CPU.
+        function: the function to capture; it may not copy to the CPU.
         device: a CUDA device.
     """
     graph, _ = capture(function, device)

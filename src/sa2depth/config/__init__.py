@@ -1,4 +1,4 @@
-"""Between Hydra and the programs: checking what was composed, and speaking to people when it is wrong."""
+"""The code between Hydra and the programs: it checks the composed configuration and explains errors to people."""
 
 from sa2depth.config.check import check_config
 from sa2depth.config.launch import launch

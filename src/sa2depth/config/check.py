@@ -1,8 +1,8 @@
-"""A misspelt key or a value of the wrong kind fails while composing, with the nearest names.
+"""A misspelt key or a value of the wrong kind fails while composing, and the error names the nearest keys.
 
-Hydra refuses unknown keys on the command line, but takes anything that an experiment file adds, and any value. Here
-every node that names a ``_target_`` is held against that callable's signature, and the nodes that name none against
-the keys that the programs read.
+Hydra refuses unknown keys on the command line, but accepts any value and everything that an experiment file adds. Here
+every node with a ``_target_`` is checked against that callable's signature, and every other node against the keys that
+the programs read.
 """
 
 import inspect
@@ -20,14 +20,14 @@ from sa2depth.values import fits, words
 
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 FREE_NAMES = {"callbacks", "logger"}
-"""Nodes whose keys are names that the user chooses."""
+"""Nodes whose keys the user may choose freely."""
 
 _ABSENT = object()
 _REFERENCE = re.compile(r"\$\{(\.*)([\w.\[\]-]+)\}")
 
 
 class _Composed(NamedTuple):
-    """A configuration, and the same as plain containers with the references as they are written."""
+    """A configuration, and the same in plain containers with unresolved references."""
 
     cfg: DictConfig
     tree: dict[str, Any]
@@ -37,11 +37,11 @@ class _Signature(NamedTuple):
     names: set[str]
     """Arguments that may be given by name."""
     any_other: bool
-    """Takes others, too."""
+    """Whether it takes others, too."""
     hints: dict[str, Any]
     """Annotations, as far as they can be read."""
     strict: bool
-    """Ours: the annotations say all that may be given."""
+    """Whether it is ours, so that the annotations are complete."""
 
 
 def _signature(target: str, where: str) -> _Signature:
@@ -51,14 +51,14 @@ def _signature(target: str, where: str) -> _Signature:
         raise ConfigError(f"{where}._target_ names {error}") from error
     try:
         parameters = inspect.signature(callable_).parameters.values()
-    except (TypeError, ValueError):  # some written in C have none
+    except (TypeError, ValueError):  # some callables written in C have no signature
         return _Signature(set(), True, {}, False)
     names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     ours = target.startswith("sa2depth.")
     made = callable_.__init__ if isinstance(callable_, type) else callable_  # type: ignore[misc]
     try:
         hints = get_type_hints(made, include_extras=ours)
-    except Exception:  # names that exist for the type checker only
+    except Exception:  # an annotation uses names that only the type checker has
         written = {p.name: p.annotation for p in parameters if p.annotation is not p.empty}
         hints = {name: hint for name, hint in written.items() if not isinstance(hint, str)}
     hints = {name: hint for name, hint in hints.items() if name in names}
@@ -80,7 +80,7 @@ def _check_node(node: Any, where: str, root: _Composed) -> None:
                 continue
             if key not in signature.names and not signature.any_other:
                 raise ConfigError(
-                    f"unknown option {where}.{key}: {node['_target_']} has none of that name; "
+                    f"unknown option {where}.{key}: {node['_target_']} has no argument of that name; "
                     f"{nearest(key, signature.names)}{_leftovers(node, where, signature)}"
                 )
             if key in signature.hints:
@@ -90,19 +90,19 @@ def _check_node(node: Any, where: str, root: _Composed) -> None:
 
 
 def _leftovers(node: Mapping[str, Any], where: str, signature: _Signature) -> str:
-    """How to be rid of the options of the class that stood there before one of the user's own."""
+    """Say how to remove the options of the class that the user's own class replaces."""
     others = [str(key) for key in node if key not in HYDRA_KEYS and key not in signature.names]
     if signature.strict or "[" in where:
         return ""
     group = where.partition(".")[0]
     return (
-        f". If they belong to the class that stood there before: {' '.join(f'~{where}.{key}' for key in others)}, or, "
-        f"for good, write DIR/{group}/NAME.yaml and choose it with --config-dir DIR {group}=NAME"
+        f". To remove options of the replaced class, add {' '.join(f'~{where}.{key}' for key in others)}, or, for "
+        f"good, write DIR/{group}/NAME.yaml and choose it with --config-dir DIR {group}=NAME"
     )
 
 
 def _check_value(option: str, wanted: Any, root: _Composed, strict: bool = True) -> None:
-    """Refuse a value that is not what it should be, by the name of the option that it comes from."""
+    """Refuse a value of the wrong kind; the error names the option that the value comes from."""
     found = _follow(option, root)
     if found is None:
         return
@@ -110,12 +110,12 @@ def _check_value(option: str, wanted: Any, root: _Composed, strict: bool = True)
     if not fits(value, wanted, strict=strict):
         text = ""
         if isinstance(value, bool | int | float) and fits("text", wanted, strict=strict):
-            text = f"; as text it is typed {override(name, as_typed(value))}"
+            text = f"; to give it as text, type {override(name, as_typed(value))}"
         raise ConfigError(f"{name}={as_typed(value)}: expected {words(wanted)}{text}")
 
 
 def _follow(option: str, root: _Composed) -> tuple[str, Any] | None:
-    """The option that a chain of references ends at, and its value; None where there is no such option."""
+    """The option at the end of a chain of references, and its value; None if there is no such option."""
     written = _written(option, root)
     if written is _ABSENT:
         return None
@@ -129,7 +129,7 @@ def _follow(option: str, root: _Composed) -> tuple[str, Any] | None:
 
 
 def _written(option: str, root: _Composed) -> Any:
-    """A value as it stands in the configuration, reference or not."""
+    """A value as written in the configuration, reference or not."""
     node: Any = root.tree
     for key in option.split("."):
         if not isinstance(node, dict) or key not in node:
@@ -139,15 +139,15 @@ def _written(option: str, root: _Composed) -> Any:
 
 
 def check_config(cfg: DictConfig, known: Mapping[str, Any]) -> None:
-    """Refuse unknown keys, unanswered choices and values of the wrong kind.
+    """Refuse unknown keys, missing options and values of the wrong kind.
 
     Args:
         cfg: the composed configuration; interpolations are allowed.
-        known: top-level keys that the program reads with their annotations, or with the keys allowed below.
+        known: top-level keys that the program reads, with their annotations or with the keys allowed below.
 
     Raises:
-        ConfigError: naming the key, where it stands and the nearest known names, the keys that still are ``???``, or
-            the option, its value and what was expected.
+        ConfigError: a key is unknown (the nearest known ones are named), an option is still ``???``, or a value is not
+            of the expected kind.
     """
     missing = sorted(str(key) for key in OmegaConf.missing_keys(cfg))
     if missing:
@@ -167,7 +167,7 @@ def check_config(cfg: DictConfig, known: Mapping[str, Any]) -> None:
 
 
 def _check_level(tree: Any, known: Mapping[str, Any], prefix: str, root: _Composed) -> None:
-    """Hold the keys of one level, and all below them, against those that there are."""
+    """Check the keys of one level, and everything below them."""
     for key, node in tree.items():
         if key not in known:
             raise ConfigError(f"unknown option {prefix}{key}; {nearest(str(key), known)}")
@@ -180,6 +180,6 @@ def _check_level(tree: Any, known: Mapping[str, Any], prefix: str, root: _Compos
             for name, value in node.items():
                 if isinstance(value, dict) and "_target_" not in value:
                     raise ConfigError(
-                        f"{key}.{name} has no _target_: it names no class; {nearest(str(name), node)}"
+                        f"{key}.{name} has no _target_, which must name a class; {nearest(str(name), node)}"
                     )
         _check_node(node, key, root)

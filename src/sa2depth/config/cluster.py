@@ -1,7 +1,7 @@
-"""Which processes belong to one run: those that its options ask for, and those that a cluster's launcher has started.
+"""The processes of one run: those that its options request, and those that a cluster's launcher has started.
 
-``torchrun`` and ``srun`` number the processes that they start, and everything that those start inherits the numbers.
-They mean something only to a run that asks for several processes.
+``torchrun`` and ``srun`` number the processes that they start, and all children inherit the numbers. The numbers matter
+only to a run that requests several processes.
 """
 
 import os
@@ -21,17 +21,17 @@ _SLURM_HAND_STARTED = ("bash", "interactive")
 
 
 LIGHTNING = "Lightning"
-"""The launcher of a process that Lightning has started itself, or a script that takes Lightning's part."""
+"""The launcher of a process that Lightning, or a script in its place, has started."""
 
 
 class Started(NamedTuple):
-    """What a launcher says of the processes that it has started.
+    """The facts that a launcher gives about the processes that it has started.
 
     Attributes:
         by: The launcher.
         rank: Number of this process, from 0.
-        processes: Number of all its processes; 1 where it does not say.
-        source: Environment variable that holds it.
+        processes: Number of all its processes; 1 if it does not say.
+        source: Environment variable that holds this number.
     """
 
     by: str
@@ -41,7 +41,7 @@ class Started(NamedTuple):
 
 
 def started(environment: Mapping[str, str] = os.environ) -> Started | None:
-    """The launcher that this process comes from, by the environment; None: it was started alone."""
+    """The launcher that started this process, according to the environment; None if it was started alone."""
     if "TORCHELASTIC_RUN_ID" in environment:
         rank, count = _number(environment, "RANK", 0), _number(environment, "WORLD_SIZE", 1)
         return Started("torchrun", rank, count, "WORLD_SIZE")
@@ -73,7 +73,7 @@ def _number(environment: Mapping[str, str], name: str, otherwise: int) -> int:
 
 
 def device_count(cfg: DictConfig) -> int:
-    """How many processes a trainer configuration asks for on this machine."""
+    """Number of processes that a trainer configuration requests on this machine."""
     devices = cfg.trainer.get("devices", 1)
     if devices in (-1, "-1", "auto"):
         on_gpu = cfg.trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda")
@@ -83,11 +83,11 @@ def device_count(cfg: DictConfig) -> int:
         return len(listed) if "," in devices else int(devices) if devices.strip().isdigit() else 1
     if isinstance(devices, int):
         return max(int(devices), 1)
-    return len(devices) if isinstance(devices, Sequence) else 1  # Lightning refuses whatever it is
+    return len(devices) if isinstance(devices, Sequence) else 1  # Lightning refuses other values
 
 
 def process_count(cfg: DictConfig) -> int:
-    """How many processes a run's configuration asks for on all its machines."""
+    """Number of processes that a run's configuration requests on all its machines."""
     return device_count(cfg) * _nodes(cfg)
 
 
@@ -97,15 +97,15 @@ def _nodes(cfg: DictConfig) -> int:
 
 
 def is_distributed(cfg: DictConfig) -> bool:
-    """Whether a run is of several processes, or would be on a machine with more devices."""
+    """Whether a run has several processes, or would have them on a machine with more devices."""
     return process_count(cfg) > 1 or cfg.trainer.get("strategy", "auto") not in (None, "auto")
 
 
 def environment_plugins(cfg: DictConfig, given: Any) -> list[Any]:
-    """Lightning's plugins of a run: those of its options, and one where Lightning would misread a launcher's variables.
+    """Lightning's plugins for a run: those of its options, and one if Lightning would misread a launcher's variables.
 
-    A run of one process among several that ``srun`` or ``torchrun`` has started is on its own. A job of SLURM with one
-    task, whose run asks for several devices, starts its processes itself.
+    A run of one process among several that ``srun`` or ``torchrun`` has started is independent. A SLURM job with one
+    task, whose run requests several devices, starts its processes itself.
 
     Args:
         cfg: the configuration.
@@ -116,7 +116,7 @@ def environment_plugins(cfg: DictConfig, given: Any) -> list[Any]:
     if found is None or _choose_their_own(cfg, plugins):
         return plugins
     alone = not is_distributed(cfg) and found.processes > 1
-    # of a job of SLURM with one task: the process that starts the others, and those
+    # in a SLURM job with one task: the process that starts the others, and the others
     starts_itself = found.by == "srun" and found.processes == 1 and process_count(cfg) > 1
     was_started = found.by == LIGHTNING and "SLURM_NTASKS" in os.environ
     if alone or starts_itself or was_started:
@@ -131,13 +131,13 @@ def _choose_their_own(cfg: DictConfig, plugins: list[Any]) -> bool:
 
 
 def check_processes(cfg: DictConfig) -> None:
-    """Refuse a run of several processes of which a launcher has started another number.
+    """Refuse a run of several processes if a launcher has started another number of them.
 
-    Lightning would find out after everything is built, wait for processes that nobody starts, or train on a part of the
-    data.
+    Lightning would only notice after everything is built, wait for processes that nobody starts, or train on a part of
+    the data.
 
     Raises:
-        ConfigError: with both numbers.
+        ConfigError: the numbers differ; the message names both.
     """
     found, wanted = started(), process_count(cfg)
     if found is None or found.by == LIGHTNING or not is_distributed(cfg):
@@ -145,8 +145,8 @@ def check_processes(cfg: DictConfig) -> None:
     if found.processes == wanted:
         if found.by == "srun" and "SLURM_NTASKS_PER_NODE" not in os.environ and wanted > 1:
             raise ConfigError(
-                f"srun has started {found.processes} processes, but not as --ntasks-per-node={device_count(cfg)}, "
-                "by which Lightning knows how many share a machine: give that to sbatch or srun in place of --ntasks"
+                f"srun has started {found.processes} processes without --ntasks-per-node={device_count(cfg)}, which "
+                "tells Lightning how many share a machine: give that to sbatch or srun in place of --ntasks"
             )
         return
     if found.by == "srun" and found.processes == 1 and _nodes(cfg) == 1:
@@ -158,22 +158,22 @@ def check_processes(cfg: DictConfig) -> None:
         f"trainer.devices={as_typed(devices)} and trainer.num_nodes={nodes} ask for {wanted} "
         f"process{'' if wanted == 1 else 'es'}{seen}, but {found.by} has started {found.processes} "
         f"({found.source}): make them equal, or give one device and no strategy (trainer=cpu, trainer=gpu) for "
-        "runs that have nothing to do with one another"
+        "independent runs"
     )
 
 
 def note_of_independence(cfg: DictConfig) -> str | None:
-    """One line for a run that is on its own among several processes: people may have meant one training by all."""
+    """A note for an independent run among several processes, since the user may have meant one common training."""
     found = started()
     if found is None or found.processes < 2 or is_distributed(cfg):
         return None
     who = "another process" if found.by == LIGHTNING else found.by
     return (
         f"process {found.rank} of the {found.processes} that {who} has started runs on its own (one device); "
-        "trainer=ddp makes one training of all"
+        "trainer=ddp makes all of them one training"
     )
 
 
 def requeued_by_slurm(environment: object) -> bool:
-    """Whether SLURM is to queue a job again when it sends SIGTERM."""
+    """Whether SLURM queues a job again after it has sent SIGTERM."""
     return isinstance(environment, SLURMEnvironment) and environment.auto_requeue

@@ -1,4 +1,4 @@
-"""Errors of Hydra, OmegaConf and the operating system, as people can use them: which option, and what to type."""
+"""Explain errors of Hydra, OmegaConf and the operating system: which option is wrong, and what to type."""
 
 import re
 import traceback
@@ -33,7 +33,7 @@ _OPENING, _CLOSING = "[{(", "]})"
 def explained(
     error: Exception, job: Callable[[DictConfig], Any], config_name: str, given: Sequence[str]
 ) -> str | None:
-    """The message for an error that a user can fix; None for any other. See `sa2depth.config.launch.launch`."""
+    """The message for an error that a user can fix; None for any other. `sa2depth.config.launch.launch` prints it."""
     match error:
         case UserError():
             return _own_words(error)
@@ -65,25 +65,25 @@ def _own_words(error: UserError) -> str:
 
 
 def _cannot_build(error: InstantiationException) -> str:
-    """What a class said of its options, which node of the configuration it was built from, and where it said so."""
+    """The error of a class about its options, with its node in the configuration and, if useful, the line of code."""
     _, _, node = str(error).partition("full_key: ")
     cause = error.__cause__
     text = f"{cause}{f' (in {node.strip()})' if node else ''}"
     if not isinstance(cause, TypeError):
         return text
-    # not a message that was written for people, perhaps a mistake in a class of the user's own
+    # a TypeError was not written for people, and may be a mistake in the user's own class
     *_, last = traceback.extract_tb(cause.__traceback__)
-    return f"{' '.join(text.split())}, says {last.filename}:{last.lineno}"
+    return f"{' '.join(text.split())}, raised in {last.filename}:{last.lineno}"
 
 
 def _making_a_folder(job: Callable[[DictConfig], Any], error: BaseException) -> bool:
-    """Whether it was Hydra that could not make a folder, before it came to the job."""
+    """Whether Hydra could not make a folder, before it ran the job."""
     codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
     return getattr(job, "__code__", None) not in codes and any(code.co_name == "mkdir" for code in codes)
 
 
 def _no_folder(error: OSError, arguments: Sequence[str]) -> str:
-    """Which option named a folder that Hydra could not make for the run."""
+    """The message about a folder that Hydra could not make for the run, with the option that named it."""
     given = dict(a.lstrip("+").split("=", 1) for a in arguments if "=" in a)
     option = next(
         (name for name in ("hydra.run.dir", "hydra.sweep.dir", "paths.runs_dir") if name in given), None
@@ -94,7 +94,7 @@ def _no_folder(error: OSError, arguments: Sequence[str]) -> str:
 
 
 def _missing_choice(error: MissingConfigException) -> str:
-    # a base of a family of experiments is no experiment
+    # the base of a family of experiments is not an experiment itself
     options = [str(option) for option in error.options or () if not str(option).endswith("_base")]
     group, _, choice = str(error.missing_cfg_file or "").rpartition("/")
     if not options:
@@ -103,13 +103,13 @@ def _missing_choice(error: MissingConfigException) -> str:
 
 
 def _refused(error: OverrideParseException, program: str) -> str:
-    """What Hydra's grammar refused, which option it was for, and how to quote it."""
+    """The message about a value that Hydra's grammar refused, with its option and how to quote it."""
     given = str(error.override)
     said = str(error).strip().splitlines()
     found = _OPTION.fullmatch(given)
     if found is None:
         name = given.lstrip("+~").split("=", 1)[0]
-        return f"{given} is no option: write OPTION=VALUE; {nearest(name, _options(program))}"
+        return f"{given} is not an option: write OPTION=VALUE; {nearest(name, _options(program))}"
     reason = next((line for line in said if line and not line.startswith(("Error parsing", "See http"))), "")
     advice = _advice(found["option"], found["value"])
     return (
@@ -118,7 +118,7 @@ def _refused(error: OverrideParseException, program: str) -> str:
 
 
 def _several_values(message: str, overrides: list[str]) -> str | None:
-    """The message for a list of values where one was expected; None: Hydra's message is about something else."""
+    """The message for several values where one was expected; None if Hydra's message is about something else."""
     if "--multirun" not in message:
         return None
     for given in overrides:
@@ -128,29 +128,29 @@ def _several_values(message: str, overrides: list[str]) -> str | None:
         option, value = found["option"], found["value"]
         return (
             f"{given} means several values of {option.lstrip('+')}, one run each, which needs -m (--multirun); "
-            f"one value is typed {_typed(option, hydra_quoted(value))}"
+            f"to give one value, type {_typed(option, hydra_quoted(value))}"
         )
     return None
 
 
 def _not_chosen(message: str) -> str | None:
-    """The message for a group without a default; None: Hydra's message is about something else."""
+    """The message for a group without a default; None if Hydra's message is about something else."""
     if not message.startswith("You must specify '"):
         return None
     _, group, said = message.split("'", 2)
     choices = [f"{group}={line.strip()}" for line in said.splitlines()[2:]]
-    return f"{group} has no default here and must be chosen: {', '.join(choices)}"
+    return f"{group} has no default here: choose one of {', '.join(choices)}"
 
 
 def _unknown(error: ConfigCompositionException, program: str, arguments: Sequence[str]) -> str:
-    """The failing override with the names that would have worked in this program, where it can be found."""
+    """The message for an override of an unknown option, with the nearest names of this program."""
     quoted = str(error).strip().split("\n", 1)[0].split("'")
     if len(quoted) < 2:
         return str(error).strip()
     key = _name(quoted[1])
     value = next((a.partition("=")[2] for a in arguments if a.startswith(f"{key}=")), "VALUE")
     own = any(a.lstrip("+").startswith(f"{key.rpartition('.')[0]}._target_=") for a in arguments)
-    added = f"; an option of the class that you named is added with a plus: +{key}={value}" if own else ""
+    added = f"; to add an option of the class that you named, type a plus: +{key}={value}" if own else ""
     return f"unknown option {key}; {nearest(key, _options(program, arguments, key))}{added}"
 
 
@@ -159,7 +159,7 @@ def _name(override: str) -> str:
 
 
 def _options(program: str, arguments: Sequence[str] = (), without: str = "") -> list[str]:
-    """All options of a program as a command line makes it, but for one override."""
+    """All options of a program with the overrides of a command line, except for one override."""
     rest = [a for a in arguments if "=" in a and not a.startswith("-") and _name(a) != without]
     if own := get_args_parser().parse_known_args(list(arguments))[0].config_dir:
         rest.append(f"hydra.searchpath=[{hydra_quoted(f'file://{Path(own).absolute()}')}]")
@@ -173,24 +173,24 @@ def _options(program: str, arguments: Sequence[str] = (), without: str = "") -> 
 
 def _flat(node: Any, prefix: str = "") -> Iterator[str]:
     for key, value in node.items() if isinstance(node, dict) else ():
-        if not str(key).startswith("_"):  # Hydra's own
+        if not str(key).startswith("_"):  # keys with _ are Hydra's own
             yield f"{prefix}{key}"
             yield from _flat(value, f"{prefix}{key}.")
 
 
 def _advice(option: str, value: str) -> str:
-    """How to type what was meant: items of a list are quoted one by one, anything else as a whole."""
+    """Say how to quote a value: items of a list one by one, anything else as a whole."""
     if value.startswith("[") and value.endswith("]"):
         items = ",".join(
             item if _understood(f"{option}=[{item}]") else hydra_quoted(item) for item in _items(value[1:-1])
         )
         if _understood(f"{option}=[{items}]"):
-            return f"quote its items for Hydra and all of it for the shell: {_typed(option, f'[{items}]')}"
+            return f"quote its items for Hydra and the whole for the shell: {_typed(option, f'[{items}]')}"
     return f"quote it for Hydra and for the shell: {_typed(option, hydra_quoted(value))}"
 
 
 def _items(text: str) -> list[str]:
-    """Items of a list as typed, those within inner brackets together."""
+    """Items of a list as typed; text within inner brackets stays together."""
     items, depth = [""], 0
     for letter in text:
         depth += (letter in _OPENING) - (letter in _CLOSING)

@@ -1,7 +1,7 @@
-"""The folders of runs: what Hydra is about to overwrite, where the jobs of a sweep go, and which process has one.
+"""The folders of runs: keep files that Hydra would overwrite, fix the folder of a sweep, and give a run one folder.
 
-``torchrun`` and ``srun`` start all processes of a run alike, each with its own time in the folder's name; the run's
-folder is that of the first, which `sa2depth.run.results.finish` tells to the others.
+``torchrun`` and ``srun`` start all processes of a run alike, each with its own time in the folder's name. The run's
+folder is that of the first process, which `sa2depth.run.results.finish` tells the others.
 """
 
 import sys
@@ -20,17 +20,17 @@ from sa2depth.config.cluster import Started, is_distributed, note_of_independenc
 from sa2depth.quoting import hydra_quoted
 
 at_the_end = ExitStack()
-"""What `sa2depth.config.launch.launch` undoes when it is done, however that comes: Hydra forgets Ctrl-C."""
+"""Clean-up that `sa2depth.config.launch.launch` runs at its end, after Ctrl-C too; Hydra runs no callback then."""
 
 
 class RunFolders(Callback):
-    """Hydra's callback of ``conf/hydra/default.yaml``."""
+    """A callback of Hydra, set in ``conf/hydra/default.yaml``."""
 
     def on_run_start(self, config: DictConfig, config_name: str | None = None, **kwargs: Any) -> None:
         """Decide whether this process has a run folder; keep the configuration of an earlier run in it.
 
-        That of a resumed run's first part gets a name with a number. Lightning's own launcher passes the folder on.
-        A process whose run asks for one device is no part of a run of several, whatever number it inherited.
+        The configuration of the earlier run is renamed with a number. Lightning's own launcher passes the folder on. A
+        process whose run requests one device runs alone, whatever number it inherited.
         """
         if found := _among_others():
             if not is_distributed(config):
@@ -56,23 +56,23 @@ class RunFolders(Callback):
                 OmegaConf.update(config, option, value)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Fix the folder of a sweep: one that depends on what the jobs vary would scatter them."""
+        """Fix the folder of a sweep, because jobs would be scattered if it depended on options that they vary."""
         if _among_others():
             _be_first()
         with suppress(OmegaConfBaseException):
             folder = str(OmegaConf.select(config, "hydra.sweep.dir"))
             with read_write(config), open_dict(config):
-                # jobs are composed from these, not from the resolved configuration
+                # jobs are composed from these overrides, not from the resolved configuration
                 config.hydra.overrides.hydra.append(f"hydra.sweep.dir={hydra_quoted(folder)}")
 
 
 def _among_others() -> Started | None:
-    """The launcher of this process, if it has started others, too."""
+    """The launcher of this process, if it has started other processes, too."""
     found = started()
     return found if found is not None and found.processes > 1 else None
 
 
 def _be_first() -> None:
-    """Lightning has read the number when it was imported; with it, a run on its own would print and log nothing."""
+    """Set Lightning's rank to 0: with the inherited one, which it read when imported, the run would print nothing."""
     at_the_end.callback(setattr, rank_zero_only, "rank", getattr(rank_zero_only, "rank", 0))
     setattr(rank_zero_only, "rank", 0)  # noqa: B010

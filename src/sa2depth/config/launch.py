@@ -1,4 +1,4 @@
-"""The entry point of the Hydra programs: composes, runs, and prints errors that a user can fix without a traceback."""
+"""The entry point of the Hydra programs: compose, run, and print errors that a user can fix without a traceback."""
 
 import os
 import signal
@@ -24,13 +24,13 @@ def launch(config_name: str, job: Callable[[DictConfig], Any], arguments: Sequen
 
     Args:
         config_name: a file below ``conf/``.
-        job: what to run; in a multirun once for each combination.
+        job: function to run; a multirun calls it once for each combination.
         arguments: overrides, in place of ``sys.argv``.
 
     Returns:
-        Exit status: 0, or 2 for an error that the user can fix, which is printed; what the machine has run out of is
-        one, too. Others are raised. A sweep runs all its jobs, names those that failed, and ends with 2 if every one of
-        them is an error that the user can fix, else with 1. 130 after Ctrl-C.
+        Exit status: 0; 2 for an error that the user can fix, which is printed (a full disk or memory is one, too); 130
+        after Ctrl-C. Other errors are raised. A sweep runs all its jobs and names those that failed; its status is 2
+        if the user can fix all of these errors, else 1.
     """
     os.environ.setdefault(_FULL_ERROR, "1")
     argv = sys.argv

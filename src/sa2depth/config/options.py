@@ -1,6 +1,6 @@
-"""The options that no ``_target_`` takes: the keys that the programs read, each with its annotation.
+"""The options that the programs read themselves and no ``_target_`` takes, each with its annotation.
 
-`Any` leaves the check to whoever takes the value, or to the ``_target_`` below.
+`Any` leaves the check to the code that uses the value, or to a ``_target_`` below it.
 """
 
 from pathlib import Path
@@ -37,4 +37,4 @@ TRAINER: dict[str, Any] = {
     "gradient_clip_val": Annotated[float, Ge(0)] | None,
     "log_every_n_steps": Annotated[int, Ge(0)],
 }
-"""What Lightning's trainer takes, where it would not say so."""
+"""Options of Lightning's trainer whose wrong values it would not report clearly."""

@@ -1,4 +1,4 @@
-"""The jobs of a sweep that fail: each is named at once, the others run, and the end lists them."""
+"""Failing jobs of a sweep: each is reported at once, the other jobs run, and the end lists all failures."""
 
 import functools
 import sys
@@ -18,11 +18,11 @@ class Failure(NamedTuple):
     """A job that failed.
 
     Attributes:
-        job: Its number.
-        overrides: Of this job.
-        folder: Its output.
-        message: One line.
-        of_user: Something that the user can fix.
+        job: Number of the job.
+        overrides: Overrides of this job.
+        folder: Output folder of the job.
+        message: The error in one line.
+        of_user: Whether the user can fix it.
     """
 
     job: int
@@ -33,11 +33,11 @@ class Failure(NamedTuple):
 
 
 class Sweep:
-    """A job that Hydra may run several times; in a sweep a failing one does not stop the others.
+    """A job that Hydra may run several times; in a sweep a failure does not stop the other runs.
 
     Args:
-        job: What to run.
-        explain: Gives the message for an error that the user can fix, None for any other.
+        job: The function to run.
+        explain: Returns the message for an error that the user can fix, None for any other.
     """
 
     def __init__(self, job: Callable[[DictConfig], Any], explain: Callable[[Exception], str | None]) -> None:
@@ -46,7 +46,7 @@ class Sweep:
         self.jobs = 0
 
     def task(self) -> Callable[[DictConfig], Any]:
-        """The job to give to Hydra."""
+        """The function to give to Hydra."""
 
         @functools.wraps(self._job)
         def run(cfg: DictConfig) -> Any:
@@ -57,7 +57,7 @@ class Sweep:
                 return self._job(cfg)
             except Exception as error:
                 self._note(error)
-                # a sweeper that looks for the best value has its own way with jobs that have none
+                # a sweeper that searches for the best value handles failing jobs itself
                 if not HydraConfig.get().sweeper._target_.endswith(".BasicSweeper"):
                     raise
                 return None
@@ -83,7 +83,7 @@ class Sweep:
         """List the failed jobs, if there are any.
 
         Returns:
-            0; 2 where every failure is one that the user can fix; else 1.
+            0 if no job failed; 2 if the user can fix every failure; else 1.
         """
         if not self.failures:
             return 0

@@ -1,7 +1,7 @@
-"""Whatever a person calls an image, as the tensor that the network takes.
+"""Convert any kind of image into the tensor that the network takes.
 
-Paths, Pillow images, NumPy arrays and tensors; upright by their EXIF tag; grey, palette, transparent, CMYK
-and 16-bit pictures become RGB in [0, 1].
+Paths, Pillow images, NumPy arrays and tensors are accepted. Pictures are turned upright by their EXIF tag; grey,
+palette, transparent, CMYK and 16-bit pictures become RGB in [0, 1].
 """
 
 import math
@@ -22,18 +22,18 @@ from sa2depth.image_files import REDUCED, megapixel_limit, opened, reduced, to_r
 
 ImageLike = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | Tensor
 
-# Resampling with overshoot leaves floats a little outside [0, 1]; pixels up to 255 are a mistake to tell.
+# Resampling with overshoot leaves floats a little outside [0, 1]; pixels up to 255 are a mistake.
 _TOLERANCE = 0.01
 _RAISE = "raise the limit with --max-megapixels (max_megapixels= in Python) or"
-_SMALLER = "Ask for a smaller size (--max-side 2000; max_side= or size=), with which it is read reduced"
+_SMALLER = "Ask for a smaller size (--max-side 2000; max_side= or size=), so that it is read reduced"
 _ASK_FOR_LESS = f"{_SMALLER}, or {_RAISE}"
-_EVEN_REDUCED = f"That is the limit for what is read reduced. Store it smaller, or {_RAISE}"
+_EVEN_REDUCED = f"That is the limit for files that are read reduced. Store it smaller, or {_RAISE}"
 
 
 class Picture(NamedTuple):
-    """A picture for the network: ``(1, 3, H', W')`` float32, and ``(H, W)``, the size of the image it was made from.
+    """A picture for the network: ``(1, 3, H', W')`` float32, and ``(H, W)``, the size of its original image.
 
-    The sizes differ where a very large file was read reduced.
+    The sizes differ if a very large file was read reduced.
     """
 
     pixels: Tensor
@@ -52,7 +52,7 @@ def to_tensor(image: ImageLike) -> Tensor:
         The picture on the CPU, or on the tensor's own device.
 
     Raises:
-        DataError: The file is absent, no readable picture, or too large (`sa2depth.image_files.megapixel_limit`).
+        DataError: The file is missing, unreadable, or too large (`sa2depth.image_files.megapixel_limit`).
         ShapeError: The shape, type or range is none of the above.
     """
     return to_picture(image).pixels
@@ -63,20 +63,20 @@ def to_picture(
     wanted: Callable[[int, int], tuple[int, int]] | None = None,
     max_megapixels: float | None = None,
 ) -> Picture:
-    """The same, with the image's own size; files above the limit are read reduced where a smaller size is wanted.
+    """Convert like `to_tensor` and keep the image's size; files above the limit are read reduced if that is enough.
 
     Args:
         image: See `to_tensor`.
-        wanted: ``(height, width)`` of an image to those that the network is to see; None: the image's own.
-        max_megapixels: Files above it are not read as a whole; None: see `sa2depth.image_files.megapixel_limit`.
+        wanted: Maps ``(height, width)`` of an image to the size that the network will see; None: the image's own.
+        max_megapixels: Larger files are not read as a whole; None: see `sa2depth.image_files.megapixel_limit`.
 
     Returns:
-        The picture; one that was read reduced has at least twice the wanted sides.
+        The picture; if it was read reduced, its sides are at least twice the wanted ones.
 
     Raises:
         DataError: See `to_tensor`.
         ShapeError: See `to_tensor`.
-        ConfigError: The limit is no positive number.
+        ConfigError: The limit is not a positive number.
     """
     if isinstance(image, Tensor):
         pixels = _from_tensor(image)
@@ -89,7 +89,7 @@ def to_picture(
         return _read(Path(image).expanduser(), wanted, megapixel_limit(max_megapixels))
     else:
         raise ShapeError(
-            f"an image is a path, a PIL image, a NumPy array or a tensor, not {type(image).__name__}"
+            f"an image must be a path, a PIL image, a NumPy array or a tensor, not {type(image).__name__}"
         )
     return Picture(pixels, (int(pixels.shape[-2]), int(pixels.shape[-1])))
 
@@ -111,7 +111,7 @@ def _read(path: Path, wanted: Callable[[int, int], tuple[int, int]] | None, limi
 
 
 def _spare(height: int, width: int, wanted: Callable[[int, int], tuple[int, int]]) -> int:
-    """By which whole factor an image may be reduced and keep twice the sides that are wanted, however it is turned."""
+    """The largest whole factor that leaves an image, turned or not, twice the wanted sides."""
     factors = []
     for sides in ((height, width), (width, height)):
         factors += [have // (2 * want) for have, want in zip(sides, wanted(*sides), strict=True)]
@@ -137,11 +137,11 @@ def _from_array(array: npt.NDArray[Any]) -> Tensor:
         array = array[:, :, None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
         raise ShapeError(
-            f"an image array has the shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), not {array.shape}"
+            f"an image array must have the shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), not {array.shape}"
         )
     array = array[:, :, :3]
     if array.dtype in (np.uint8, np.uint16):
-        # in place and without a look at the range: a photograph of 100 megapixels takes 1.2 GB as it is
+        # in place and without a check of the range: a photograph of 100 megapixels already takes 1.2 GB
         values = np.ascontiguousarray(array, np.float32)
         values /= np.float32(np.iinfo(array.dtype).max)
         picture = rearrange(torch.from_numpy(values), "h w c -> 1 c h w")
@@ -149,7 +149,7 @@ def _from_array(array: npt.NDArray[Any]) -> Tensor:
     if np.issubdtype(array.dtype, np.floating):
         values = array.astype(np.float32)
     else:
-        raise ShapeError(f"an image array holds uint8, uint16 or floats in [0, 1], not {array.dtype}")
+        raise ShapeError(f"an image array must hold uint8, uint16 or floats in [0, 1], not {array.dtype}")
     picture = rearrange(torch.from_numpy(np.ascontiguousarray(values)), "h w c -> 1 c h w")
     return _in_range(picture.expand(-1, 3, -1, -1))
 
@@ -160,21 +160,21 @@ def _from_tensor(tensor: Tensor) -> Tensor:
         picture = picture[None]
     if picture.ndim != 4 or picture.shape[:2] != (1, 3) or 0 in picture.shape:
         raise ShapeError(
-            f"an image tensor has the shape (3, H, W) or (1, 3, H, W), not {tuple(tensor.shape)}"
+            f"an image tensor must have the shape (3, H, W) or (1, 3, H, W), not {tuple(tensor.shape)}"
         )
     if picture.dtype == torch.uint8:
         return picture.float() / 255
     if not picture.is_floating_point():
-        raise ShapeError(f"an image tensor holds uint8 or floats in [0, 1], not {picture.dtype}")
+        raise ShapeError(f"an image tensor must hold uint8 or floats in [0, 1], not {picture.dtype}")
     return _in_range(picture.float())
 
 
 def _in_range(picture: Tensor) -> Tensor:
     low, high = float(picture.min()), float(picture.max())
-    # NaN compares as false, so that it is refused as well.
+    # NaN compares as false, so it is refused, too.
     if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):
         raise ShapeError(
-            f"float images are in [0, 1], these pixels are in [{low:g}, {high:g}]: divide by 255, or pass "
-            "uint8; the model normalises by itself"
+            f"float images must be in [0, 1], but these pixels are in [{low:g}, {high:g}]: divide by 255, or pass "
+            "uint8; do not normalise, the model does"
         )
     return picture.clamp(0, 1)

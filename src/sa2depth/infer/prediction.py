@@ -1,4 +1,4 @@
-"""What a prediction is: depth in metres at the size of the input, with how sure the network was."""
+"""A prediction: depth in metres at the size of the input, with the network's confidence."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ class Prediction:
     Attributes:
         depth: ``(H, W)`` float32, metres along the optical axis, at the size of the input.
         confidence: ``(H, W)`` float32 in [0, 1], higher is surer: one minus the entropy of the distribution
-            over the K depth bins divided by ``log K``. It is a shape of that distribution, not a calibrated
-            probability.
-        min_depth: Nearest depth that the model can say, metres.
-        max_depth: Farthest depth that the model can say, metres: a fixed range for colours.
+            over the K depth bins divided by ``log K``. It describes the shape of that distribution and is not a
+            calibrated probability.
+        min_depth: Nearest depth that the model can predict, metres.
+        max_depth: Farthest depth that the model can predict, metres; with ``min_depth`` a fixed range for colours.
         intrinsics: ``(3, 3)`` float64 camera matrix in pixels of the input, if one was given.
-        id: Name of the image: the stem of its file, or what the caller said.
+        id: Name of the image: the stem of its file, or the caller's choice.
     """
 
     depth: npt.NDArray[np.float32]
@@ -36,5 +36,5 @@ class Prediction:
 
     @property
     def broken_pixels(self) -> int:
-        """How many depths are NaN or infinite; a sound model gives none."""
+        """Number of depths that are NaN or infinite; a sound model gives none."""
         return int(np.count_nonzero(~np.isfinite(self.depth)))

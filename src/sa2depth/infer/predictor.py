@@ -1,4 +1,4 @@
-"""The kind door of a model: any image in, a Prediction at the input's size out."""
+"""The entry point for users of a model: any image in, a Prediction at the input's size out."""
 
 import logging
 import math
@@ -38,25 +38,25 @@ class Predictor:
     """Runs a depth model on images of any kind and size.
 
     Args:
-        model: From ``load_model`` or ``create_model``. The predictor works with a copy on the device, in which layers
-            are merged (`sa2depth.runtime.inference.for_inference`); later changes of the model do not reach it.
-        device: A torch device, or ``"auto"`` for CUDA where there is one.
+        model: A model from ``load_model`` or ``create_model``. The predictor copies it to the device and merges layers
+            (`sa2depth.runtime.inference.for_inference`); later changes of the model do not affect the copy.
+        device: A torch device, or ``"auto"`` for CUDA if there is one.
         precision: ``"bf16"`` runs under autocast; ranks, the scan and the expectation stay float32 inside the
             model.
-        flip: Average with the prediction on the mirrored image; doubles the time.
-        max_side: Shrink larger images to this longer side in pixels before the network; the depth comes back
-            at the input's size all the same.
+        flip: Average with the prediction on the mirrored image (TTA flip); doubles the time.
+        max_side: Shrink larger images to this longer side in pixels before the network; the depth is still
+            returned at the input's size.
         size: Resize every image to this (height, width), for example the size of training, and back.
-        compile: Fuse layers with ``torch.compile`` on CUDA: a minute at the first image of each size, then faster.
-        graph: Replay CUDA graphs, one for each size of image that comes again, up to four: without it a small image
-            takes as long as Python needs to launch its kernels. On CUDA only.
+        compile: Fuse layers with ``torch.compile`` on CUDA, which takes a minute at the first image of each size.
+        graph: Replay CUDA graphs for up to four sizes of image, from the second image of a size on. Without graphs a
+            small image takes as long as Python needs to launch its kernels. This has an effect on CUDA only.
         max_megapixels: Files with more are never decoded as a whole: with ``size`` or ``max_side`` they are read
-            reduced (the results keep the file's size), without they are refused. None: what the environment variable
-            ``SA2DEPTH_MAX_MEGAPIXELS`` says, else 179.
+            reduced (the results keep the file's size), else they are refused. None means the environment variable
+            ``SA2DEPTH_MAX_MEGAPIXELS``, or 179 if that is not set.
 
     Raises:
-        ConfigError: No model, an unknown device or precision, weights in another than float32 (or, for ``"fp32"``,
-            float64), both ``size`` and ``max_side``, or a limit that is no positive number.
+        ConfigError: ``model`` is not a model, its weights are not float32 (or float64 for ``"fp32"``), the device or
+            precision is unknown, ``size`` and ``max_side`` are both given, or the limit is not a positive number.
     """
 
     def __init__(
@@ -74,15 +74,15 @@ class Predictor:
         given: object = model
         if not isinstance(given, nn.Module):
             file = given if isinstance(given, str | os.PathLike) else "model.safetensors"
-            raise ConfigError(f'Predictor takes a model: Predictor(load_model("{os.fspath(file)}"))')
+            raise ConfigError(f'Predictor needs a model: Predictor(load_model("{os.fspath(file)}"))')
         if precision not in ("fp32", "bf16"):
-            raise ConfigError(f"precision is fp32 or bf16, not '{precision}'")
+            raise ConfigError(f"precision must be fp32 or bf16, not '{precision}'")
         working_size(32, 32, size, max_side)
         kinds = {weight.dtype for weight in model.parameters()}
         if not kinds <= {torch.float32, torch.float64} or (precision == "bf16" and torch.float64 in kinds):
             raise ConfigError(
-                f"the model's weights are {', '.join(sorted(map(str, kinds)))}, but precision='{precision}' starts "
-                "from float32: give the model as load_model or create_model made it"
+                f"the model's weights are {', '.join(sorted(map(str, kinds)))}, but precision='{precision}' needs "
+                "float32: pass the model as load_model or create_model returned it"
             )
         self.device = pick_device(device)
         self.model: Any = for_inference(model, torch.bfloat16 if precision == "bf16" else None).to(
@@ -100,7 +100,9 @@ class Predictor:
         self._multiple = stride_multiple(model)
         self._network: Callable[[Tensor], Tensor] = self._maps
         if graph and self.device.type == "cuda":
-            self._network = Graphed(self._maps, calls=2 if flip else 1)  # from the second image of a size on
+            self._network = Graphed(
+                self._maps, calls=2 if flip else 1
+            )  # captures at the second image of a size
 
     def __call__(
         self, image: ImageLike, intrinsics: npt.ArrayLike | None = None, id: str | None = None
@@ -110,20 +112,19 @@ class Predictor:
         Args:
             image: Path, Pillow image, array ``(H, W[, 1|3|4])`` or tensor ``([1,] 3, H, W)``; see
                 `sa2depth.infer.images.to_tensor`.
-            intrinsics: ``(3, 3)`` camera matrix in pixels of the input; handed through, the network does not
-                use it.
-            id: Name for the prediction; a path's stem when not given.
+            intrinsics: ``(3, 3)`` camera matrix in pixels of the input; it is only passed on to the prediction.
+            id: Name of the prediction; by default the stem of the path.
 
         Returns:
             Depth in metres and confidence at the input's size.
 
         Raises:
-            DataError: The file is absent, no picture, or too large.
+            DataError: The file is missing, not a picture, or too large.
             ShapeError: The image or the camera matrix has another shape, type or range.
         """
         camera = None if intrinsics is None else _camera(intrinsics)
         picture, (height, width) = to_picture(image, self._working_size, self.max_megapixels)
-        # not kept beside what it becomes: it may be large
+        # the picture may be large, so it is freed as soon as it is resized
         resized = resize_image(picture.to(self.device), self._working_size(height, width))
         del picture
         with torch.inference_mode():
@@ -148,7 +149,7 @@ class Predictor:
         return working_size(height, width, self.size, self.max_side)
 
     def _maps(self, padded: Tensor) -> Tensor:
-        """Depth (m) and confidence ``(1, 2, H, W)`` of a picture whose sides the network can take."""
+        """Depth (m) and confidence ``(1, 2, H, W)`` of a picture whose sides are multiples of the network's."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             logits, centers = self.model.predict_bins(padded)
         maps = torch.cat([expected_depth(logits, centers), certainty(logits)], dim=1)
@@ -162,7 +163,7 @@ def certainty(logits: Tensor) -> Tensor:
         logits: ``(B, K, H, W)``, scores of the bins at each pixel.
 
     Returns:
-        ``(B, 1, H, W)`` float32 in [0, 1]: 1 where one bin holds everything, 0 where all are equal.
+        ``(B, 1, H, W)`` float32 in [0, 1]: 1 if one bin has all the weight, 0 if all are equal.
     """
     shares = logits.float().softmax(dim=1)
     entropy = torch.special.entr(shares).sum(dim=1, keepdim=True)
@@ -173,7 +174,7 @@ def pick_device(device: str | torch.device) -> torch.device:
     """A torch device by name.
 
     Args:
-        device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` ...
+        device: ``"auto"`` (CUDA if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` ...
 
     Returns:
         The device.
@@ -186,19 +187,23 @@ def pick_device(device: str | torch.device) -> torch.device:
     try:
         found = torch.device(device)
     except RuntimeError as error:
-        raise ConfigError(f"'{device}' is no device: auto, cpu, cuda or cuda:1") from error
+        raise ConfigError(f"'{device}' is not a device: choose auto, cpu, cuda or cuda:1") from error
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"{found} was asked for, but PyTorch sees {torch.cuda.device_count()} CUDA devices: use "
+            f"{found} was requested, but PyTorch sees {torch.cuda.device_count()} CUDA devices: use "
             "device=cpu or auto"
         )
     if found.type not in ("cpu", "cuda"):
         try:
             torch.ones(1, device=found).cpu()
-        except (RuntimeError, AssertionError, ImportError) as error:  # what each of PyTorch's back ends says
+        except (
+            RuntimeError,
+            AssertionError,
+            ImportError,
+        ) as error:  # each of PyTorch's back ends has its own
             reason = str(error).split("\n")[0].rstrip(".")
             raise ConfigError(
-                f"{found} was asked for, but PyTorch cannot compute there ({reason}): use device=cpu or auto"
+                f"{found} was requested, but PyTorch cannot compute there ({reason}): use device=cpu or auto"
             ) from error
     return found
 
@@ -206,7 +211,7 @@ def pick_device(device: str | torch.device) -> torch.device:
 def _camera(intrinsics: npt.ArrayLike) -> npt.NDArray[np.float64]:
     camera = np.asarray(intrinsics, dtype=np.float64)
     if camera.shape != (3, 3):
-        raise ShapeError(f"intrinsics are a (3, 3) camera matrix in pixels, not of shape {camera.shape}")
+        raise ShapeError(f"intrinsics must be a (3, 3) camera matrix in pixels, not of shape {camera.shape}")
     return camera
 
 

@@ -1,7 +1,7 @@
 """Predictions as files: a picture for people, millimetres for programs, floats for numerics.
 
-``NAME_depth.png`` colours at a fixed metric range, ``NAME_depth_mm.png`` 16-bit millimetres (its scale stands
-in the PNG's text fields), ``NAME_depth.npy`` float32 metres. Each file appears whole or not at all.
+``NAME_depth.png`` holds colours for a fixed metric range, ``NAME_depth_mm.png`` 16-bit millimetres (the PNG's text
+fields give the scale), ``NAME_depth.npy`` float32 metres. Each file appears whole or not at all.
 """
 
 import logging
@@ -23,7 +23,7 @@ from sa2depth.infer.prediction import Prediction
 from sa2depth.version import __version__
 
 MILLIMETRES_MAX = 65535
-"""What 16 bits hold: 65.535 m."""
+"""The largest 16-bit value: 65.535 m."""
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def write_color(
 
     Args:
         prediction: Depth ``(H, W)`` in metres.
-        path: The PNG.
+        path: Path of the PNG.
         depth_range: Metres at the two ends of the colours; the model's own range by default, so that pictures
             of one model can be compared.
         colormap: A key of ``sa2depth.report.colours.COLORMAPS``.
@@ -61,12 +61,12 @@ def write_color(
 def write_millimetres(prediction: Prediction, path: Path) -> None:
     """Write depth as a 16-bit grey PNG of whole millimetres.
 
-    Rounded to the nearest millimetre; depths above 65.535 m are clipped and NaN or infinite ones become 0
-    ("no depth"), both counted in a warning.
+    Depths are rounded to the nearest millimetre. Depths above 65.535 m are clipped, and NaN or infinite ones become 0
+    ("no depth"); a warning counts both.
 
     Args:
         prediction: Depth ``(H, W)`` in metres.
-        path: The PNG.
+        path: Path of the PNG.
     """
     # OFFICIAL: the released writer truncates, which is half a step too near on average, and leaves NaN
     # undefined.
@@ -79,11 +79,9 @@ def write_millimetres(prediction: Prediction, path: Path) -> None:
         broken += int(np.count_nonzero(~finite))
         pixels[rows] = np.clip(depth_mm, 0, MILLIMETRES_MAX).astype(np.uint16)
     if too_far:
-        logger.warning(
-            "%s: %d pixels beyond 65.535 m are clipped; the .npy holds them in full", path, too_far
-        )
+        logger.warning("%s: %d pixels beyond 65.535 m are clipped; the .npy format keeps them", path, too_far)
     if broken:
-        logger.warning("%s: %d pixels are NaN or infinite and are written as 0, no depth", path, broken)
+        logger.warning("%s: %d pixels are NaN or infinite and are written as 0 (no depth)", path, broken)
     notes = {
         "Depth-Unit": "millimetre",
         "Depth-Scale": "0.001",
@@ -119,9 +117,9 @@ def write(
     """Write one prediction in several formats.
 
     Args:
-        prediction: What to write.
-        folder: Made when it is not there.
-        name: Begin of the file names; the prediction's id by default.
+        prediction: The prediction to write.
+        folder: Folder of the files; it is made if it does not exist.
+        name: Start of the file names; the prediction's id by default.
         formats: Any of ``color``, ``mm``, ``npy``.
         depth_range: For ``color``; see `write_color`.
         colormap: For ``color``; see `write_color`.
@@ -130,7 +128,7 @@ def write(
         The files written.
 
     Raises:
-        ConfigError: An unknown format.
+        ConfigError: A format is unknown.
     """
     check_formats(formats)
     stem = name or prediction.id
@@ -153,18 +151,18 @@ def check_formats(formats: Sequence[str]) -> None:
         formats: Names to check.
 
     Raises:
-        ConfigError: One is unknown, or there is none.
+        ConfigError: A format is unknown, or there is none.
     """
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
-        raise ConfigError(f"formats are {', '.join(FORMATS)}; not {', '.join(unknown) or 'none at all'}")
+        raise ConfigError(f"formats must be any of {', '.join(FORMATS)}, not {', '.join(unknown) or 'none'}")
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:
-    """One name an input, so that no two inputs write the same file.
+    """Choose one name per input, so that no two inputs write the same file.
 
-    The stem where it is unique; otherwise with the folder's name in front, and then counted. Case is ignored,
-    as some file systems do.
+    A name is the stem if that is unique; otherwise the folder's name goes in front, then a number is added. Case is
+    ignored, because some file systems do so.
 
     Args:
         paths: Input files.
@@ -188,11 +186,11 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
 
 
 def bands(shape: tuple[int, ...], pixels: int = 1 << 22) -> Iterator[slice]:
-    """Rows of a map that are worked on at a time: float64 copies of a whole one may not fit into the memory.
+    """Split a map into bands of rows, because float64 copies of the whole map may not fit into memory.
 
     Args:
         shape: ``(H, W)``.
-        pixels: at most so many at a time, one row at least.
+        pixels: most pixels of a band, which has at least one row.
     """
     step = max(1, pixels // max(1, shape[1]))
     return (slice(top, top + step) for top in range(0, shape[0], step))
@@ -207,10 +205,10 @@ def _write_png(image: Image.Image, path: Path, notes: dict[str, str]) -> None:
 
 
 def read_millimetres(path: str | os.PathLike[str]) -> npt.NDArray[np.float32]:
-    """Read a file of `write_millimetres` back: ``(H, W)`` float32 metres, 0 = no depth.
+    """Read a file that `write_millimetres` wrote: ``(H, W)`` float32 metres, 0 = no depth.
 
     Raises:
-        DataError: it is absent or broken.
+        DataError: the file is missing or broken.
     """
     with opened(Path(path), "depth map", math.inf) as image:
         return np.array(image).astype(np.float32) / np.float32(1000)

@@ -1,7 +1,7 @@
-"""Checkpoints appear whole or not at all, also where the disk is full.
+"""Checkpoints appear whole or not at all, even if the disk is full.
 
-Lightning's own way writes them into the folder for temporary files first. Where that is on another disk, it copies them
-over the old ones, and a full disk leaves neither.
+Lightning itself writes them into the folder for temporary files first. If that is on another disk, it copies them over
+the old ones, and a full disk leaves neither.
 """
 
 import io
@@ -26,7 +26,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         """Write a checkpoint.
 
         Raises:
-            CheckpointError: The disk is full or cannot be written; with what there is to go on from.
+            CheckpointError: The disk is full or cannot be written; the message names the checkpoint to resume from.
         """
         if "://" in str(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -39,7 +39,7 @@ class WholeCheckpoints(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            why = f"{error.strerror or error}; it takes {buffer.tell() / 1e6:,.1f} MB"
+            why = f"{error.strerror or error}; it needs {buffer.tell() / 1e6:,.1f} MB"
             raise CheckpointError(f"{path} cannot be written ({why}){_left(Path(path))}") from error
 
 
@@ -47,5 +47,5 @@ def _left(path: Path) -> str:
     last = path.parent / "last.ckpt"
     left = last if last.is_file() else path
     if not left.is_file():
-        return ": no checkpoint was written yet"
-    return f": with space on the disk, {override('resume', left)} goes on from the one before"
+        return ": no checkpoint was written yet; free some space and start the run again"
+    return f": free some space, then {override('resume', left)} continues from the previous one"

@@ -1,4 +1,4 @@
-"""``metrics.csv`` of a run, kept over an interruption, a full disk and a second start in its folder."""
+"""``metrics.csv`` of a run, which survives an interruption, a full disk and a second start in the same folder."""
 
 import csv
 import logging
@@ -18,14 +18,14 @@ _LOG = logging.getLogger(__name__)
 
 
 class CsvLog(CSVLogger):
-    """Lightning's CSV logger, which by itself deletes the file of an earlier run, and ends the run on a full disk.
+    """Lightning's CSV logger, but it neither deletes the file of an earlier run nor ends the run on a full disk.
 
-    Arguments are those of ``CSVLogger``. A fresh run keeps an earlier file of its folder under a name with a number.
+    Its arguments are those of ``CSVLogger``. A fresh run renames an earlier file of its folder to a numbered name.
     """
 
     @property
     def experiment(self) -> "CsvWriter":
-        """The writer; on other processes than the first, one that does nothing."""
+        """The writer; outside the first process it does nothing."""
         if self._experiment is None and getattr(rank_zero_only, "rank", 0) == 0:
             self._fs.makedirs(self.root_dir, exist_ok=True)
             self._experiment = CsvWriter(self.log_dir)
@@ -33,13 +33,13 @@ class CsvLog(CSVLogger):
 
     @rank_zero_only
     def go_on_from(self, earlier: Path, step: int) -> None:
-        """Begin with what an interrupted run has logged. To be called before anything else is logged.
+        """Begin with the rows of an interrupted run; must be called before anything else is logged.
 
-        Rows of later steps are left out, because those steps come again.
+        Rows of later steps are left out, because the run repeats those steps.
 
         Args:
             earlier: ``metrics.csv`` of that run, perhaps the file of this one; it may be missing.
-            step: number of the first step to do.
+            step: number of the first step that this run does.
         """
         own = Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE
         rows = list(_rows(earlier))
@@ -52,16 +52,16 @@ class CsvLog(CSVLogger):
         self._experiment = CsvWriter(self.log_dir, goes_on=True)
 
     def after_save_checkpoint(self, checkpoint_callback: Checkpoint) -> None:
-        """Write what is waiting, so that the file reaches as far as the checkpoint does."""
+        """Write the waiting rows, so that the file reaches as far as the checkpoint."""
         self.save()
 
 
 class CsvWriter(ExperimentWriter):
-    """Appends rows, under the names of all columns so far; where the disk is full they wait for the next time.
+    """Appends rows under the names of all columns so far; if the disk is full, they wait for the next call.
 
     Args:
         log_dir: folder of ``metrics.csv``.
-        goes_on: there is a file already, and its rows are of this run.
+        goes_on: whether the rows of an existing file belong to this run.
     """
 
     def __init__(self, log_dir: str, goes_on: bool = False) -> None:
@@ -72,10 +72,10 @@ class CsvWriter(ExperimentWriter):
 
     def _check_log_dir_exists(self) -> None:
         if not self._goes_on and (kept := keep_numbered(Path(self.metrics_file_path))):
-            _LOG.warning("this folder holds a run already: its metrics.csv is now %s", kept.name)
+            _LOG.warning("this folder already holds a run: its metrics.csv was renamed to %s", kept.name)
 
     def save(self) -> None:
-        """Write the rows that are waiting."""
+        """Write the waiting rows."""
         if not self.metrics:
             return
         names = sorted({*self.metrics_keys, *(name for row in self.metrics for name in row)})
@@ -97,7 +97,7 @@ class CsvWriter(ExperimentWriter):
             with self._file.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, names).writerows(self.metrics)
         except OSError:
-            os.truncate(self._file, size)  # no half row
+            os.truncate(self._file, size)  # drop a half-written row
             raise
 
 
@@ -105,7 +105,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     if path.is_file():
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
-                row.pop(None, None)  # more cells than names: a damaged line
+                row.pop(None, None)  # a damaged line has more cells than names
                 yield row
 
 
@@ -128,7 +128,7 @@ def _is_before(row: Mapping[str, Any], step: int) -> bool:
         own = int(float(row["step"]))
     except (KeyError, TypeError, ValueError):
         return False
-    # scores of test images are logged after the last step
+    # scores of test images are logged after the last step, under its number
     return own < step or (
         own == step and any(value for name, value in row.items() if name.startswith("test/"))
     )

@@ -7,18 +7,18 @@ from sa2depth.nn.sync_batch_norm import restore_batch_norms, synchronize_batch_n
 
 
 class SyncBatchNorms(TorchSyncBatchNorm):
-    """Replaces the batch norms for the time of a training, see `sa2depth.nn.sync_batch_norm`."""
+    """Replaces the batch norms during a training; see `sa2depth.nn.sync_batch_norm`."""
 
     def apply(self, model: Module) -> Module:
-        """Synchronise, in place.
+        """Synchronise the batch norms, in place.
 
         Raises:
-            ConfigError: if the network has a norm that this cannot be done with.
+            ConfigError: the network has a norm that cannot be synchronised.
         """
         synchronize_batch_norms(model)
         return model
 
     def revert(self, model: Module) -> Module:
-        """Undo it, in place."""
+        """Restore the original batch norms, in place."""
         restore_batch_norms(model)
         return model

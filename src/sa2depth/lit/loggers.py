@@ -1,4 +1,4 @@
-"""Weights & Biases, imported only when asked for; whatever goes wrong with it costs a line and not the training."""
+"""Weights & Biases, imported only on request; any failure of it costs a log line and never the training."""
 
 import functools
 import logging
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 LOGIN_S, INIT_S, FINISH_S = 5, 20, 120
-"""Seconds that a run waits for the server at most: for an answer to its key, for a run, for the last upload."""
+"""Most seconds that a run waits for the server to check its key, to open a run, and to take the last upload."""
 
 _MODES = {"offline": "offline", "dryrun": "offline", "disabled": "disabled"}
 
@@ -42,14 +42,14 @@ def wandb_logger(
         name: name of the run.
         group: group of the run, for sweeps.
         tags: tags of the run.
-        offline: keep everything on this machine (``wandb sync`` sends it later); ``None``: as ``WANDB_MODE`` says, else
-            where there is no login, the server does not answer or refuses the key.
+        offline: keep everything on this machine (``wandb sync`` sends it later). ``None`` follows ``WANDB_MODE``; if
+            that is not set, it means offline without a login, or if the server does not answer or refuses the key.
 
     Raises:
-        ConfigError: if wandb is not installed.
+        ConfigError: wandb is not installed.
     """
     if find_spec("wandb") is None:
-        raise ConfigError("logger=wandb needs the package wandb: pip install 'sa2depth[wandb]'")
+        raise ConfigError("logger=wandb needs the package wandb: run pip install 'sa2depth[wandb]'")
     import wandb
 
     if offline is None:
@@ -61,7 +61,7 @@ def wandb_logger(
         project=project,
         name=name,
         save_dir=save_dir,
-        # wandb has read its environment by now: Lightning's way of going offline would come too late
+        # wandb has already read its environment, so Lightning's own switch to offline would come too late
         mode=mode,
         group=group,
         tags=list(tags),
@@ -70,7 +70,7 @@ def wandb_logger(
 
 
 def _reachable(save_dir: str) -> str:
-    """``online`` where the server takes the key; else ``offline``, and why, unless there is no key."""
+    """``online`` if the server accepts the key, else ``offline``; a warning gives the reason unless there is no key."""
     import wandb
 
     try:
@@ -80,7 +80,7 @@ def _reachable(save_dir: str) -> str:
         said = str(error)
         refused = any(f"error {code}" in said for code in (401, 403)) or "API key" in said
         host = wandb.setup().settings.base_url
-        reason = f"{host} refuses the key" if refused else f"{host} does not answer as it should"
+        reason = f"{host} refuses the key" if refused else f"{host} does not answer correctly"
         _LOG.warning("%s (%s): this run is logged offline; %s", reason, _line(said), _later(save_dir))
         return "offline"
 
@@ -95,12 +95,12 @@ def _line(text: object) -> str:
 
 
 def _lasting_logger() -> "type[WandbLogger]":
-    """The class, made when wandb is asked for: its base is an optional import."""
+    """Make the class when wandb is requested, because its base class is an optional import."""
     from lightning.pytorch.loggers import WandbLogger
     from lightning.pytorch.utilities import rank_zero_only
 
     class LastingWandbLogger(WandbLogger):
-        """Goes offline where a run cannot be opened online, and stops logging where that fails, too."""
+        """Goes offline if a run cannot be opened online, and stops logging if that fails, too."""
 
         @property
         def experiment(self) -> Any:
@@ -132,7 +132,7 @@ def _lasting_logger() -> "type[WandbLogger]":
 
 
 def _open(init: dict[str, Any], save_dir: str | None, run: Callable[[], Any]) -> None:
-    """Open a W&B run in the wanted mode, else in the next one that needs less."""
+    """Open a W&B run in the wanted mode; if that fails, offline; if that fails, disabled."""
     for mode, consequence in (
         ("offline", "this run is logged offline"),
         ("disabled", "nothing is logged there"),
@@ -146,13 +146,13 @@ def _open(init: dict[str, Any], save_dir: str | None, run: Callable[[], Any]) ->
             init["mode"] = mode if init.get("mode") == "online" else "disabled"
             advice = f"; {_later(save_dir)}" if init["mode"] == "offline" else ""
             said = consequence if init["mode"] == mode else "nothing is logged there"
-            _LOG.warning("Weights & Biases opens no run (%s): %s%s", _line(error), said, advice)
+            _LOG.warning("Weights & Biases cannot open a run (%s): %s%s", _line(error), said, advice)
 
 
 def close_loggers(loggers: Iterable[Logger], pictures: Sequence[Path]) -> None:
     """Send a run's pictures to the loggers that show pictures, and end their runs.
 
-    An open W&B run would swallow the next job of a sweep.
+    The next job of a sweep would log into a W&B run that is still open.
     """
     for logger in loggers:
         if hasattr(logger, "log_image"):

@@ -1,8 +1,8 @@
 """The LightningModule: one network, one loss, one protocol.
 
-Normalisation, bins and the depth range belong to the network; frame, input size and mirror averaging to the protocol.
-This file only moves batches through both, so that training, evaluation and inference cannot disagree. How the network
-runs (compiled, from CUDA graphs) and what is kept for pictures is the work of callbacks.
+Normalisation, bins and the depth range belong to the network; frame, input size and flip averaging to the protocol.
+This file only moves batches through both, so that training, evaluation and inference cannot disagree. Callbacks decide
+how the network runs (compiled, from CUDA graphs) and which images are kept for pictures.
 """
 
 import math
@@ -32,14 +32,14 @@ class DepthModule(L.LightningModule):
         loss: ``(prediction, target, valid), each (B, 1, H, W) -> scalar``.
         optim: ``model -> Optimizer``.
         schedule: ``(optimizer, total_steps) -> LRScheduler``, stepped after every update.
-        protocol: how validation and test images are scored.
+        protocol: the rules by which validation and test images are scored.
         min_depth: metres; nearer truth is left out of the loss.
         max_depth: metres; farther truth is left out of the loss.
 
     Attributes:
-        graphed: the network in training where a callback replays it; None: ``model``.
-        replayed: the function `depth` where a callback replays it in validation and test; None: as it is.
-        evaluation: what the last test measured.
+        graphed: replaces ``model`` in training if a callback replays it from CUDA graphs; else None.
+        replayed: replaces `depth` in validation and test if a callback replays it; else None.
+        evaluation: measurements of the last test.
     """
 
     def __init__(
@@ -80,17 +80,17 @@ class DepthModule(L.LightningModule):
         return predict_frame(self.replayed or self.depth, image, self.protocol, stride_multiple(self.model))
 
     def depth(self, shown: Tensor) -> Tensor:
-        """Depth ``(B, 1, H, W)`` metres of what the network is shown, ``(B, 3, H, W)``, by its layers as they are."""
-        # a compiled layer would be translated again for each size of image
+        """Depth ``(B, 1, H, W)`` in metres of an input ``(B, 3, H, W)`` of the network, without compiled layers."""
+        # a compiled layer would be compiled again for each size of image
         with torch.compiler.set_stance("force_eager"):
             depth: Tensor = self.model(shown).depth
         return depth
 
     def score(self, batch: Batch) -> tuple[View, Tensor]:
-        """What the protocol makes of a batch, and the prediction at the size of its truth.
+        """The view of a batch under the protocol, and the prediction at the size of its truth.
 
         Args:
-            batch: ``image (B, 3, H, W)``, ``depth (B, 1, H, W)`` metres (or of fewer pixels), ``index (B,)``, ``id``.
+            batch: ``image (B, 3, H, W)``, ``depth (B, 1, H, W)`` metres (or fewer pixels), ``index (B,)``, ``id``.
 
         Raises:
             DataError: an image has no ground truth.
@@ -107,8 +107,8 @@ class DepthModule(L.LightningModule):
         if height % multiple or width % multiple:
             crop = ",".join(str(max(side // multiple, 1) * multiple) for side in (height, width))
             raise ShapeError(
-                f"training images of {height}x{width} (height x width): both sides must be multiples of {multiple}; "
-                f"set 'augment.crop=[{crop}]' (data.train.height and data.train.width of generated scenes)"
+                f"training images are {height}x{width} (height x width), but both sides must be multiples of "
+                f"{multiple}: set 'augment.crop=[{crop}]' (for generated scenes data.train.height and data.train.width)"
             )
         try:
             depth = (self.graphed or self.model)(batch["image"]).depth
@@ -116,7 +116,7 @@ class DepthModule(L.LightningModule):
             if "more than 1 value per channel" not in str(error):
                 raise
             raise ShapeError(
-                f"batch norms need more than one value a channel, and training images of {height}x{width} in batches "
+                f"batch norms need more than one value per channel, but training images of {height}x{width} in batches "
                 f"of {len(batch['image'])} give one: set a larger data.batch_size or larger images (augment.crop)"
             ) from error
         valid = valid_mask(batch["depth"], self.min_depth, self.max_depth)
@@ -135,7 +135,7 @@ class DepthModule(L.LightningModule):
         return self._measure(batch, self.val_metrics)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """The same of test images."""
+        """Score a batch of test images, like `validation_step`."""
         return self._measure(batch, self.test_metrics)
 
     def _measure(self, batch: Batch, metrics: DepthMetrics) -> dict[str, Any]:
@@ -149,7 +149,7 @@ class DepthModule(L.LightningModule):
         self.val_metrics.reset()
 
     def on_test_epoch_end(self) -> None:
-        """Log means over all test images; ``evaluation`` keeps what is to be written, the same on every process."""
+        """Log means over all test images and keep the ``evaluation``, which is the same on every process."""
         self._log_metrics("test", self.test_metrics)
         loader: Any = self.trainer.test_dataloaders
         self.evaluation = self.test_metrics.evaluation(
@@ -158,7 +158,7 @@ class DepthModule(L.LightningModule):
         self.test_metrics.reset()
 
     def _log_metrics(self, stage: str, metrics: DepthMetrics) -> None:
-        # compute() has gathered over the processes already: every process logs the same numbers
+        # compute() has already gathered over the processes, so every process logs the same numbers
         means = {f"{stage}/{name}": float(value) for name, value in metrics.compute().items()}
         self.log_dict(means, rank_zero_only=False, sync_dist=False)
 
@@ -172,8 +172,8 @@ class DepthModule(L.LightningModule):
             raise RuntimeError("this DepthModule was built for evaluation: it has no optimiser")
         if any(weight.dtype in (torch.bfloat16, torch.float16) for weight in self.model.parameters()):
             raise ConfigError(
-                "weights in half precision (trainer.precision=bf16-true or 16-true): coordinates, ranks and the scan "
-                "need float32; use bf16-mixed or 16-mixed"
+                "the weights are in half precision (trainer.precision=bf16-true or 16-true), but coordinates, ranks "
+                "and the scan need float32: use bf16-mixed or 16-mixed"
             )
         optimizer = self.optim(self.model)
         steps = self.trainer.estimated_stepping_batches

@@ -1,7 +1,7 @@
-"""AdamW with a weight decay that reaches weights only.
+"""AdamW with a weight decay that applies to weights only.
 
-The released training parses a weight decay and an epsilon and uses neither; the scan's own marks on A_log and D,
-which must not decay, are ignored too. Here norms, biases, A_log and D are exempt, as Mamba and AdamW users expect.
+The released training parses a weight decay and an epsilon and uses neither; it also ignores that the scan marks A_log
+and D as exempt from decay. Here norms, biases, A_log and D are exempt, as Mamba and AdamW users expect.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch.optim import AdamW, Optimizer
 from sa2depth.values import checked
 
 NO_DECAY_LEAVES = ("a_log", "d_skip")
-"""Parameter names of the scan that must not decay: both are in units of their own, zero means nothing there."""
+"""Parameter names of the scan that must not decay: zero is not a neutral value for them."""
 
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:
@@ -29,7 +29,7 @@ def parameter_groups(
     Args:
         model: the network; every trainable parameter is in exactly one group.
         lr: learning rate of everything outside the encoder.
-        weight_decay: decay of the groups that decay.
+        weight_decay: decay of the groups that are not exempt.
         encoder_lr_factor: learning rate of the encoder as a fraction of ``lr``.
 
     Returns:
@@ -74,7 +74,7 @@ def adamw(
     """AdamW over :func:`parameter_groups`; the arguments are those of ``conf/optim/adamw.yaml``.
 
     Raises:
-        ConfigError: if ``betas`` are not two numbers in [0, 1), or another number is negative or not finite.
+        ConfigError: ``betas`` are not two numbers in [0, 1), or another number is negative or not finite.
     """
     groups = parameter_groups(model, lr, weight_decay, encoder_lr_factor)
     return AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps)

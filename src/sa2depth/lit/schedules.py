@@ -1,6 +1,6 @@
-"""Learning-rate schedules, stepped once an optimiser step.
+"""Learning-rate schedules, stepped once per optimiser step.
 
-The released schedule ``(1 - step/total)**0.9`` turns complex when training goes on past its last step; this one is
+The released schedule ``(1 - step/total)**0.9`` becomes complex if training continues past its last step; this one is
 clamped there.
 """
 
@@ -21,8 +21,8 @@ def polynomial_factor(step: int, total: int, power: float, end_factor: float, wa
         step: 0 at the first update; any value is allowed.
         total: number of updates of the whole run.
         power: exponent of the decay.
-        end_factor: fraction that is reached at ``total`` and kept after it.
-        warmup_steps: updates over which the rate rises linearly, multiplied onto the decay.
+        end_factor: fraction that is reached at ``total`` and kept from there on.
+        warmup_steps: updates over which a linear rise is multiplied with the decay.
     """
     progress = min(step / max(total, 1), 1.0)
     decay = end_factor + (1.0 - end_factor) * (1.0 - progress) ** power
@@ -40,21 +40,21 @@ def polynomial(
 ) -> LambdaLR:
     """Polynomial decay to ``end_factor`` of each group's own learning rate.
 
-    ``total_steps`` is negative where the run has no known length.
+    ``total_steps`` is negative if the length of the run is not known.
 
     Raises:
-        ConfigError: if the run has no step, or no known length and the rate changes over it, or an argument is out of
-            range.
+        ConfigError: the run has no step, or its length is not known and the rate would change over it, or an argument
+            is out of range.
     """
     if total_steps == 0:
         raise ConfigError(
-            "the run has no training step: look at trainer.max_epochs, max_steps and limit_train_batches, and at how "
-            "many images there are for data.batch_size"
+            "the run has no training step: check trainer.max_epochs, max_steps and limit_train_batches, and that there "
+            "are enough images for data.batch_size"
         )
     if total_steps < 0 and end_factor != 1:
         raise ConfigError(
-            "the schedule needs to know how many steps the run has: set trainer.max_epochs or trainer.max_steps, or "
-            "choose schedule=constant"
+            "the schedule needs the number of steps of the run: set trainer.max_epochs or trainer.max_steps, or choose "
+            "schedule=constant"
         )
     return LambdaLR(
         optimizer, lambda step: polynomial_factor(step, total_steps, power, end_factor, warmup_steps)

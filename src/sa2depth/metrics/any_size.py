@@ -1,7 +1,7 @@
-"""Pictures of any size through a network: padded, resized, averaged with the mirrored picture, and brought back.
+"""Run a network on pictures of any size: pad, resize, average with the mirrored picture, and undo it on the result.
 
 Evaluation and inference share it. Padding goes to the right and the bottom, so that a pixel keeps its coordinates;
-sides that are multiples already are not touched.
+sides that are multiples already stay unchanged.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,33 +14,33 @@ from sa2depth.errors import ConfigError, ShapeError
 
 
 def by(size: Sequence[int]) -> str:
-    """A size in words: ``480x640``, height first."""
+    """Write a size as text: ``480x640``, height first."""
     return "x".join(str(side) for side in size)
 
 
 def stride_multiple(model: nn.Module) -> int:
-    """The sides of what a network sees are multiples of so many pixels; 32 where it does not say."""
+    """The number of pixels that the sides of a network's input must be multiples of; 32 if it does not say."""
     return int(getattr(model, "stride_multiple", 32))
 
 
 def predict_any_size(
     network: Callable[[Tensor], Tensor], picture: Tensor, multiple: int = 32, flip: bool = False
 ) -> Tensor:
-    """Maps of a picture whose sides are no multiples: padded, predicted, cut, averaged with the mirrored picture's.
+    """Predict maps of a picture of any size: pad it, predict, cut the padding off; with ``flip`` average the TTA flip.
 
-    The picture is mirrored before it is padded: the padding lies outside the picture on both passes.
+    The picture is mirrored before it is padded, so that the padding lies outside the picture on both passes.
 
     Args:
         network: ``(B, 3, H', W') -> (B, C, H', W')``; maps of another size are resized to it (bilinear).
         picture: ``(B, 3, H, W)``.
-        multiple: The sides H' and W' are multiples of so many pixels.
+        multiple: The sides H' and W' are multiples of this many pixels.
         flip: Whether to average with the prediction of the mirrored picture (`flip_average`).
 
     Returns:
         ``(B, C, H, W)``, at least float32.
 
     Raises:
-        ShapeError: The network's answer has other axes.
+        ShapeError: The network's output has other axes.
     """
 
     def predict(shown: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def predict_any_size(
         maps = network(padded)
         if maps.ndim != 4 or len(maps) != len(padded):
             raise ShapeError(
-                f"the network answered {tuple(padded.shape)} with {tuple(maps.shape)}; it should be "
+                f"the network turned {tuple(padded.shape)} into {tuple(maps.shape)}; its output should be "
                 f"({len(padded)}, 1, {padded.shape[-2]}, {padded.shape[-1]})"
             )
         maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
@@ -60,15 +60,14 @@ def predict_any_size(
 
 
 def padded_size(size: tuple[int, int], multiple: int) -> tuple[int, int]:
-    """Height and width, each up to the next multiple."""
+    """Height and width, each rounded up to the next multiple."""
     return size[0] + -size[0] % multiple, size[1] + -size[1] % multiple
 
 
 def pad_to_multiple(image: Tensor, multiple: int = 32) -> Tensor:
     """Pad the bottom and the right up to the next multiple.
 
-    The picture is mirrored at its border; where it is too small to be mirrored, its last row or column is
-    repeated.
+    The picture is mirrored at its border; if it is too small for that, its last row or column is repeated.
 
     Args:
         image: ``(B, C, H, W)``, any H, W >= 1.
@@ -93,8 +92,8 @@ def working_size(
     """The size at which an image goes through the network.
 
     Args:
-        height: Of the input, pixels.
-        width: Of the input, pixels.
+        height: Height of the input in pixels.
+        width: Width of the input in pixels.
         size: A fixed (height, width), for example the size of training; the aspect may change.
         max_side: Larger images are shrunk, keeping their aspect, until the longer side is this many pixels.
 
@@ -102,10 +101,10 @@ def working_size(
         Height and width in pixels, before padding.
 
     Raises:
-        ConfigError: Both policies at once, or sides below one pixel.
+        ConfigError: Both policies are given, or a side is below one pixel.
     """
     if size is not None and max_side is not None:
-        raise ConfigError("give either size or max_side: they are two answers to one question")
+        raise ConfigError("give either size or max_side, not both: each of them fixes the working size")
     if size is not None:
         if min(size) < 1:
             raise ConfigError(f"size must be positive pixels (height, width), not {size}")
@@ -120,24 +119,24 @@ def working_size(
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize pictures ``(B, C, H, W)`` bilinearly, smoothing where they shrink; equal size: untouched."""
+    """Resize pictures ``(B, C, H, W)`` bilinearly, with smoothing where they shrink; an equal size changes nothing."""
     if tuple(image.shape[-2:]) == size:
         return image
     return F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def resize_map(values: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize predicted maps ``(B, C, H, W)`` bilinearly, never smoothing; equal size: untouched."""
+    """Resize predicted maps ``(B, C, H, W)`` bilinearly, without smoothing; an equal size changes nothing."""
     if tuple(values.shape[-2:]) == size:
         return values
     return F.interpolate(values, size=size, mode="bilinear", align_corners=False)
 
 
 def flip_average(pred: Tensor, pred_of_mirrored_back: Tensor) -> Tensor:
-    """Blend a prediction with the one made on the mirrored image, each left out where its own border is blind.
+    """Blend a prediction with the one made on the mirrored image (TTA flip).
 
     The rule is Monodepth's post-processing (Godard et al. 2017, section 3.3), which the released evaluation applies to
-    depth. In the middle the plain mean. In the leftmost 5 % of the width only the mirrored one counts, in the
+    depth. The middle takes the plain mean. The leftmost 5 % of the width take only the mirrored prediction, the
     rightmost 5 % only the direct one, with linear ramps over the next 5 %.
 
     Args:
@@ -153,7 +152,7 @@ def flip_average(pred: Tensor, pred_of_mirrored_back: Tensor) -> Tensor:
     """
     if pred.shape != pred_of_mirrored_back.shape:
         raise ShapeError(
-            f"flip_average wants two predictions of one shape, got {tuple(pred.shape)} and "
+            f"flip_average needs two predictions of the same shape, got {tuple(pred.shape)} and "
             f"{tuple(pred_of_mirrored_back.shape)}"
         )
     dtype = torch.promote_types(pred.dtype, torch.float32)

@@ -1,4 +1,4 @@
-"""The mean of per-image errors, as in the released ``eval.py`` (not pooled over pixels), and what it leaves out."""
+"""The mean of per-image errors, as in the released ``eval.py`` (not pooled over pixels), and a count of the rest."""
 
 import logging
 import math
@@ -14,19 +14,19 @@ _LOG = logging.getLogger(__name__)
 def aggregate(rows: Sequence[Mapping[str, Any]], protocol: Protocol) -> dict[str, float]:
     """Mean of per-image errors, in float64 and independent of the order of the rows.
 
-    Images without a scored pixel are left out of the mean, counted, and named in a warning; so are images
-    with NaN or infinite predictions, which stay in it.
+    Images without a scored pixel are left out of the mean; images with NaN or infinite predictions stay in it. Both
+    are counted and named in a warning.
 
     Args:
-        rows: Results of ``evaluate_image``; ``id`` or ``index`` name the image where given.
-        protocol: Whose metrics are averaged; named in the messages.
+        rows: Results of ``evaluate_image``; ``id`` or ``index``, if given, name the image.
+        protocol: Its metrics are averaged, and the messages name it.
 
     Returns:
         The protocol's metrics, ``images`` (those in the mean), ``empty_images``, ``nonfinite_images``,
         ``nonfinite_pixels``.
 
     Raises:
-        DataError: No image at all, or none with a scored pixel.
+        DataError: There is no image, or none has a scored pixel.
     """
     if not rows:
         raise DataError("no image was evaluated: check the data folder and the split")
@@ -66,6 +66,6 @@ def _names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def some(names: Sequence[str], most: int = 10) -> str:
-    """The first names of many, and how many more there are."""
+    """The first few names, and the number of the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -1,6 +1,6 @@
-"""The predictor every model must beat: each pixel's median depth over the training set, whatever the image.
+"""The predictor that every model must beat: each pixel's median depth over the training set, whatever the image.
 
-It is the constant-per-pixel prediction with the smallest mean absolute error.
+No other prediction that ignores the image has a smaller mean absolute error.
 """
 
 import math
@@ -18,22 +18,22 @@ from sa2depth.masks import valid_mask
 from sa2depth.metrics.any_size import resize_map
 from sa2depth.metrics.holes import fill_from_nearest
 
-_BLOCK_VALUES = 1 << 22  # 16 MiB of float32 are in work at a time, three times
+_BLOCK_VALUES = 1 << 22  # 16 MiB of float32; three such blocks are in memory at a time
 
 
 class MedianDepthMap:
     """Per-pixel median of training depth maps.
 
-    Exact: the maps lie as float32 in a temporary file while fitting (795 maps of 480x640 are 1 GB of disk;
-    each map is read once) and are sorted in blocks of rows, so that memory stays below 100 MB at any number. NumPy
-    does all of it, in one thread: a map is too small a piece of work for 32 of them.
+    The median is exact. While fitting, the maps lie as float32 in a temporary file (795 maps of 480x640 take 1 GB of
+    disk; each map is read once) and are sorted in blocks of rows, so that any number of maps needs less than 100 MB of
+    memory. NumPy does all of it in one thread, because a map is too little work for 32 threads.
 
-    A pixel that no map measures (borders; three of four pixels of the rebuilt NYU labelled set) takes the
-    median of the nearest pixel that some map does: fairer to the baseline than one number for all of them.
+    A pixel that no map measures (borders; three of four pixels of the rebuilt NYU labelled set) takes the median of
+    the nearest measured pixel, which is fairer to the baseline than one number for all of them.
 
     Args:
-        min_depth: Metres; depths at or below are ignored (0 = not measured).
-        max_depth: Metres; depths at or above are ignored.
+        min_depth: Metres; this depth and smaller ones are ignored (0 = not measured).
+        max_depth: Metres; this depth and larger ones are ignored.
     """
 
     def __init__(self, min_depth: float = 0.0, max_depth: float = math.inf) -> None:
@@ -49,10 +49,10 @@ class MedianDepthMap:
                 source).
 
         Returns:
-            Itself.
+            This object.
 
         Raises:
-            DataError: There is no map, a sample without depth, or no valid pixel anywhere.
+            DataError: There is no map, a sample has no depth, or no map has a valid pixel.
             ShapeError: The maps differ in size.
         """
         with tempfile.TemporaryFile() as file:
@@ -60,7 +60,7 @@ class MedianDepthMap:
             for item in _items(maps):
                 depth = self._masked(item, count)
                 if count and depth.shape != shape:
-                    raise ShapeError(f"depth map {count} is {depth.shape}, those before it are {shape}")
+                    raise ShapeError(f"depth map {count} is {depth.shape}, but those before it are {shape}")
                 shape = (depth.shape[0], depth.shape[1])
                 file.write(depth.tobytes())
                 count += 1
@@ -73,24 +73,26 @@ class MedianDepthMap:
     def restored(
         cls, fitted: NDArray[np.float32], min_depth: float = 0.0, max_depth: float = math.inf
     ) -> "MedianDepthMap":
-        """The predictor of a map that `fit` once learned under the same limits, as `predict` handed it out.
+        """Make a predictor from a map that `fit` learned earlier under the same limits and `predict` returned.
 
         Args:
             fitted: ``(H,W)`` metres.
-            min_depth: As of the class.
-            max_depth: As of the class.
+            min_depth: See the class.
+            max_depth: See the class.
 
         Raises:
-            ShapeError: It is no ``(H,W)`` map of finite numbers.
+            ShapeError: ``fitted`` is not an ``(H,W)`` float32 map of finite numbers.
         """
         if fitted.ndim != 2 or fitted.dtype != np.float32 or not np.isfinite(fitted).all():
-            raise ShapeError(f"no fitted median map: {fitted.dtype} of shape {fitted.shape}")
+            raise ShapeError(
+                f"expected a finite float32 map (H, W), got {fitted.dtype} of shape {fitted.shape}"
+            )
         median = cls(min_depth, max_depth)
         median._map = fitted
         return median
 
     def predict(self, shape: tuple[int, int] | None = None) -> NDArray[np.float32]:
-        """The same map for every image.
+        """The map, which is the same for every image.
 
         Args:
             shape: ``(H, W)`` to resize to (bilinear; the map has no holes), or None for the size of the
@@ -103,7 +105,7 @@ class MedianDepthMap:
             DataError: ``fit`` was not called.
         """
         if self._map is None:
-            raise DataError("MedianDepthMap.predict needs fit first")
+            raise DataError("MedianDepthMap.predict needs a fitted map: call fit first")
         if shape is None or tuple(shape) == self._map.shape:
             return self._map.copy()
         return resize_map(torch.from_numpy(self._map)[None, None], (shape[0], shape[1]))[0, 0].numpy()
@@ -113,7 +115,7 @@ class MedianDepthMap:
         depth = getattr(item, "depth", item)
         if depth is None:
             raise DataError(
-                f"sample {getattr(item, 'id', place)} has no depth: the median needs training samples"
+                f"sample {getattr(item, 'id', place)} has no depth: give training samples with ground truth"
             )
         values = np.ascontiguousarray(np.squeeze(depth), dtype=np.float32)
         if values.ndim != 2:
@@ -122,7 +124,7 @@ class MedianDepthMap:
 
 
 def _items(maps: Any) -> Iterator[Any]:
-    # A data source has a length and items, but need not raise the IndexError that ends plain iteration.
+    # A data source has a length and items, but may not raise the IndexError that ends plain iteration.
     if hasattr(maps, "__getitem__") and hasattr(maps, "__len__"):
         return (maps[i] for i in range(len(maps)))
     return iter(maps)
@@ -131,7 +133,7 @@ def _items(maps: Any) -> Iterator[Any]:
 def _median(file: IO[bytes], count: int, height: int, width: int) -> NDArray[np.float32]:
     """``(H,W)`` medians of a file of ``(n,H,W)`` float32.
 
-    Infinity means invalid; pixels that never are valid copy a neighbour.
+    Infinity means invalid; pixels that are never valid copy a neighbour.
     """
     out = np.full((height, width), np.inf, np.float32)
     step = max(1, _BLOCK_VALUES // (count * width))
@@ -151,7 +153,7 @@ def _medians(block: NDArray[np.float32], known: NDArray[np.int32]) -> NDArray[np
     """``(P,)`` medians of the columns of ``(n,P)``; ``known (P,)`` values of each, at least 1, are finite."""
     if not block.size:
         return np.empty(0, np.float32)
-    columns = cv2.transpose(block).reshape(block.shape[1], -1)  # several times as fast as NumPy's
+    columns = cv2.transpose(block).reshape(block.shape[1], -1)  # several times as fast as NumPy's transpose
     columns.sort(axis=-1)  # the invalid ones end up last
     lower, upper = (
         np.take_along_axis(columns, at[:, None], axis=-1)[:, 0] for at in ((known - 1) // 2, known // 2)
@@ -160,7 +162,7 @@ def _medians(block: NDArray[np.float32], known: NDArray[np.int32]) -> NDArray[np
 
 
 def _read_rows(file: IO[bytes], count: int, height: int, width: int, rows: slice) -> NDArray[np.float32]:
-    """``(n,P)``: a few rows of every map. Read, not mapped: mapped pages count as memory in use."""
+    """``(n,P)``: a few rows of every map. They are not memory-mapped: mapped pages count as memory in use."""
     pixels = (rows.stop - rows.start) * width
     block = np.empty((count, pixels), np.float32)
     for place in range(count):

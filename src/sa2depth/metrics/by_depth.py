@@ -1,7 +1,7 @@
-"""Errors by true depth: how well a network does near and far, pooled over the pixels of all images.
+"""Errors by true depth, which show how well a network does near and far.
 
-A mean of per-image means would give an image with three far pixels the weight of one with a thousand; so
-unlike the scores of a protocol, these are pooled.
+Unlike the scores of a protocol, they are pooled over the pixels of all images: a mean of per-image means would give an
+image with three far pixels the weight of one with a thousand.
 """
 
 import math
@@ -20,9 +20,9 @@ def range_sums(errors: Errors, true_depth: torch.Tensor, edges: Sequence[float])
     """Sums over the pixels of one image in each interval ``[a, b)`` of true depth.
 
     Args:
-        errors: Of ``(n,)`` scored pixels.
+        errors: Errors of ``(n,)`` scored pixels.
         true_depth: ``(n,)`` metres as measured; it alone decides the interval.
-        edges: ``m + 1`` rising metres, or none.
+        edges: ``m + 1`` rising depths in metres, or none.
 
     Returns:
         ``(m * 5,)`` float64, to be summed over images and given to ``range_rows``.
@@ -41,15 +41,15 @@ def range_sums(errors: Errors, true_depth: torch.Tensor, edges: Sequence[float])
 
 
 def range_rows(per_image: Sequence[Sequence[float]], edges: Sequence[float]) -> list[dict[str, Any]]:
-    """Errors of each interval out of the sums of all images, independent of the order of the images.
+    """Errors of each interval from the sums of all images, independent of the order of the images.
 
     Args:
         per_image: ``range_sums`` of each image.
-        edges: The same edges.
+        edges: The edges that `range_sums` was given.
 
     Returns:
-        One dict an interval: ``from`` and ``to`` (metres), ``pixels``, ``abs_rel``, ``rmse`` (metres), ``d1``
-        (share in [0, 1]) and ``bias`` (mean of prediction minus truth, metres); NaN without pixels.
+        One dict per interval: ``from`` and ``to`` (metres), ``pixels``, ``abs_rel``, ``rmse`` (metres), ``d1``
+        (share in [0, 1]) and ``bias`` (mean of prediction minus truth, metres); errors without pixels are NaN.
     """
     rows: list[dict[str, Any]] = []
     for place, (low, high) in enumerate(pairwise(edges)):

@@ -1,6 +1,6 @@
-"""Scores of a whole split, over any number of processes: one row of numbers an image, in float64, known by its index.
+"""Scores of a whole split over any number of processes: one row of float64 numbers per image, keyed by its index.
 
-The numbers are gathered as one tensor; names only label the rows.
+The rows are gathered as one tensor; names only label them.
 """
 
 import threading
@@ -24,7 +24,7 @@ from sa2depth.metrics.protocol_files import ProtocolLike, load_protocol
 from sa2depth.metrics.view import Sizes, View
 from sa2depth.threads import few_threads
 
-_SIDES = 6  # of `Sizes`; 0 where no network ran
+_SIDES = 6  # columns for the sides in `Sizes`; 0 where no network ran
 
 Row = dict[str, Any]
 
@@ -32,16 +32,15 @@ Row = dict[str, Any]
 class DepthMetrics(Metric):
     """Per-image depth errors and their mean (a torchmetrics ``Metric``).
 
-    Each process keeps rows of the images it saw; counts may differ between processes, none at all included.
-    Every image must be seen once: a padded sampler that repeats images is refused, since it would shift the
-    mean.
+    Each process keeps rows of the images it saw; counts may differ between processes and may be 0. Every image must
+    be seen exactly once: repeated images (from a sampler that pads) are refused, since they would shift the mean.
 
     Args:
         protocol: A ``Protocol``, or its name, file or mapping.
-        kwargs: Of ``torchmetrics.Metric``; results are always those of all processes.
+        kwargs: Arguments of ``torchmetrics.Metric``; results always cover all processes.
 
     Raises:
-        ConfigError: Unknown protocol.
+        ConfigError: The protocol is unknown.
     """
 
     full_state_update = False
@@ -62,20 +61,21 @@ class DepthMetrics(Metric):
 
         Args:
             pred: ``(B,1,h,w)`` predicted metres.
-            view: What the protocol makes of the batch; its truth has the same size.
+            view: The batch as the protocol cuts it; its truth has the same size.
 
         Raises:
             ShapeError: The shapes do not fit each other or the protocol.
         """
         if pred.ndim != 4 or pred.shape[1] != 1 or pred.shape != view.truth.shape:
             raise ShapeError(
-                "DepthMetrics wants pred and depth of one shape (B, 1, H, W), got "
+                "DepthMetrics needs pred and depth of one shape (B, 1, H, W), got "
                 f"{tuple(pred.shape)} and {tuple(view.truth.shape)}"
             )
         index = view.index
         if index.shape != pred.shape[:1] or len(view.ids) != len(pred):
             raise ShapeError(
-                f"DepthMetrics got {len(pred)} images, {tuple(index.shape)} indices and {len(view.ids)} ids"
+                f"DepthMetrics needs one index and one id per image, got {len(pred)} images, indices of shape "
+                f"{tuple(index.shape)} and {len(view.ids)} ids"
             )
         if not len(pred):
             return
@@ -87,7 +87,7 @@ class DepthMetrics(Metric):
         self._names |= zip(index.tolist(), view.ids, strict=True)
 
     def latest(self, metric: str) -> list[float]:
-        """One of the protocol's metrics of each image of the last `update`."""
+        """One of the protocol's metrics for each image of the last `update`."""
         values: list[float] = self.rows[-1][:, self._columns.index(metric)].tolist()
         return values
 
@@ -100,15 +100,15 @@ class DepthMetrics(Metric):
         """Mean of each error over the images that have scored pixels, and the counts; see ``aggregate``.
 
         Raises:
-            DataError: No image at all, none with a scored pixel, or an image scored twice.
+            DataError: There is no image, none has a scored pixel, or an image was scored twice.
         """
         return aggregate(self.table(), self.protocol)
 
     def table(self) -> list[Row]:
-        """Rows of all images of all processes, sorted by ``index``: call it on every process.
+        """Rows of all images of all processes, sorted by ``index``; must be called on every process.
 
         Returns:
-            One dict an image: ``id``, ``index``, the protocol's metrics, ``pixels``, ``nonfinite_pixels``.
+            One dict per image: ``id``, ``index``, the protocol's metrics, ``pixels``, ``nonfinite_pixels``.
 
         Raises:
             DataError: An image was scored twice.
@@ -117,10 +117,10 @@ class DepthMetrics(Metric):
             return self._table(rows, names)
 
     def evaluation(self, **facts: Any) -> Evaluation:
-        """All that was measured, the same on every process: call it on every process.
+        """All measurements, the same on every process; must be called on every process.
 
         Args:
-            facts: Fields of `Evaluation` that the scores do not tell, such as ``split_images``.
+            facts: Fields of `Evaluation` that do not follow from the scores, such as ``split_images``.
 
         Raises:
             DataError: An image was scored twice.
@@ -132,7 +132,7 @@ class DepthMetrics(Metric):
         return Evaluation(self.protocol, table, by_depth, sizes, **facts)
 
     def _row(self, pred: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
-        """Errors, counts and sums by depth of one ``(H,W)`` map: all columns but the index, float64."""
+        """Errors, counts and sums by depth of one ``(H,W)`` map in float64: all columns except the index."""
         scored = score_pixels(pred, depth, self.protocol)
         pixels = torch.tensor(len(scored.true_depth), device=scored.nonfinite.device)
         return torch.cat(
@@ -147,8 +147,8 @@ class DepthMetrics(Metric):
     def _gathered(self) -> Iterator[tuple[torch.Tensor, Mapping[int, str]]]:
         """The rows of all processes and the names of their images.
 
-        ``torchmetrics``' own context leaves the states gathered when something inside it raises, and every
-        later question then fails with another error than the first.
+        ``torchmetrics``' own context leaves the states gathered when something inside it raises, and every later call
+        then fails with an error that hides the first.
         """
         self.sync(dist_sync_fn=self.dist_sync_fn, distributed_available=self.distributed_available_fn)
         try:
@@ -162,7 +162,7 @@ class DepthMetrics(Metric):
             self.unsync(should_unsync=self._is_synced)
 
     def _joined(self) -> torch.Tensor:
-        """The rows in one piece, whether gathered already or not."""
+        """The rows as one tensor, gathered or not."""
         state: Any = self.rows
         if isinstance(state, torch.Tensor):
             return state
@@ -188,7 +188,7 @@ class DepthMetrics(Metric):
 
 
 def _few_threads(pred: torch.Tensor) -> AbstractContextManager[None]:
-    """The small operations on one map are slower with many threads, whose number only the main thread may change."""
+    """Use few threads, which are faster for small maps; only the main thread may change their number."""
     alone = threading.current_thread() is threading.main_thread()
     return few_threads() if alone and pred.device.type == "cpu" else nullcontext()
 

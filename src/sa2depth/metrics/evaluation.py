@@ -1,4 +1,4 @@
-"""What an evaluation measured, before it is written anywhere: the rows, the sizes, and what was not measured."""
+"""The measurements of an evaluation, before they are written anywhere: rows, sizes, and counts of images left out."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,13 +17,13 @@ class Evaluation:
 
     Attributes:
         protocol: the rules.
-        table: ``DepthMetrics.table()``, a row an image, sorted by index.
-        by_depth: `range_rows` of the protocol's ``depth_ranges``: a row an interval of true depth, if there are any.
-        sizes: how many images came in which sizes.
+        table: ``DepthMetrics.table()``, a row per image, sorted by index.
+        by_depth: `range_rows` of the protocol's ``depth_ranges``: a row per interval of true depth.
+        sizes: the number of images of each size.
         split_images: images with ground truth that the split holds; more than were evaluated in a partial run.
         without_truth: images of the split without ground truth, which are not evaluated.
-        network: False where predictions were read from files: then flip and input policy do not apply.
-        multiple: sides of the network's input were multiples of so many pixels.
+        network: False if predictions were read from files; flip and input policy do not apply then.
+        multiple: sides of the network's input were multiples of this many pixels.
     """
 
     protocol: Protocol
@@ -37,7 +37,7 @@ class Evaluation:
 
     @cached_property
     def means(self) -> dict[str, float]:
-        """Means over the images and the counts, see `sa2depth.metrics.aggregate`.
+        """Means over the images, and the counts; see `sa2depth.metrics.aggregate`.
 
         Raises:
             DataError: no image was evaluated, or none has a scored pixel.
@@ -46,28 +46,28 @@ class Evaluation:
 
     @property
     def images(self) -> int:
-        """Evaluated images, those without a scored pixel included."""
+        """Number of evaluated images, including those without a scored pixel."""
         return len(self.table)
 
     @property
     def complete(self) -> bool:
-        """Whether all of the split was evaluated, and the split is that of the protocol."""
+        """Whether the whole split was evaluated and has the number of images that the protocol expects."""
         whole = self.split_images is None or self.images == self.split_images
         return whole and self.protocol.expected_images in (None, self.images)
 
     @property
     def frames(self) -> dict[tuple[int, int], int]:
-        """How many images were scored at which frame size, the most frequent first."""
+        """Number of images by frame size at which they were scored, the most frequent first."""
         return self._count("frame")
 
     @property
     def natives(self) -> dict[tuple[int, int], int]:
-        """How many images came in which size, the most frequent first."""
+        """Number of images by size of their file, the most frequent first."""
         return self._count("native")
 
     @property
     def inputs(self) -> dict[tuple[int, int], int]:
-        """How many images went through the network at which size, the most frequent first."""
+        """Number of images by size at which the network saw them, the most frequent first."""
         return self._count("network")
 
     def _count(self, kind: str) -> dict[tuple[int, int], int]:

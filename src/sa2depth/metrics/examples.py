@@ -1,7 +1,7 @@
-"""The images that a report shows: the best, the worst, and some from all over the split.
+"""The images that a report shows: the best, the worst, and some spread over the split.
 
-Which they are is known only when every image has been scored, and keeping all of them would fill the memory: each
-process keeps its own candidates of the moment.
+The best and worst are known only after the last image, and keeping all images would fill the memory. So each process
+keeps only its current candidates.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +36,7 @@ class Example(NamedTuple):
 
     @classmethod
     def of(cls, image: Tensor, truth: Tensor, prediction: Tensor, name: str) -> "Example":
-        """From ``image (3, H, W)`` in [0, 1], ``truth`` and ``prediction (1, H, W)`` in metres, on any device."""
+        """Make an example from ``image (3, H, W)`` in [0, 1], and ``truth``, ``prediction (1, H, W)`` in metres."""
         picture = (image.detach().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
         truth, prediction = truth.detach()[0].float().cpu(), prediction.detach()[0].float().cpu()
         return cls(np.ascontiguousarray(picture), truth.numpy().copy(), prediction.numpy().copy(), name)
@@ -45,12 +45,12 @@ class Example(NamedTuple):
 class Examples:
     """Candidates for the pictures among the images of one process: at most ``3 * count``.
 
-    The best of a split are among the best of each process, so that what `choose` says of the gathered table is
-    always held by the process that saw the image.
+    The best images of a split are among the best of their process, so the process that saw an image always still holds
+    it when `choose` selects it from the gathered table.
 
     Args:
         count: images of each kind.
-        total: images of the whole split, over which the spread ones are spread.
+        total: images of the whole split, for the kind ``spread``.
     """
 
     def __init__(self, count: int = 6, total: int = 0) -> None:
@@ -60,12 +60,12 @@ class Examples:
         self._errors: dict[int, float] = {}
 
     def offer(self, index: int, error: float, make: Callable[[], Example]) -> None:
-        """Keep an image if it is a candidate at this moment, and drop the one that no longer is.
+        """Keep an image if it is a candidate now, and drop the one that no longer is.
 
         Args:
             index: its place in the split.
-            error: its ``abs_rel``; NaN for an image without a scored pixel, which is only shown where it is spread.
-            make: makes the example; called only if it is kept.
+            error: its ``abs_rel``; NaN for an image without a scored pixel, which can only be of the kind ``spread``.
+            make: makes the example; called only if the image is kept.
         """
         scored = error == error
         if scored:
@@ -85,19 +85,19 @@ class Examples:
 
 
 def offer_all(examples: Examples, metrics: DepthMetrics, view: View, prediction: Tensor) -> None:
-    """Offer the batch that ``metrics`` was updated with last: a view and its ``prediction (B, 1, h, w)`` metres."""
+    """Offer the last batch that ``metrics`` was updated with: a view and its ``prediction (B, 1, h, w)`` in metres."""
     errors = zip(view.index.tolist(), metrics.latest("abs_rel"), strict=True)
     for (index, error), *example in zip(errors, view.image, view.truth, prediction, view.ids, strict=True):
         examples.offer(index, error, partial(Example.of, *example))
 
 
 def choose(table: Sequence[Mapping[str, Any]], count: int, total: int) -> dict[Kind, list[Mapping[str, Any]]]:
-    """Which images are shown, from the table of the whole split; the worst one first, the best one first.
+    """Choose the images to show from the table of the whole split; each kind starts with its most extreme image.
 
     Args:
         table: rows with ``index``, ``abs_rel`` and ``pixels``.
         count: images of each kind.
-        total: images of the split, as `Examples` was told.
+        total: images of the split, the same number as in `Examples`.
     """
     rows = {row["index"]: row for row in table}
     order = _order({index: row["abs_rel"] for index, row in rows.items() if row["pixels"] > 0})
@@ -116,7 +116,7 @@ def spread(total: int, count: int) -> list[int]:
 
 
 def _order(errors: Mapping[int, float]) -> list[int]:
-    """Indices from the smallest error to the largest; of equal ones the later image is the worse."""
+    """Indices from the smallest error to the largest; if errors are equal, the later image counts as worse."""
     return sorted(errors, key=lambda index: (errors[index], index))
 
 

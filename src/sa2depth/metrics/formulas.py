@@ -1,6 +1,6 @@
 """The error measures of depth estimation, each one line over the scored pixels, in float64.
 
-The nine of Eigen et al. (2014) as the released ``compute_errors`` has them, and KITTI's own (the development
+Nine are those of Eigen et al. (2014) as in the released ``compute_errors``; the others are KITTI's own (development
 kit of the depth benchmark, Uhrig et al. 2017) in the units of its leaderboard.
 """
 
@@ -18,7 +18,7 @@ _PERCENT = 100.0
 
 
 class Errors:
-    """Differences of two sets of depths, worked out when first asked for.
+    """Differences of two sets of depths, computed on first use.
 
     Args:
         guess: ``(n,)`` predicted metres, float64, positive.
@@ -51,22 +51,22 @@ class Errors:
 
     @cached_property
     def ratio(self) -> torch.Tensor:
-        """The larger over the smaller, at least 1."""
+        """The larger depth over the smaller one, at least 1."""
         return torch.maximum(self.guess / self.truth, self.truth / self.guess)
 
     def within(self, power: int) -> torch.Tensor:
-        """1 where prediction and truth are less than a factor ``1.25 ** power`` apart, else 0."""
+        """1 where prediction and truth differ by less than a factor of ``1.25 ** power``, else 0."""
         return (self.ratio < 1.25**power).double()
 
 
 _FORMULAS: dict[str, Callable[[Errors], torch.Tensor]] = {
     # OFFICIAL: sqrt(mean(e^2) - mean(e)^2), which rounds below zero on exactly scaled predictions (NaN in the
-    # released float32 code); the same number as a mean of squares cannot.
+    # released float32 code); the equal mean of squares never does.
     "silog": lambda e: _PERCENT * (e.log - e.log.mean()).square().mean().sqrt(),
     "abs_rel": lambda e: e.relative.abs().mean(),
     "log10": lambda e: e.log.abs().mean() / math.log(10.0),
     "rmse": lambda e: e.plain.square().mean().sqrt(),
-    # divided by the truth once, as Eigen's papers and code; KITTI's `sq_error_rel` divides by its square
+    # divided by the truth once, as in Eigen's papers and code; KITTI's `sq_error_rel` divides by its square
     "sq_rel": lambda e: (e.plain.square() / e.truth).mean(),
     "log_rmse": lambda e: e.log.square().mean().sqrt(),
     "d1": lambda e: e.within(1).mean(),
@@ -81,13 +81,13 @@ assert tuple(_FORMULAS) == KNOWN_METRICS
 
 
 def measure(errors: Errors, names: Sequence[str]) -> torch.Tensor:
-    """``(len(names),)`` float64: the named errors, NaN where there is no pixel.
+    """``(len(names),)`` float64: the named errors, NaN if there is no pixel.
 
     Units: ``silog`` times 100; ``rmse`` metres; ``sq_rel`` metres; ``d1..d3`` shares in [0, 1];
     ``sq_error_rel`` and ``abs_error_rel`` percent; ``irmse`` and ``imae`` 1/km; the others have none.
 
     Args:
-        errors: Of one image.
-        names: Out of ``KNOWN_METRICS``.
+        errors: Errors of one image.
+        names: Names from ``KNOWN_METRICS``.
     """
     return torch.stack([_FORMULAS[name](errors) for name in names])

@@ -15,11 +15,11 @@ def fill_from_nearest(
 
     Args:
         values: ``(H,W)`` of any type.
-        known: ``(H,W)`` bool, True where ``values`` mean something.
+        known: ``(H,W)`` bool, True where ``values`` are valid.
         reach_px: Holes farther than this from a known pixel keep their value.
 
     Returns:
-        ``(H,W)`` of the type of ``values``; equal to it where ``known`` or where nothing is known at all.
+        ``(H,W)`` of the type of ``values``; equal to it where ``known``, and everywhere if nothing is known.
     """
     if not known.any():
         return values.copy()

@@ -1,6 +1,6 @@
 """The depth errors of one image, in float64 under a protocol (Eigen et al. 2014).
 
-Counterpart of ``compute_errors`` and the loop of ``eval.py`` in the released code, and equal to them on
+It corresponds to ``compute_errors`` and the loop of ``eval.py`` in the released code and gives the same numbers on
 finite input.
 """
 
@@ -26,8 +26,8 @@ def evaluate_image(
     """Errors of one predicted depth map.
 
     Args:
-        pred: ``(H,W)`` predicted metres (leading axes of length 1 are fine), NumPy or torch, floating; of the
-            whole image or of the protocol's frame.
+        pred: ``(H,W)`` predicted metres (leading axes of length 1 are fine), NumPy or torch, floating-point; covers
+            the whole image or the protocol's frame.
         gt: Ground truth in metres of the same size, 0 where not measured.
         protocol: A ``Protocol``, or its name, file or mapping.
 
@@ -37,9 +37,9 @@ def evaluate_image(
         frame. Without a scored pixel the errors are NaN and ``pixels`` is 0.
 
     Raises:
-        ShapeError: The sizes differ, are not one image, do not fit the protocol's frame or crop, or are not
-            floating.
-        ConfigError: Unknown protocol.
+        ShapeError: The sizes differ or do not fit the protocol's frame or crop, or an array is not one image or not
+            floating-point.
+        ConfigError: The protocol is unknown.
     """
     protocol = load_protocol(protocol)
     scored = score_pixels(_as_map(pred, "pred"), _as_map(gt, "gt"), protocol)
@@ -52,7 +52,7 @@ class ScoredPixels(NamedTuple):
     """The pixels of one image that count.
 
     Attributes:
-        errors: Of prediction and truth as they are scored: repaired, clamped, clipped.
+        errors: Errors of prediction against truth, after NaN repair, clamping and clipping.
         true_depth: ``(n,)`` metres as measured, float64, before any clipping.
         nonfinite: ``()`` number of NaN and infinite predictions anywhere in the frame.
     """
@@ -63,15 +63,15 @@ class ScoredPixels(NamedTuple):
 
 
 def score_pixels(pred: torch.Tensor, gt: torch.Tensor, protocol: Protocol) -> ScoredPixels:
-    """What of a prediction is scored, under a protocol.
+    """Select the pixels of a prediction that a protocol scores.
 
     Args:
-        pred: ``(H,W)`` floating, metres; the whole image or the protocol's frame.
-        gt: The same.
-        protocol: What to score and how.
+        pred: ``(H,W)`` floating-point metres; the whole image or the protocol's frame.
+        gt: Ground truth of the same size and unit.
+        protocol: Says which pixels are scored and how.
 
     Returns:
-        Scored pixels, float64, on the device of ``pred`` (on the CPU if that has no float64).
+        Scored pixels, float64, on the device of ``pred`` (on the CPU if that device has no float64).
 
     Raises:
         ShapeError: The sizes differ or do not fit the protocol.
@@ -91,8 +91,8 @@ def score_pixels(pred: torch.Tensor, gt: torch.Tensor, protocol: Protocol) -> Sc
     gt, pred = gt[top:bottom, left:right], pred[top:bottom, left:right]
     valid = valid_mask(gt, protocol.min_depth, protocol.max_depth)
     truth, guess = gt[valid].double(), pred[valid].double()
-    # OFFICIAL: the released evaluation repairs these silently (NaN -> min, inf -> max); so does the score
-    # here, to stay comparable, but `nonfinite` travels beside it.
+    # OFFICIAL: the released evaluation repairs these silently (NaN -> min, inf -> max). So does this one, to stay
+    # comparable, but it also reports them as `nonfinite`.
     guess = torch.nan_to_num(
         guess, nan=protocol.min_depth, posinf=protocol.max_depth, neginf=protocol.min_depth
     )
@@ -103,7 +103,7 @@ def score_pixels(pred: torch.Tensor, gt: torch.Tensor, protocol: Protocol) -> Sc
 
 
 def _as_map(values: torch.Tensor | NDArray[Any], name: str) -> torch.Tensor:
-    """``(H,W)`` tensor out of an array or tensor with leading axes of length 1."""
+    """``(H,W)`` tensor from an array or tensor with leading axes of length 1."""
     tensor = values if isinstance(values, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(values))
     if tensor.ndim < 2 or any(length != 1 for length in tensor.shape[:-2]):
         raise ShapeError(f"{name} must be one (H, W) depth map, got shape {tuple(tensor.shape)}")

@@ -1,4 +1,4 @@
-"""What a depth score means: frame, range, crop and clamping of an evaluation, under a name and a version.
+"""A protocol defines a depth score: frame, range, crop and clamping of an evaluation, under a name and a version.
 
 The shipped protocols are ``conf/protocol/*.yaml``; their numbers follow the released evaluation scripts and,
 for ``kitti_official``, the benchmark's development kit.
@@ -17,7 +17,7 @@ _FRACTIONS = {
     "garg": (0.40810811, 0.99189189, 0.03594771, 0.96405229),
     "kitti_eigen": (0.3324324, 0.91351351, 0.0359477, 0.96405229),
 }
-# Eigen's crop of NYU v2 in pixels; it means something on a 480x640 frame only.
+# Eigen's crop of NYU v2 in pixels; it is defined on a 480x640 frame only.
 _NYU_FRAME = (480, 640)
 _NYU_BOX = (45, 471, 41, 601)
 
@@ -27,15 +27,15 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Protocol:
-    """An evaluation protocol. Frozen: a score belongs to exactly one.
+    """An evaluation protocol. It is frozen, because a score belongs to exactly one protocol.
 
-    An image and its truth are cut to ``frame``; the network sees that frame as ``input`` says; its prediction
-    comes back to the frame; of it ``crop`` is scored. Truth is cut, never resampled: one with fewer pixels than its
-    image keeps them, the prediction is brought to its size, and ``crop`` is counted there.
+    An image and its truth are cut to ``frame``. The network sees that frame as ``input`` says, its prediction is
+    brought back to the frame, and the part inside ``crop`` is scored. Truth is cut, never resampled: if it has fewer
+    pixels than its image, the prediction is resized to it, and ``crop`` applies at that size.
 
     Attributes:
         name: Unique name, written into every result.
-        version: Raised whenever a change of the file changes a score.
+        version: Increases whenever a change of the file changes a score.
         min_depth: Lower limit in metres: ground truth at or below it is not scored, predictions are raised to
             it.
         max_depth: Upper limit in metres: ground truth at or above it is not scored, predictions are lowered
@@ -44,18 +44,18 @@ class Protocol:
             (the same pixels of any frame, cut to it), ``garg`` or ``kitti_eigen`` (fractions of the frame).
         clip_both_at: Metres at which prediction *and* ground truth are clipped before scoring (SUN RGB-D: 8),
             or None. Pixels that saturate in both count as perfect.
-        expected_images: Number of images with ground truth of the full test split, or None where there is
-            none; ``check_images`` fails on any other count.
-        images_without_truth: How many images of the full split have no ground truth and are left out.
+        expected_images: Number of images with ground truth in the full test split, or None for any number;
+            ``check_images`` fails on another count.
+        images_without_truth: Number of images in the full split that have no ground truth and are left out.
         frame: ``(height, width)`` of the bottom-centre window to which image and truth are cut before
             anything else, or None for the whole image.
-        input: What the network sees of the frame (`sa2depth.metrics.view`): ``as_is``, ``pad``, ``resize``,
+        input: How the network sees the frame (`sa2depth.metrics.view`): ``as_is``, ``pad``, ``resize``,
             ``max_side`` or ``bottom_centre``.
-        input_size: ``(height, width)`` in pixels of ``resize`` and ``bottom_centre``.
-        max_side: Longest side in pixels of ``max_side``.
-        metrics: Names of the errors that are reported, in this order, out of ``KNOWN_METRICS``.
-        depth_ranges: Edges in metres, rising; errors are also pooled over the pixels of each interval of true
-            depth (``Evaluation.by_depth``). Empty: they are not.
+        input_size: ``(height, width)`` in pixels, for ``resize`` and ``bottom_centre``.
+        max_side: Longest side in pixels, for ``max_side``.
+        metrics: Names of the reported errors, in this order, from ``KNOWN_METRICS``.
+        depth_ranges: Rising edges in metres; errors are also pooled over the pixels of each interval of true depth
+            (``Evaluation.by_depth``), unless this is empty.
         flip: Whether the prediction is averaged with the one on the mirrored image (``flip_average``).
         description: One sentence for people, copied into the results.
 
@@ -82,14 +82,14 @@ class Protocol:
 
     def __post_init__(self) -> None:
         for key in ("frame", "input_size", "metrics", "depth_ranges"):
-            if isinstance(getattr(self, key), list):  # as YAML has them
+            if isinstance(getattr(self, key), list):  # YAML gives lists
                 object.__setattr__(self, key, tuple(getattr(self, key)))
         check_fields({key: getattr(self, key) for key in KINDS}, self.name)
 
     def frame_box(self, height: int, width: int) -> Box:
-        """Where the frame lies in an image of ``height`` x ``width`` pixels.
+        """The place of the frame in an image of ``height`` x ``width`` pixels.
 
-        The bottom-centre window of the KITTI benchmark's own cropping: rows from ``height - h``, columns from
+        It is the bottom-centre window of the KITTI benchmark's own cropping: rows from ``height - h``, columns from
         ``int((width - w) / 2)``.
 
         Raises:
@@ -100,11 +100,11 @@ class Protocol:
         return _bottom_centre(height, width, self.frame, f"protocol '{self.name}': the frame")
 
     def input_box(self, height: int, width: int) -> Box:
-        """Which part of a *frame* of ``height`` x ``width`` pixels the network sees: all, but for bottom_centre.
+        """The part of a *frame* of ``height`` x ``width`` pixels that the network sees: all except in bottom_centre.
 
         Raises:
-            ShapeError: The frame is smaller than the window, or the crop is not inside it: the network would
-                be scored on what it has not seen.
+            ShapeError: The frame is smaller than the window, or the window does not hold the crop: the network
+                would be scored on pixels that it has not seen.
         """
         if self.input != "bottom_centre" or self.input_size is None:
             return 0, height, 0, width
@@ -119,11 +119,11 @@ class Protocol:
         return window
 
     def crop_box(self, height: int, width: int) -> Box:
-        """What is scored of an image, in its own pixels: ``(top, bottom, left, right)``.
+        """The scored part of an image, in its own pixels: ``(top, bottom, left, right)``.
 
         Args:
-            height: Of the image in pixels; whole, or already cut to the protocol's frame.
-            width: The same.
+            height: Height of the image in pixels; whole, or already cut to the protocol's frame.
+            width: Width of the same image.
 
         Raises:
             ShapeError: The image is smaller than the frame, or the crop is defined on another frame.
@@ -133,15 +133,15 @@ class Protocol:
         return top + box[0], top + box[1], left + box[2], left + box[3]
 
     def check_smaller_truth(self, image: tuple[int, int], truth: tuple[int, int]) -> None:
-        """Refuse a truth of another size than its image that cannot be scored without saying what is compared.
+        """Refuse a truth of another size than its image if this protocol does not define how to score it.
 
         Args:
             image: ``(H, W)`` in pixels.
             truth: ``(h, w)`` in pixels.
 
         Raises:
-            ShapeError: It does not show the view of the image (`sa2depth.depth_size`), or the protocol cuts pixels
-                that are counted in the image: which of a smaller map's they are is not defined.
+            ShapeError: The truth does not show the view of the image (`sa2depth.depth_size`), or the protocol cuts at
+                pixels of the image, which have no counterpart in a smaller map.
         """
         sizes = f"a depth map of {by(truth)} beside an image of {by(image)}"
         if not same_view(truth, image):
@@ -155,22 +155,23 @@ class Protocol:
         }
         if counted := [name for name, yes in cuts.items() if yes]:
             raise ShapeError(
-                f"protocol '{self.name}' counts in pixels of the image ({', '.join(counted)}), which {sizes} does not "
-                "have: use one without, as protocol=custom, or depth maps of the size of their images"
+                f"protocol '{self.name}' counts in pixels of the image ({', '.join(counted)}), and does not fit "
+                f"{sizes}: use a protocol without these cuts, such as protocol=custom, or depth maps of the size of "
+                "their images"
             )
 
     def check_images(self, found: int, without_truth: int = 0) -> None:
         """Refuse to call a partial evaluation by this protocol's name.
 
-        Where ``expected_images`` is None (partial runs), images without truth may be fewer than the protocol
+        If ``expected_images`` is None (partial runs), images without truth may be fewer than the protocol
         says, never more.
 
         Args:
-            found: Images that are to be scored: those with ground truth.
-            without_truth: Images of the split that are left out because they have none.
+            found: Number of images to score: those with ground truth.
+            without_truth: Number of images that are left out because they have none.
 
         Raises:
-            DataError: There is no image, or the full split has another number of either.
+            DataError: There is no image, or the full split has another number of either kind.
         """
         if found < 1:
             raise DataError(
@@ -185,7 +186,7 @@ class Protocol:
         if without_truth != self.images_without_truth and not partial:
             raise DataError(
                 f"protocol '{self.name}' has {self.images_without_truth} images without ground truth, but "
-                f"{without_truth} were found: complete the data set, or, if they really have none, say so with "
+                f"{without_truth} were found: complete the data set, or, if that many really have none, set "
                 f"protocol.images_without_truth={without_truth}"
             )
 
@@ -194,10 +195,11 @@ class Protocol:
 
         Args:
             multiple: Sides of the network's input are multiples of this many pixels.
-            image: ``(height, width)`` of an image of the data set, where it is known.
+            image: ``(height, width)`` of an image of the data set, if known.
 
         Raises:
-            ShapeError: The frame goes through the network as it is and has other sides, or does not fit the image.
+            ShapeError: The input is ``as_is`` and a side of the frame is not a multiple, or the frame does not fit
+                the image.
         """
         size = self.frame or self._own_frame()
         if image is not None:
@@ -206,17 +208,18 @@ class Protocol:
             self.input_box(*size)
         if self.input == "as_is" and size is not None and any(side % multiple for side in size):
             raise ShapeError(
-                f"protocol '{self.name}': a {by(size)} frame cannot go through the network as it is, whose sides are "
-                f"multiples of {multiple}: use protocol.input=pad (mirrored up to the next multiple), resize, max_side "
-                "or bottom_centre; a shipped protocol then bears another name in the results"
+                f"protocol '{self.name}': a {by(size)} frame cannot go through the network as it is, because the "
+                f"network needs sides that are multiples of {multiple}: use protocol.input=pad (mirrored up to the "
+                "next multiple), resize, max_side or bottom_centre; the results then give a shipped protocol another "
+                "name"
             )
 
     def describe(self, frame: tuple[int, int] | None = None, multiple: int = 32) -> list[str]:
-        """The protocol in words, one line a fact, for the screen and for reports.
+        """The protocol in words, one line per fact, for the screen and for reports.
 
         Args:
-            frame: ``(height, width)`` of the images in pixels, for the crop box; None where they differ.
-            multiple: Of the network, to which its input is padded.
+            frame: ``(height, width)`` of the images in pixels, for the crop box; None if they differ.
+            multiple: The network's input is padded to multiples of this many pixels.
 
         Raises:
             ShapeError: The protocol does not fit images of that size.
@@ -247,17 +250,17 @@ class Protocol:
         if self.crop in _FRACTIONS:
             top, bottom, left, right = _FRACTIONS[self.crop]
             return int(top * height), int(bottom * height), int(left * width), int(right * width)
-        # OFFICIAL: the released scripts put this pixel box onto frames of any size; only `nyu_pixels` does.
+        # OFFICIAL: the released scripts put this pixel box onto frames of any size; here only `nyu_pixels` does.
         if self.crop == "nyu_eigen" and (height, width) != _NYU_FRAME:
             raise ShapeError(
                 f"protocol '{self.name}': the crop nyu_eigen is defined on 480x640 frames, not on "
-                f"{height}x{width}: bring both to that frame or use another protocol"
+                f"{height}x{width}: bring image and truth to that size or use another protocol"
             )
         top, bottom, left, right = _NYU_BOX
         if height <= top or width <= left:
             raise ShapeError(
-                f"protocol '{self.name}': of a {height}x{width} frame nothing is left by the crop "
-                f"{self.crop}, {_words(_NYU_BOX)}"
+                f"protocol '{self.name}': the crop {self.crop}, {_words(_NYU_BOX)}, leaves nothing of a "
+                f"{height}x{width} frame: use larger images or another protocol"
             )
         return top, min(bottom, height), left, min(right, width)
 
@@ -287,7 +290,7 @@ class Protocol:
 def _bottom_centre(height: int, width: int, size: tuple[int, int], what: str) -> Box:
     if height < size[0] or width < size[1]:
         raise ShapeError(
-            f"{what} is {by(size)} pixels (height x width), but an image has {height}x{width}: check the data "
+            f"{what} is {by(size)} pixels (height x width), but an image is only {height}x{width}: check the data "
             "set, or use a protocol for smaller images"
         )
     top, left = height - size[0], (width - size[1]) // 2

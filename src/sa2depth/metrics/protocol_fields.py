@@ -1,4 +1,4 @@
-"""What each field of a protocol accepts, and how to say so."""
+"""The values that each field of a protocol accepts, and the words for them in error messages."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -12,7 +12,7 @@ from sa2depth.metrics.formulas import KNOWN_METRICS
 
 CROPS = ("none", "nyu_eigen", "nyu_pixels", "garg", "kitti_eigen")
 INPUTS = ("as_is", "pad", "resize", "max_side", "bottom_centre")
-# What some input policies need to know, and no other may be given.
+# The field that an input policy needs; the other fields of this list must then be null.
 _NEEDS = {"resize": "input_size", "bottom_centre": "input_size", "max_side": "max_side"}
 SELECTED_BY = "abs_rel"  # models are selected by it, so every protocol reports it
 
@@ -49,10 +49,10 @@ def check_fields(values: Mapping[str, Any], name: str) -> None:
 
     Args:
         values: Every field of a protocol.
-        name: Of the protocol, for the messages.
+        name: Name of the protocol, for the messages.
 
     Raises:
-        ConfigError: Naming the field, what it accepts and what it was given.
+        ConfigError: A value is wrong; the message names the field, what it accepts and what it was given.
     """
     for key, kind in KINDS.items():
         try:
@@ -77,7 +77,7 @@ def _check_depths(values: Mapping[str, Any], name: str) -> None:
     if edges and (len(edges) < 2 or edges[0] < 0 or any(a >= b for a, b in pairwise(edges))):
         raise _refusal(
             name,
-            f"depth_ranges must be two or more rising metres from 0, or an empty list, not {list(edges)}",
+            f"depth_ranges must be two or more rising depths in metres from 0, or an empty list, not {list(edges)}",
         )
 
 
@@ -99,9 +99,9 @@ def _check_metrics(metrics: tuple[Any, ...], name: str) -> None:
         if metric not in KNOWN_METRICS:
             raise _refusal(name, f"unknown metric '{metric}'; {nearest(str(metric), KNOWN_METRICS)}")
     if len(set(metrics)) < len(metrics):
-        raise _refusal(name, f"metrics names one twice: {', '.join(metrics)}")
+        raise _refusal(name, f"metrics names an error twice: {', '.join(metrics)}")
     if SELECTED_BY not in metrics:
-        raise _refusal(name, f"metrics must hold {SELECTED_BY}, by which models are selected")
+        raise _refusal(name, f"metrics must contain {SELECTED_BY}, because models are selected by it")
 
 
 def _refusal(name: str, words: str) -> ConfigError:

@@ -19,16 +19,16 @@ _REQUIRED = ("name", "version", "min_depth", "max_depth")
 
 
 def load_protocol(source: ProtocolLike) -> Protocol:
-    """Protocol by name, from a YAML file, or from the node Hydra composed out of ``conf/protocol``.
+    """Load a protocol by name, from a YAML file, or from the node that Hydra composed from ``conf/protocol``.
 
     Args:
         source: Name of a file in ``conf/protocol``, path of a ``.yaml`` file, a mapping of the fields, or a
-            ``Protocol``, which is returned as it is. A mapping that bears the name of a shipped protocol but
-            differs from it (``protocol.max_depth=5`` on the command line) gets a name that says so; values
+            ``Protocol``, which is returned unchanged. If a mapping has the name of a shipped protocol but differs
+            from it (``protocol.max_depth=5`` on the command line), the changed fields are added to its name; values
             that a shipped protocol leaves open (``custom``) may be given.
 
     Raises:
-        ConfigError: Unknown name or key (with the nearest known ones), a missing key or a bad value.
+        ConfigError: A name or key is unknown (the nearest known ones are named), a key is missing, or a value is bad.
     """
     if isinstance(source, Protocol):
         return source
@@ -62,7 +62,7 @@ def _from_mapping(node: Mapping[str, Any] | DictConfig, where: str) -> Protocol:
     if isinstance(node, DictConfig):
         if missing := sorted(str(key) for key in OmegaConf.missing_keys(node)):
             raise ConfigError(
-                f"{where}: {', '.join(missing)} must be given: "
+                f"{where}: {', '.join(missing)} must be given: set "
                 + " ".join(f"protocol.{key}=..." for key in missing)
             )
         try:
@@ -75,12 +75,12 @@ def _from_mapping(node: Mapping[str, Any] | DictConfig, where: str) -> Protocol:
             raise ConfigError(f"{where}: unknown key '{key}'; {nearest(str(key), known)}")
     missing = [key for key in _REQUIRED if key not in values]
     if missing:
-        raise ConfigError(f"{where}: missing {', '.join(missing)}")
+        raise ConfigError(f"{where}: {', '.join(missing)} must be given")
     return Protocol(**{str(key): value for key, value in values.items()})
 
 
 def _honest(protocol: Protocol) -> Protocol:
-    """The protocol, renamed if it was changed under a shipped name: its scores are not that protocol's."""
+    """Rename a protocol that has a shipped name but other values: its scores are not those of the shipped one."""
     if not _shipped(protocol.name).is_file():
         return protocol
     node = _read(_shipped(protocol.name))

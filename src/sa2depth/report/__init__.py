@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: tables, depth pictures and training curves."""
+"""The files that an evaluation writes: tables, depth pictures, training curves and a page."""
 
 from sa2depth.report.colours import colorize
 from sa2depth.report.curves import plot_curves

@@ -1,7 +1,7 @@
 """Small charts that matplotlib draws as inline SVG: sharp at any size, in the page's own colours, without a script.
 
-matplotlib paints with a stand-in for each colour, which then becomes a variable of ``page.css`` that differs between
-light and dark; the id of a group that begins with ``_NOTE`` becomes a text under the mouse.
+matplotlib paints with placeholder colours, which are then replaced by variables of ``page.css`` that differ between
+light and dark; the id of a group that begins with ``_NOTE`` becomes a tooltip.
 """
 
 import io
@@ -28,14 +28,14 @@ _WIDTH, _HEIGHT = 360, 200
 _PLOT = (0.117, 0.18, 0.856, 0.77)  # left, bottom, width and height, as shares of the picture
 _STEPS = [1, 2, 2.5, 5, 10]  # between round numbers along an axis
 _NOTE = "note:"
-# an axis is cut where the outliers would take more than this many times the room of the middle 98 %
+# an axis is cut if the outliers would take more than this many times the space of the middle 98 %
 _STRETCH = 2.0
 _MOST_BINS, _FEWEST_BINS = 40, 8
 _CURVES = ("s0", "s1", "s2", "s3", "s4", "s5")
 _INKS = ("accent", "pale", "good", "bad", "mean", "ink", "soft", "grid", "card", *_CURVES)
 _COLOURS = {ink: f"#{place:06x}" for place, ink in enumerate(_INKS, start=1)}
 _EDGE: dict[str, Any] = {"edgecolor": _COLOURS["card"], "linewidth": 0.8}  # parts the bars
-# matplotlib's SVG becomes part of the page: notes, no ids (they would not be unique), the page's font and colours
+# matplotlib's SVG becomes part of the page: tooltips, no ids (they would not be unique), the page's font and colours
 _TO_PAGE = (
     (rf'<g id=(["\']){_NOTE}(.*?)\1>', r'<g class="hint"><title>\2</title>'),
     (r'<g id="[^"]*"/>', ""),
@@ -53,13 +53,13 @@ _STYLE = style.context(
 
 @_STYLE
 def histogram(values: Sequence[float], label: str, split: Callable[[float], str] | None = None) -> Markup:
-    """How the images are distributed over a metric, with their mean (line) and median (dashed).
+    """Histogram of the images over a metric, with their mean (line) and median (dashed).
 
-    A few far outliers do not squeeze the rest: the axis ends near the 1st and 99th percentile then, and what
-    lies beyond is gathered in a paler bar at the end.
+    A few far outliers do not squeeze the rest: the axis then ends near the 1st and 99th percentile, and a paler bar at
+    the end holds the images beyond.
 
     Args:
-        values: One number an image; NaN and infinite ones are left out.
+        values: One number per image; NaN and infinite ones are left out.
         label: Name of the axis.
         split: Colour of a bar (a variable of ``page.css``) by the middle of its interval, for a chart of differences.
 
@@ -101,10 +101,10 @@ def columns(names: Sequence[str], values: Sequence[float], label: str, form: For
     """One bar for each name; negative values hang below zero, missing ones leave a gap.
 
     Args:
-        names: Under the bars.
-        values: Their heights; NaN where there is none.
-        label: Below the names.
-        form: Writes a value, shown under the mouse; the axis where it writes percent.
+        names: Labels under the bars.
+        values: Heights of the bars; NaN for a missing bar.
+        label: Name of the axis, below the names.
+        form: Formats a value for the tooltip, and for the axis if it writes percent.
 
     Returns:
         An SVG element, empty without a finite value.
@@ -117,7 +117,7 @@ def columns(names: Sequence[str], values: Sequence[float], label: str, form: For
     axes.grid(visible=False, axis="x")
     if "%" in form(high):
         axes.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: form(tick)))
-    step = 2 if len(names) > 8 else 1  # names of neighbours would touch
+    step = 2 if len(names) > 8 else 1  # more names would touch each other
     axes.set_xticks(range(0, len(names), step), names[::step])
     notes = [f"{name}: {form(value)}" for name, value in zip(names, values, strict=True)]
     there = np.flatnonzero(np.isfinite(values))
@@ -128,14 +128,14 @@ def columns(names: Sequence[str], values: Sequence[float], label: str, form: For
 
 @_STYLE
 def cumulative(series: Sequence[tuple[str, Sequence[float]]], label: str) -> Markup:
-    """Share of the images with at most a value, one curve a run.
+    """Share of the images with at most a value, one curve per run.
 
     Args:
         series: Name and values of each curve; NaN and infinite ones are left out.
         label: Name of the axis.
 
     Returns:
-        An SVG element, empty where a curve has no finite value.
+        An SVG element, empty if a curve has no finite value.
     """
     curves = [(name, np.sort(_finite(values))) for name, values in series]
     if not curves or any(not values.size for _, values in curves):
@@ -153,7 +153,7 @@ def cumulative(series: Sequence[tuple[str, Sequence[float]]], label: str) -> Mar
 
 def _axes(x_range: tuple[float, float], y_range: tuple[float, float], label: str) -> Axes:
     """An empty plot with about six round numbers along the foot and four up the side."""
-    figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72))  # an SVG has 72 units an inch
+    figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72))  # an SVG has 72 units per inch
     figure.patch.set_visible(False)
     axes = figure.add_axes(_PLOT, frame_on=False, axisbelow=True, xlim=x_range, ylim=y_range, xlabel=label)
     axes.tick_params(length=0, pad=6)
@@ -166,20 +166,20 @@ def _axes(x_range: tuple[float, float], y_range: tuple[float, float], label: str
 
 
 def _note(artists: Iterable[Artist], notes: Sequence[str]) -> None:
-    """Give each of the artists a text that appears under the mouse."""
+    """Give each of the artists a tooltip."""
     for artist, words in zip(artists, notes, strict=True):
         artist.set_gid(_NOTE + words)
 
 
 def _svg(axes: Axes, words: str) -> Markup:
-    """The picture; ``words`` say for those who cannot see it what it shows."""
+    """The chart as an SVG element; ``words`` describe it for readers who cannot see it."""
     file = io.StringIO()
     canvas: Any = FigureCanvasSVG(axes.get_figure(root=True))  # its methods have no types
     silent = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with warnings.catch_warnings():  # the reader's browser has more letters than matplotlib's font
         warnings.filterwarnings("ignore", "Glyph .* missing")
         canvas.print_svg(file, metadata=silent)
-    # before it stands a style that would hold for the whole page, after it clip paths that need an id
+    # left out: a style before the body, which would hold for the whole page, and clip paths after it, which need ids
     body = file.getvalue().split("</defs>", 1)[1].rsplit("<defs>", 1)[0]
     for pattern, replacement in _TO_PAGE:
         body = re.sub(pattern, replacement, body)
@@ -198,14 +198,14 @@ def _limits(data: NDArray[np.float64]) -> tuple[float, float]:
     p1, p99 = (float(p) for p in np.percentile(data, [1, 99]))
     reach = _STRETCH * (p99 - p1)
     if p99 > p1 and high - low > reach:
-        # only the side that stretches is cut
+        # only the side with outliers is cut
         low = low if p1 - low <= 0.25 * reach else p1
         high = high if high - p99 <= 0.25 * reach else p99
     return low, high
 
 
 def _edges(data: NDArray[np.float64], low: float, high: float, through_zero: bool) -> NDArray[np.float64]:
-    """Edges of the bins, about as many as Freedman and Diaconis advise; zero is one of them if asked for."""
+    """Edges of the bins, about as many as the rule of Freedman and Diaconis gives; zero is one of them if requested."""
     if high - low <= 1e-12 * max(1.0, abs(high)):
         margin = max(abs(high) * 0.05, 1e-3)
         return np.linspace(low - margin, high + margin, 4)
@@ -221,7 +221,7 @@ def _edges(data: NDArray[np.float64], low: float, high: float, through_zero: boo
 
 
 def _short(value: float) -> str:
-    """A number for an axis."""
+    """Format a number for an axis."""
     return f"{0.0 if abs(value) < 1e-12 else value:.3g}".replace("-", "−")
 
 

@@ -1,4 +1,4 @@
-"""How a score was measured, in words: every entry of ``metrics.json`` that is not itself a score."""
+"""The circumstances of a score in words: every entry of ``metrics.json`` that is not itself a score."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,13 +55,13 @@ _GROUPS = {
     },
 }
 _LABELS = {key: label for group in _GROUPS.values() for key, label in group.items()}
-# said only where they are set
+# shown only if they are set
 _OPTIONAL = {
     "split_images",
     "protocol.input_size",
     "protocol.max_side",
     "protocol.expected_images",
-    "protocol.frame",  # None where the images differ in size: "Sizes scored" has them
+    "protocol.frame",  # None if the images differ in size; "Sizes scored" lists the sizes then
     "protocol.frame_cut",
     "protocol.crop_box",
 }
@@ -80,9 +80,9 @@ class Fact:
     """One line of the list.
 
     Attributes:
-        label: What it is.
-        text: For people.
-        exact: As the file has it.
+        label: Name of the fact.
+        text: Its value for people.
+        exact: Its value as the file has it.
     """
 
     label: str
@@ -91,16 +91,16 @@ class Fact:
 
 
 def circumstances(document: Mapping[str, Any]) -> list[tuple[str, list[Fact]]]:
-    """What ``metrics.json`` says beside the scores: the entries we know, then whatever else is there.
+    """The entries of ``metrics.json`` that are not scores: first the known ones, then all others.
 
     Args:
         document: The file's content.
 
     Returns:
-        Groups of facts under a title; an entry of the protocol that we do not know stays with the protocol.
+        Groups of facts under a title; unknown entries of the protocol stay with the protocol.
     """
     entries = dict(_leaves({key: value for key, value in document.items() if key not in _ELSEWHERE}))
-    for key in ("protocol.description", "protocol.metrics"):  # in the verdict and in the table of scores
+    for key in ("protocol.description", "protocol.metrics"):  # shown at the top and in the table of scores
         entries.pop(key, None)
     entries = {key: value for key, value in entries.items() if key not in _OPTIONAL or value is not None}
     groups = []
@@ -115,7 +115,7 @@ def circumstances(document: Mapping[str, Any]) -> list[tuple[str, list[Fact]]]:
 
 
 def _leaves(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Entries of nested mappings under names with dots; boxes, sizes and their counts stay whole."""
+    """Entries of nested mappings under dotted names; boxes, sizes and their counts are not taken apart."""
     for key, item in value.items():
         name = f"{path}{key}"
         whole = {*_COUNTED_SIZES, _SECONDS}
@@ -148,7 +148,7 @@ def _text(key: str, value: Any) -> str:
 
 
 def _counted_sizes(sizes: Mapping[str, Any]) -> str:
-    """``480x640 (654)``: sizes with the number of their images, and the scored box where there is one."""
+    """``480 × 640: 654 images``: sizes with the number of their images, and the scored box if there is one."""
     words = []
     for size, entry in sizes.items():
         count = entry.get("images") if isinstance(entry, dict) else entry

@@ -1,4 +1,4 @@
-"""Depth as colours, in a fixed metric range: the same colour is the same depth in every picture of the project."""
+"""Depth as colours in a fixed metric range: the same colour means the same depth in every picture of the project."""
 
 import math
 from functools import lru_cache
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sa2depth.errors import ConfigError, ShapeError
 
-# Names of the colour maps, far to near the same in every picture of the project.
+# Colour maps by name.
 COLORMAPS = {
     name: getattr(cv2, f"COLORMAP_{name.upper()}")
     for name in ("turbo", "magma", "viridis", "inferno", "plasma", "cividis")
@@ -28,13 +28,13 @@ def colorize(
 ) -> NDArray[np.uint8]:
     """Depth map as colours.
 
-    The range is the caller's, in metres, and not the image's: the same colour is the same depth in every
-    picture.
+    The caller gives the range in metres; it does not depend on the image, so the same colour means the same depth in
+    every picture.
 
     Args:
         depth: ``(H,W)`` metres (leading axes of length 1 are fine).
-        vmin: Metres shown in the first colour; nearer is shown the same.
-        vmax: Metres shown in the last colour; farther is shown the same.
+        vmin: Metres shown in the first colour; nearer depths get the same colour.
+        vmax: Metres shown in the last colour; farther depths get the same colour.
         colormap: A key of ``COLORMAPS``.
         invalid: RGB of pixels that are not measured (0 or below) or not finite.
 
@@ -42,8 +42,8 @@ def colorize(
         ``(H,W,3)`` uint8 RGB.
 
     Raises:
-        ConfigError: Unknown colour map, or ``vmin`` is not below ``vmax``.
-        ShapeError: Not one depth map.
+        ConfigError: The colour map is unknown, or ``vmin`` is not below ``vmax``.
+        ShapeError: ``depth`` is not one depth map.
     """
     values = as_map(depth)
     return paint(values, np.isfinite(values) & (values > 0), vmin, vmax, colormap, invalid)
@@ -57,7 +57,7 @@ def paint(
     colormap: str,
     invalid: tuple[int, int, int],
 ) -> NDArray[np.uint8]:
-    """Any map of values as colours, ``invalid`` where it is not ``valid``; otherwise as `colorize`."""
+    """Like `colorize` for any map of values; pixels that are not ``valid`` get the colour ``invalid``."""
     if not (math.isfinite(vmin) and math.isfinite(vmax) and vmin < vmax):
         raise ConfigError(f"the colour range must be finite and ascending, got {vmin} to {vmax}")
     steps = np.where(valid, values, vmin)
@@ -74,7 +74,7 @@ def paint(
 def color_table(colormap: str) -> NDArray[np.uint8]:
     """``(256,3)`` RGB colours of an OpenCV map."""
     if colormap not in COLORMAPS:
-        raise ConfigError(f"unknown colour map '{colormap}' (known: {', '.join(COLORMAPS)})")
+        raise ConfigError(f"unknown colour map '{colormap}': choose one of {', '.join(COLORMAPS)}")
     ramp = np.arange(256, dtype=np.uint8)[:, None]
     return np.ascontiguousarray(cv2.applyColorMap(ramp, COLORMAPS[colormap])[:, 0, ::-1])
 

@@ -1,6 +1,6 @@
-"""A contact sheet of a data set: photographs, depth and how it is spread, before and after augmentation.
+"""A contact sheet of a data set: photographs, depth and histograms of depth, before and after augmentation.
 
-One depth scale for the whole sheet: the same colour is the same depth in every picture.
+The whole sheet has one depth scale: the same colour means the same depth in every picture.
 """
 
 import math
@@ -22,7 +22,7 @@ from sa2depth.metrics.holes import fill_from_nearest
 from sa2depth.report.colours import colorize
 
 _DPI = 110
-# Cells have the same area whatever their shape: a street of 375x1242 gets a wider one than a room of 480x640.
+# Cells have equal areas: a street of 375x1242 gets a wider one than a room of 480x640.
 _CELL_AREA, _CELL_SIDES = 2.6 * 1.95, (1.3, 5.0)
 _GAP, _TITLE, _TOP, _BOTTOM, _SIDE = 0.06, 0.24, 0.62, 0.66, 0.08
 _HISTOGRAM_WIDTH, _HISTOGRAM_GAP = 2.3, 0.2
@@ -35,11 +35,11 @@ class SheetRow:
     """One image of the sheet.
 
     Attributes:
-        title: its id.
-        image: ``(H, W, 3)`` RGB, uint8 or floating in [0, 1].
-        depth: ``(H, W)`` metres, 0 = not measured; None: there is none.
-        after_image: the same image augmented, of any size; None: not augmented.
-        after_depth: its depth.
+        title: id of the image.
+        image: ``(H, W, 3)`` RGB, uint8 or floating-point in [0, 1].
+        depth: ``(H, W)`` metres, 0 = not measured; None if there is none.
+        after_image: the augmented image, of any size; None if it is not augmented.
+        after_depth: depth of the augmented image.
     """
 
     title: str
@@ -52,20 +52,20 @@ class SheetRow:
 def contact_sheet(
     rows: Sequence[SheetRow], path: Path | str, heading: str = "", max_depth: float | None = None
 ) -> Path:
-    """Draw rows of image, depth, augmented image and depth (where there are any), and histogram of depth.
+    """Draw rows of image, depth, augmented image and depth (if there are any), and a histogram of depth.
 
     Args:
-        rows: at least one.
+        rows: at least one row.
         path: the picture file; its folder is made.
-        heading: one line above all.
-        max_depth: metres at the end of the depth scale, which starts at 0; None: where 99.5 % of all measured pixels
-            lie below.
+        heading: one line at the top.
+        max_depth: metres at the end of the depth scale, which starts at 0; None takes a round number above 99.5 % of
+            all measured pixels.
 
     Returns:
         The path.
 
     Raises:
-        ShapeError: no row, or the sizes of image and depth of a row do not fit (`sa2depth.depth_size`).
+        ShapeError: there is no row, or the sizes of image and depth of a row do not fit (`sa2depth.depth_size`).
     """
     if not rows:
         raise ShapeError("a contact sheet needs at least one image")
@@ -130,7 +130,7 @@ def _draw_row(
 
 
 def _draw_histogram(axis: Axes, row: SheetRow, end: float) -> None:
-    """How the measured depths are spread; what lies beyond the scale is in the last bin."""
+    """Histogram of the measured depths; those beyond the scale are in the last bin."""
     edges = np.linspace(0.0, end, _BINS + 1)
     for depth, filled in ((row.depth, True), (row.after_depth, False)):
         known = np.zeros(0) if depth is None else depth[depth > 0]
@@ -150,11 +150,11 @@ def _draw_histogram(axis: Axes, row: SheetRow, end: float) -> None:
 
 
 def _draw_scale(figure: Figure, page: tuple[float, float], width: float, end: float, augmented: bool) -> None:
-    """The colours of depth, and what the histograms show, at the foot of the page."""
+    """The colour scale of depth and the legend of the histograms, at the foot of the page."""
     axis = figure.add_axes(
         ((_SIDE + 0.15 * width) / page[0], 0.4 / page[1], 0.7 * width / page[0], 0.1 / page[1])
     )
-    # From just above 0: exactly 0 would be painted as not measured.
+    # The ramp starts just above 0, because 0 is painted as not measured.
     ramp = np.linspace(end / 512, end, 256)[None]
     axis.imshow(colorize(ramp, 0.0, end), aspect="auto", extent=(0.0, end, 0.0, 1.0))
     axis.set_yticks([])
@@ -170,7 +170,7 @@ def _draw_scale(figure: Figure, page: tuple[float, float], width: float, end: fl
 
 
 def _paint(depth: NDArray[Any], end: float) -> NDArray[np.uint8]:
-    # A cell is smaller than its picture: single measured pixels would drown in the holes between them.
+    # A cell is smaller than its picture, so single measured pixels would vanish among the holes around them.
     measured = depth > 0
     return colorize(fill_from_nearest(depth, measured, 1.5), 0.0, end)
 
@@ -187,7 +187,7 @@ def _note(row: SheetRow) -> str:
 
 
 def _scale_end(rows: Sequence[SheetRow]) -> float:
-    """A round number of metres below which nearly all depths lie."""
+    """A round number of metres that is above nearly all depths."""
     known = [row.depth[row.depth > 0] for row in rows if row.depth is not None]
     values = np.concatenate(known) if known else np.zeros(0)
     if values.size == 0:

@@ -1,4 +1,4 @@
-"""Training curves out of the ``metrics.csv`` that Lightning's CSVLogger writes."""
+"""Training curves from the ``metrics.csv`` that Lightning's CSVLogger writes."""
 
 import csv
 import math
@@ -13,16 +13,16 @@ from sa2depth.errors import DataError
 _AXES = ("step", "epoch")
 _COLUMNS = 3
 _DPI = 110
-# points from which a curve has no dots, and a loss is drawn faint under its running mean
+# number of points from which a curve has no dots, and a loss is drawn faintly under its running mean
 _SMOOTH_FROM = 60
 
 
 def plot_curves(metrics_csv: Path | str, path: Path | str) -> Path:
     """Draw every logged number over the training step, one panel for each name without its stage.
 
-    ``train/loss`` and ``val/loss`` share the panel ``loss``; of a pair ``x_step`` and ``x_epoch`` both are
-    drawn. Cells that are empty, as the logger leaves most, or not a finite number are left out, and so are counts
-    of images that never change. Learning rates share a panel.
+    ``train/loss`` and ``val/loss`` share the panel ``loss``, as do ``x_step`` and ``x_epoch``; learning rates share a
+    panel. Cells without a finite number are left out (the logger leaves most cells empty), and so are counts of images
+    that never change.
 
     Args:
         metrics_csv: File of Lightning's CSVLogger.
@@ -37,7 +37,9 @@ def plot_curves(metrics_csv: Path | str, path: Path | str) -> Path:
     metrics_csv, path = Path(metrics_csv), Path(path)
     panels = _panels(_read(metrics_csv))
     if not panels:
-        raise DataError(f"{metrics_csv} holds no number to draw: was the run stopped before its first log?")
+        raise DataError(
+            f"{metrics_csv} holds no number to draw: perhaps the run was stopped before its first log"
+        )
     columns = min(_COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(4.2 * columns, 2.9 * rows), dpi=_DPI, layout="constrained")
@@ -67,13 +69,13 @@ def plot_curves(metrics_csv: Path | str, path: Path | str) -> Path:
 Curve = tuple[list[float], list[float]]
 
 _COUNTS = {"images", "empty_images", "nonfinite_images", "nonfinite_pixels"}
-"""Logged so that a change is seen; a straight line says nothing."""
+"""Counts whose curves are drawn only if they change."""
 
 
 def _read(path: Path) -> dict[str, Curve]:
     """Name -> (steps, values) of each column that has numbers."""
     if not path.is_file():
-        raise DataError(f"there is no {path}: curves need the CSV logger (logger=csv)")
+        raise DataError(f"{path} does not exist: curves need the CSV logger (logger=csv)")
     curves: dict[str, Curve] = {}
     with path.open(newline="", encoding="utf-8") as file:
         for place, row in enumerate(csv.DictReader(file)):
@@ -97,7 +99,7 @@ def _number(cell: object) -> float | None:
 
 
 def _panels(curves: dict[str, Curve]) -> dict[str, dict[str, Curve]]:
-    """Curves grouped by their name without stage and aggregation, losses first; counts that stay are left out."""
+    """Curves grouped by their name without stage and aggregation, losses first; constant counts are left out."""
     panels: dict[str, dict[str, Curve]] = {}
     for name in sorted(curves):
         title = name.split("/", 1)[-1].removesuffix("_step").removesuffix("_epoch")
@@ -112,7 +114,7 @@ def _panels(curves: dict[str, Curve]) -> dict[str, dict[str, Curve]]:
 
 
 def _smooth(values: list[float]) -> list[float]:
-    """Centred running mean over a tenth of the curve, narrower towards both ends so that it does not lag."""
+    """Centred running mean over a tenth of the curve, narrower near both ends so that it does not lag."""
     sums = np.cumsum([0.0, *values])
     place = np.arange(len(values))
     reach = np.minimum(max(1, len(values) // 20), np.minimum(place, place[::-1]))

@@ -1,4 +1,4 @@
-"""Pictures as data URIs, made smaller where the page would grow too large to send around."""
+"""Pictures as data URIs, shrunk if the page would become too large to send."""
 
 import base64
 import io
@@ -16,18 +16,18 @@ _QUALITY = 85
 def data_uri(path: Path, most_bytes: int) -> str:
     """A picture file as a ``data:`` URI.
 
-    A PNG, JPEG or WebP file that is small enough goes in as it is; any other is written as WebP, as large as
+    A PNG, JPEG or WebP file that is small enough is embedded unchanged; any other is written as WebP, as large as
     ``most_bytes`` allows.
 
     Args:
         path: A picture.
-        most_bytes: What the file may take before base64, which adds a third.
+        most_bytes: Largest size of the file before base64, which adds a third.
 
     Returns:
         ``data:image/...;base64,...``.
 
     Raises:
-        DataError: The file is no picture or is cut short.
+        DataError: The file is not a picture or is cut short.
     """
     try:
         raw = path.read_bytes()

@@ -1,6 +1,6 @@
 """The grid of image, truth, prediction and error as a picture.
 
-Everything goes through matplotlib's object interface, never pyplot: no global state, no display needed.
+It uses matplotlib's object interface and not pyplot, so that it needs neither global state nor a display.
 """
 
 import zlib
@@ -27,7 +27,7 @@ from sa2depth.metrics.holes import fill_from_nearest
 from sa2depth.report.colours import DEPTH_MAP, ERROR_MAP, as_map, as_picture, color_table, colorize, paint
 
 _CELL_WIDTH_INCH, _DPI = 2.6, 110
-# how far a measured pixel is spread in the pictures of truth and error (diagonal neighbours and no more)
+# reach of a measured pixel in the pictures of truth and error: up to its diagonal neighbours
 _DOT_REACH_PX = 1.5
 
 
@@ -42,11 +42,11 @@ def depth_grid(
 ) -> Path:
     """Draw rows of image, truth, prediction and relative error, with one depth scale for all.
 
-    `DepthGrids` draws several of them in less time.
+    `DepthGrids` draws several grids in less time.
 
     Args:
-        images: ``(H,W,3)`` uint8 or ``(3,H,W)`` floating in [0, 1], RGB.
-        truths: ``(H,W)`` metres, 0 = not measured; None where there is none.
+        images: ``(H,W,3)`` uint8 or ``(3,H,W)`` floating-point in [0, 1], RGB.
+        truths: ``(H,W)`` metres, 0 = not measured; None if there is none.
         predictions: ``(H,W)`` metres.
         max_depth: Metres at the end of the depth scale, which starts at 0.
         path: The picture file; its folder is made.
@@ -57,16 +57,16 @@ def depth_grid(
         The path.
 
     Raises:
-        ShapeError: No row, lists of different lengths, or truth and prediction of different sizes.
+        ShapeError: There is no row, the lists differ in length, or truth and prediction differ in size.
     """
     return DepthGrids(max_depth, max_error).draw(images, truths, predictions, path, titles)
 
 
 class DepthGrids:
-    """Draws grids like `depth_grid`, one after another, with equal pixels.
+    """Draws one grid after another, with the same pixels as `depth_grid`.
 
-    A grid with the layout of the one before (rows, sizes, rows without truth) keeps its axes and colour bars, which
-    take longer than the pictures. An object is for one thread at a time.
+    A grid with the layout of the previous one (rows, sizes, rows without truth) reuses its axes and colour bars, which
+    take longer than the pictures. Only one thread may use an object at a time.
 
     Args:
         max_depth: Metres at the end of the depth scale, which starts at 0.
@@ -85,11 +85,11 @@ class DepthGrids:
         path: Path | str,
         titles: Sequence[str] | None = None,
     ) -> Path:
-        """Draw one grid; arguments, result and errors as for `depth_grid`."""
+        """Draw one grid; arguments, result and errors are those of `depth_grid`."""
         if not images or not len(images) == len(truths) == len(predictions):
             raise ShapeError(
-                f"depth_grid wants equal numbers, at least one: {len(images)} images, {len(truths)} truths, "
-                f"{len(predictions)} predictions"
+                f"depth_grid needs equal numbers, at least one, of images, truths and predictions; found {len(images)} "
+                f"images, {len(truths)} truths and {len(predictions)} predictions"
             )
         rows = [
             _row_cells(as_picture(image), truth, prediction, *self._scales)
@@ -118,14 +118,14 @@ class _Layout:
     """The figure of a grid: cells to fill, and headings and colour bars, which are painted once and then restored.
 
     Args:
-        shapes: Of each row's four pictures; None: no picture, but a note in its place.
-        max_depth: As for `DepthGrids`.
-        max_error: As for `DepthGrids`.
+        shapes: Shapes of each row's four pictures; None stands for a note without a picture.
+        max_depth: See `DepthGrids`.
+        max_error: See `DepthGrids`.
     """
 
     def __init__(self, shapes: _Shapes, max_depth: float, max_error: float) -> None:
         self.shapes = shapes
-        # One aspect for all cells keeps the columns aligned; pictures keep their own inside their cell.
+        # One aspect for all cells keeps the columns aligned; pictures keep their own aspect inside their cell.
         aspect = max(shape[0] / shape[1] for shape, *_ in shapes if shape is not None)
         cell_height = _CELL_WIDTH_INCH * aspect
         top, bottom = 0.34, 0.74
@@ -145,7 +145,7 @@ class _Layout:
         self._titles = [_note_below(row[0]) for row in axes]
         headings = ("image", "ground truth", "prediction", "relative error |p − g| / g")
         for axis, heading in zip(axes[0], headings, strict=True):
-            # without y, every axis makes ticks to see how high they reach
+            # without y, every axis would make ticks to find their height
             axis.set_title(heading, fontsize=9, y=1.0)
         _legend(figure, (0.26, 0.48), height, DEPTH_MAP, max_depth, "depth (m); black: not measured")
         _legend(figure, (0.76, 0.22), height, ERROR_MAP, max_error, "relative error")
@@ -158,7 +158,7 @@ class _Layout:
         self._background: Any = None
 
     def fill(self, rows: Sequence[Sequence[_Cell]], titles: Sequence[str]) -> None:
-        """Put pictures of the layout's shapes, their notes and the names of the rows into it."""
+        """Fill in pictures of the layout's shapes, their notes and the names of the rows."""
         for row, cells in zip(rows, self._cells, strict=True):
             for (pixels, note), (image, text) in zip(row, cells, strict=True):
                 if image is not None:
@@ -175,7 +175,7 @@ class _Layout:
         pixels = self._painted()
         if (pixels[..., 3] == 255).all():
             pixels = pixels[..., :3]
-        # Z_RLE takes half of the time of the default and makes smaller files of these pictures.
+        # For these pictures Z_RLE takes half the time of the default and makes smaller files.
         how = {"compress_level": 1, "compress_type": zlib.Z_RLE}
         Image.fromarray(np.ascontiguousarray(pixels)).save(path, format="PNG", dpi=(_DPI, _DPI), **how)
 
@@ -195,7 +195,7 @@ class _Layout:
 
 
 def _cell(axis: Axes, shape: tuple[int, ...] | None) -> tuple[AxesImage | None, Text]:
-    """The picture of a cell, to be replaced, and the note below it; without a picture the note in its middle."""
+    """The picture of a cell and the note below it, both to be filled; without a picture the note is in the middle."""
     axis.set_axis_off()
     if shape is None:
         return None, axis.text(0.5, 0.5, "", transform=axis.transAxes, va="center", ha="center", fontsize=8)
@@ -221,7 +221,7 @@ def _row_cells(
     broken = scored & ~np.isfinite(guess)
     error = np.abs(guess - known) / np.where(scored, known, 1.0)
     good = scored & ~broken
-    # A cell is smaller than its picture: single measured pixels would drown in the holes between them.
+    # A cell is smaller than its picture, so single measured pixels would vanish among the holes around them.
     thick_truth = fill_from_nearest(np.where(scored, known, 0.0), scored, _DOT_REACH_PX)
     thick_error = fill_from_nearest(np.where(good, error, -1.0), scored, _DOT_REACH_PX)
     painted = paint(thick_error, thick_error >= 0, 0.0, max_error, ERROR_MAP, (0, 0, 0))
@@ -246,7 +246,7 @@ def _range_note(depth: NDArray[np.float64]) -> str:
 def _legend(
     figure: Figure, place: tuple[float, float], height: float, colormap: str, end: float, label: str
 ) -> None:
-    """Colour bar at the foot of the figure; ``place`` is left and width as shares of the figure."""
+    """Draw a colour bar at the foot of the figure; ``place`` is left and width as shares of the figure."""
     axis = figure.add_axes((place[0], 0.42 / height, place[1], 0.1 / height), zorder=-1)  # below long titles
     mappable = ScalarMappable(Normalize(0.0, end), ListedColormap(color_table(colormap) / 255.0))
     bar = figure.colorbar(mappable, cax=axis, orientation="horizontal")

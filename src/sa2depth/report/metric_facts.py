@@ -1,4 +1,4 @@
-"""What each metric is called, how it is written, and which direction is better: for tables that people read."""
+"""The label, format and better direction of each metric, for tables that people read."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -8,14 +8,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class MetricFacts:
-    """How a metric is shown.
+    """Facts that tables need to show a metric.
 
     Attributes:
-        name: Its key in ``metrics.json``.
-        label: What the field calls it.
-        meaning: Its formula in words; p is the prediction, g the ground truth.
-        unit: Unit of the number, empty for a pure one.
-        better: -1 where lower is better, 1 where higher is, 0 where nobody told us.
+        name: Key in ``metrics.json``.
+        label: Usual name in the field.
+        meaning: Formula in words; p is the prediction, g the ground truth.
+        unit: Unit of the number, empty if it has none.
+        better: -1 if lower is better, 1 if higher is, 0 if not known.
         decimals: Digits after the point.
     """
 
@@ -32,7 +32,7 @@ class MetricFacts:
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
     def favours(self, value: float, other: float) -> int:
-        """1 where ``value`` is better than ``other``, -1 where it is worse, 0 where they tie or nobody knows."""
+        """1 if ``value`` is better than ``other``, -1 if it is worse, 0 if they are equal or no direction is known."""
         return self.better * ((value > other) - (value < other))
 
 
@@ -58,26 +58,26 @@ _HEADLINES = ("abs_rel", "rmse", "d1")
 
 
 def facts_of(name: str) -> MetricFacts:
-    """Facts of a metric; one we do not know keeps its own name and has no better direction."""
+    """Facts of a metric; an unknown one keeps its own name and has no better direction."""
     return _KNOWN.get(name, MetricFacts(name, name))
 
 
 def metric_order(names: Iterable[str], wanted: Iterable[str] = ()) -> tuple[str, ...]:
-    """Names in the order of the protocol (``wanted``) where it says one, else the usual one; unknown ones last."""
+    """Names in the order of the protocol (``wanted``) if it has one, else in the usual order; unknown names last."""
     present = list(names)
     order = [*dict.fromkeys([*wanted, *_KNOWN, *sorted(present)])]
     return tuple(name for name in order if name in present)
 
 
 def headline_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The few metrics of the verdict: KITTI's official four lead where they are reported, else the usual three."""
+    """The few metrics at the top of the page: KITTI's official four if they are reported, else the usual three."""
     if "irmse" in names:
         return names[:4]
     return tuple(name for name in _HEADLINES if name in names) or names[:3]
 
 
 def number_text(value: float | None, decimals: int = 4) -> str:
-    """A number for people: rounded, with a true minus; NaN and None are words, never a blank cell."""
+    """Format a number for people: rounded, with a true minus sign; NaN and None become words, not a blank cell."""
     if value is None or math.isnan(value):
         return "not a number"
     if math.isinf(value):
@@ -89,7 +89,7 @@ def number_text(value: float | None, decimals: int = 4) -> str:
 
 
 def as_number(value: Any) -> float:
-    """A number of a JSON document, which writes NaN as null; anything else that is no number is NaN too."""
+    """Read a number of a JSON document, which writes NaN as null; anything that is not a number becomes NaN."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return math.nan
     return float(value)

@@ -1,5 +1,5 @@
 "use strict";
-// Sorting and searching of the table of images. Without this script the table is there all the same.
+// Sort and search the table of images. The table also works without this script.
 (() => {
   const table = document.getElementById("images");
   if (!table) return;
@@ -17,7 +17,7 @@
   const sort = (column) => {
     const head = heads[column];
     const isText = head.dataset.kind === "text";
-    // the first click shows what one looks for: names from A, numbers from the largest
+    // the first click sorts names from A and numbers from the largest
     const now = head.getAttribute("aria-sort");
     const up = now ? now === "descending" : isText || head.dataset.kind === "index";
     heads.forEach((other) => other.removeAttribute("aria-sort"));

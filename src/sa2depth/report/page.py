@@ -1,7 +1,7 @@
 """One self-contained HTML page about an evaluation: scores, how they were measured, charts, pictures, every image.
 
-Nothing is fetched: style, script, charts and pictures are inside, and the page's own security policy forbids
-any request. It works without the script, which only sorts and searches the table of images.
+The page fetches nothing: style, script, charts and pictures are inside, and its own security policy forbids any
+request. It works without the script, which only sorts and searches the table of images.
 """
 
 import base64
@@ -37,16 +37,15 @@ def write_page(
     """Write the page of a run.
 
     Args:
-        run: The run's folder, or what ``read_run`` made of it.
-        path: The HTML file; ``report.html`` in the run's folder where not given.
-        others: Runs to compare with, of the same protocol.
+        run: The run's folder, or the result of ``read_run``.
+        path: The HTML file; ``report.html`` in the run's folder by default.
+        others: Runs of the same protocol to compare with.
 
     Returns:
         The path of the page.
 
     Raises:
-        DataError: A run without ``metrics.json``, a file that is not what it should be, or runs whose images
-            cannot be paired.
+        DataError: A run has no ``metrics.json`` or a bad file, or the images of the runs cannot be paired.
         ConfigError: The protocols of the runs differ.
     """
     files = run if isinstance(run, RunFiles) else read_run(run)
@@ -59,15 +58,15 @@ def write_page(
 
 
 def refresh_page(folder: Path | str) -> Path | None:
-    """Write ``report.html`` again where a folder has one: for a run that has changed the numbers that the page shows.
+    """Write ``report.html`` again if a folder has one, because a run has changed the numbers that the page shows.
 
-    It is compared with the same runs as before, unless they are gone or no longer compare.
+    The page compares the same runs as before, unless they are gone or can no longer be compared.
 
     Args:
         folder: The run's folder.
 
     Returns:
-        The path of the page; None where there is none.
+        The path of the page; None if there is none.
     """
     page = Path(folder) / "report.html"
     if not page.is_file():
@@ -83,14 +82,14 @@ def render_page(run: RunFiles, folder: Path, comparisons: Sequence[Comparison] =
     """The page as text.
 
     Args:
-        run: What it is about.
-        folder: Where the page will lie, for links to the run's tables.
+        run: The run that the page is about.
+        folder: The page's future folder, for links to the run's tables.
         comparisons: ``compare(run, other)`` of each other run.
 
     Returns:
         HTML.
     """
-    # Everything from files is escaped by the template engine; charts are escaped where they are made.
+    # The template engine escapes everything from files; charts are escaped where they are made.
     engine = Environment(
         autoescape=True,
         undefined=StrictUndefined,
@@ -127,7 +126,7 @@ def render_page(run: RunFiles, folder: Path, comparisons: Sequence[Comparison] =
 
 
 def _address(path: Path, folder: Path) -> str:
-    """A path as a link in a page that lies in ``folder``."""
+    """A path as a link in a page inside ``folder``."""
     try:
         return quote(Path(os.path.relpath(path, folder)).as_posix())
     except ValueError:  # another drive of Windows
@@ -135,5 +134,5 @@ def _address(path: Path, folder: Path) -> str:
 
 
 def _exact(value: Any) -> str:
-    """A number as the file has it."""
+    """Write a number as the file has it."""
     return "null" if value is None or (isinstance(value, float) and math.isnan(value)) else repr(value)

@@ -1,4 +1,4 @@
-"""Two evaluations of the same images compared image by image, which sees differences that two means hide."""
+"""Compare two evaluations of the same images image by image, which shows differences that two means hide."""
 
 import math
 from collections import Counter
@@ -11,7 +11,7 @@ from sa2depth.report.metric_facts import facts_of
 from sa2depth.report.run_files import ImageScore, RunFiles
 from sa2depth.report.tables import NOT_APPLICABLE
 
-# rules that say nothing about a score, or only repeat another
+# entries of a protocol that do not affect a score, or only repeat another entry
 _NO_RULE = {"description", "averaging"}
 
 
@@ -24,8 +24,8 @@ class PairedMetric:
         mean: Mean of the run over these images.
         other_mean: Mean of the other run over these images.
         difference: ``mean - other_mean``.
-        standard_error: Of the difference, images taken as independent; NaN for a single image.
-        better: Share of images on which the run is better, in [0, 1]; NaN where no direction is better.
+        standard_error: Standard error of the difference, if the images are independent; NaN for a single image.
+        better: Share of images on which the run is better, in [0, 1]; NaN if no direction is better.
         equal: Share of images with the same value.
     """
 
@@ -45,16 +45,16 @@ class PairedMetric:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A run against another.
+    """A comparison of a run with another.
 
     Attributes:
         other: The other run.
         metrics: One entry for each metric that both report.
         changes: ``(id, run's abs_rel, other's abs_rel)`` of each image, most improved first.
         main: The metric of ``changes``.
-        only_here: Images that the other run lacks.
-        only_there: Images that this run lacks.
-        unscored: Images of both that have no finite value in one of them.
+        only_here: Number of images that the other run lacks.
+        only_there: Number of images that this run lacks.
+        unscored: Number of shared images without a finite value in one of the runs.
     """
 
     other: RunFiles
@@ -67,34 +67,34 @@ class Comparison:
 
 
 def compare(run: RunFiles, other: RunFiles) -> Comparison:
-    """Compare image by image, matched by id.
+    """Compare two runs image by image, matched by id.
 
     Args:
-        run: The run the page is about.
-        other: The one to compare with.
+        run: The run that the page is about.
+        other: The run to compare with.
 
     Returns:
         Paired differences ``run - other``.
 
     Raises:
         ConfigError: The protocols differ (name, version or a rule).
-        DataError: A table is missing, an id is not unique, no image is in both, or the same image was scored
-            on another number of pixels.
+        DataError: A table is missing, an id is not unique, no image is in both, or an image was scored on different
+            numbers of pixels.
     """
     _require_same_protocol(run, other)
     mine, theirs = _by_id(run), _by_id(other)
     shared = [name for name in mine if name in theirs]
     if not shared:
         raise DataError(
-            f"{run.folder} and {other.folder} share no image: expected equal ids, found "
+            f"{run.folder} and {other.folder} share no image: expected equal ids in per_image.csv, found for example "
             f"'{next(iter(mine))}' and '{next(iter(theirs))}'"
         )
     moved = [name for name in shared if mine[name].pixels != theirs[name].pixels]
     if moved:
         raise DataError(
             f"{run.folder} and {other.folder} scored different pixels of {len(moved)} of {len(shared)} images "
-            f"('{moved[0]}': {mine[moved[0]].pixels} and {theirs[moved[0]].pixels}): their ground truth differs, "
-            "so the difference would not be the models'. Evaluate both on the same data"
+            f"('{moved[0]}': {mine[moved[0]].pixels} and {theirs[moved[0]].pixels} pixels): their ground truth "
+            "differs, so a comparison would not be about the models. Evaluate both on the same data"
         )
     names = [name for name in run.names if name in other.names]
     names = [name for name in names if all(name in next(iter(t.values())).scores for t in (mine, theirs))]
@@ -139,11 +139,13 @@ def _is_scored(image: ImageScore, names: list[str]) -> bool:
 
 def _by_id(run: RunFiles) -> dict[str, ImageScore]:
     if not run.images:
-        raise DataError(f"{run.folder} has no rows in per_image.csv: a comparison needs them of both runs")
+        raise DataError(
+            f"{run.folder} has no rows in per_image.csv, which a comparison needs: evaluate again"
+        )
     twice = [name for name, count in Counter(image.id for image in run.images).items() if count > 1]
     if twice:
         raise DataError(
-            f"{run.folder}/per_image.csv: the id '{twice[0]}' is not unique, images cannot be paired"
+            f"{run.folder}/per_image.csv: the id '{twice[0]}' is not unique, so images cannot be paired"
         )
     return {image.id: image for image in run.images}
 
@@ -154,17 +156,17 @@ def _require_same_protocol(run: RunFiles, other: RunFiles) -> None:
     ]
     if names[0] != names[1]:
         raise ConfigError(
-            f"{run.folder} was scored by {names[0]}, {other.folder} by {names[1]}: "
-            "scores of two protocols do not compare. Evaluate both by one"
+            f"{run.folder} was scored by {names[0]}, {other.folder} by {names[1]}: scores of different protocols "
+            "cannot be compared. Evaluate both by one protocol"
         )
-    # Rules that only one of them knows come from another version of the program, which then raised `version`
-    # wherever scores changed.
+    # A rule that only one of them has comes from another version of the program, which would have raised `version` if
+    # it changed scores.
     both = (run.protocol.keys() & other.protocol.keys()) - _NO_RULE
     pairs = {key: (run.protocol[key], other.protocol[key]) for key in both}
-    # predictions that were read from files know no flip or input policy, and may still be compared with a network
+    # predictions from files have no flip or input policy, and may still be compared with a network
     changed = sorted(key for key, (a, b) in pairs.items() if a != b and NOT_APPLICABLE not in (a, b))
     if changed:
         raise ConfigError(
-            f"{run.folder} and {other.folder} were both scored by {names[0]}, but with another "
-            f"{', '.join(changed)}: scores do not compare. Evaluate both by one protocol"
+            f"{run.folder} and {other.folder} were both scored by {names[0]}, but with different values of "
+            f"{', '.join(changed)}: such scores cannot be compared. Evaluate both by one protocol"
         )

@@ -1,6 +1,6 @@
-"""The files an evaluation left, read back: ``metrics.json`` and, where they are there, its tables and pictures.
+"""Read the files of an evaluation: ``metrics.json`` and, if they exist, its tables and pictures.
 
-Runs of older versions lack some of them; what is missing is said in ``RunFiles.gaps``, never passed over.
+Runs of older versions lack some of them; ``RunFiles.gaps`` names everything that is missing.
 """
 
 import csv
@@ -24,11 +24,11 @@ class ImageScore:
     """Errors of one image.
 
     Attributes:
-        index: Its place in the split.
-        id: Its name.
-        scores: Metric -> value; NaN where the image has no scored pixel.
-        pixels: How many pixels were scored.
-        nonfinite_pixels: How many pixels of the prediction are NaN or infinite.
+        index: Place of the image in the split.
+        id: Name of the image.
+        scores: Metric -> value; NaN if the image has no scored pixel.
+        pixels: Number of scored pixels.
+        nonfinite_pixels: Number of pixels of the prediction that are NaN or infinite.
     """
 
     index: int
@@ -45,7 +45,7 @@ class Picture:
     Attributes:
         kind: ``worst``, ``best`` or ``spread``.
         id: Name of the image.
-        path: The file, inside the run's folder and there.
+        path: The file, which exists inside the run's folder.
     """
 
     kind: str
@@ -55,17 +55,17 @@ class Picture:
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a run's folder holds.
+    """The contents of a run's folder.
 
     Attributes:
         folder: The folder, absolute.
         document: ``metrics.json``.
         names: Metrics in the order of the protocol.
-        means: Metric -> mean over the images; NaN where the document has null.
+        means: Metric -> mean over the images; NaN if the document has null.
         images: Rows of ``per_image.csv`` in their order; empty without the file.
-        by_depth: Rows of ``by_depth.csv``; values are NaN where there is none (no pixel in the interval).
-        pictures: Strips that are there.
-        gaps: One sentence for each thing that is missing or does not fit.
+        by_depth: Rows of ``by_depth.csv``; values are NaN if the interval has no pixel.
+        pictures: Strips that exist.
+        gaps: One sentence about each thing that is missing or contradictory.
     """
 
     folder: Path
@@ -85,11 +85,11 @@ class RunFiles:
 
     @property
     def title(self) -> str:
-        """Folder and its parent: a time of day alone says little."""
+        """The folder with its parent, because a time of day alone says little."""
         return f"{self.folder.parent.name}/{self.folder.name}".lstrip("/")
 
     def file(self, name: str) -> Path | None:
-        """A file of the run where it is there."""
+        """A file of the run, if it exists."""
         path = self.folder / name
         return path if path.is_file() else None
 
@@ -104,7 +104,7 @@ def read_run(run: Path | str) -> RunFiles:
         Its content.
 
     Raises:
-        DataError: There is no ``metrics.json``, or a file is not what such a file should be.
+        DataError: There is no ``metrics.json``, or a file is damaged or wrong.
     """
     folder = Path(run).resolve()
     folder = folder.parent if folder.name == "metrics.json" else folder
@@ -129,7 +129,7 @@ def _read_document(folder: Path, named: Path) -> Mapping[str, Any]:
             if below
             else "name the folder of a finished evaluation (python -m sa2depth.eval writes the file)"
         )
-        found = "holds no metrics.json" if folder.is_dir() else "is no folder"
+        found = "holds no metrics.json" if folder.is_dir() else "is not a folder"
         raise DataError(f"{named} {found}: {hint}")
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -137,7 +137,9 @@ def _read_document(folder: Path, named: Path) -> Mapping[str, Any]:
         raise DataError(f"{path} is not readable JSON ({error}): evaluate again") from error
     for key in ("metrics", "protocol"):
         if not isinstance(document, dict) or not isinstance(document.get(key), dict):
-            raise DataError(f"{path}: expected an evaluation of sa2depth with a mapping '{key}', found none")
+            raise DataError(
+                f"{path}: expected an evaluation of sa2depth with a mapping '{key}', found none: evaluate again"
+            )
     if not document["metrics"]:
         raise DataError(f"{path}: 'metrics' is empty: evaluate again")
     return document
@@ -145,7 +147,7 @@ def _read_document(folder: Path, named: Path) -> Mapping[str, Any]:
 
 def _read_images(path: Path, gaps: list[str]) -> tuple[ImageScore, ...]:
     if not path.is_file():
-        gaps.append("There is no per_image.csv: no histograms and no table of the images.")
+        gaps.append("There is no per_image.csv, so histograms and the table of images are missing.")
         return ()
     header, rows = _read_csv(path)
     if "id" not in header:
@@ -174,7 +176,9 @@ def _read_by_depth(
     listed = document.get("by_depth")
     if isinstance(listed, list) and listed and all(isinstance(row, dict) for row in listed):
         return tuple(_depth_row(row) for row in listed)
-    gaps.append("There is no by_depth.csv: no error by depth (runs of older versions lack it).")
+    gaps.append(
+        "There is no by_depth.csv (runs of older versions lack it), so the error by depth is missing."
+    )
     return ()
 
 
@@ -198,7 +202,7 @@ def _find_pictures(folder: Path, document: Mapping[str, Any], gaps: list[str]) -
         if not path.is_relative_to(folder):
             gaps.append(f"The picture {file} lies outside the run's folder and is left out.")
         elif not file or not path.is_file():
-            gaps.append(f"The picture {file} is named in metrics.json but is not there.")
+            gaps.append(f"The picture {file} is named in metrics.json but does not exist.")
         else:
             pictures.append(Picture(str(entry.get("kind", "")), str(entry.get("id", "")), path))
     return tuple(pictures)
@@ -207,21 +211,22 @@ def _find_pictures(folder: Path, document: Mapping[str, Any], gaps: list[str]) -
 def _contradictions(
     document: Mapping[str, Any], means: Mapping[str, float], images: tuple[ImageScore, ...]
 ) -> list[str]:
-    """Where the table and the means cannot be of one evaluation."""
+    """Sentences about contradictions that show that the table and the means are from different evaluations."""
     if not images:
         return []
     said = as_number(document.get("evaluated_images"))
     if math.isfinite(said) and said != len(images):
         return [
-            f"metrics.json counts {said:g} images, per_image.csv has {len(images)}: not of one evaluation."
+            f"metrics.json counts {said:g} images, but per_image.csv has {len(images)}: they are from different "
+            "evaluations."
         ]
     for name, mean in means.items():
         values = [image.scores[name] for image in images if name in image.scores and image.pixels > 0]
         table = math.fsum(values) / len(values) if values else math.nan
         if abs(table - mean) > _TOLERANCE * max(1.0, abs(mean)):
             return [
-                f"The mean {name} of per_image.csv is {table:.6g}, metrics.json says {mean:.6g}: "
-                "not of one evaluation."
+                f"The mean {name} of per_image.csv is {table:.6g}, but metrics.json says {mean:.6g}: they are from "
+                "different evaluations."
             ]
     return []
 
@@ -244,7 +249,7 @@ def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
 
 
 def _cell(path: Path, line: int, row: Mapping[str, str], name: str, missing: float = math.nan) -> float:
-    """A number of a CSV row; an empty cell is NaN, a column that is not there ``missing``."""
+    """Read a number of a CSV row; an empty cell is NaN, and a column that does not exist gives ``missing``."""
     if name not in row:
         return missing
     try:

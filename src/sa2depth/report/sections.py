@@ -1,4 +1,4 @@
-"""What each section of the page shows: the values, labels and charts that its part of ``page.html.j2`` takes."""
+"""The content of each section of the page: the values, labels and charts for its part of ``page.html.j2``."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from sa2depth.report.metric_facts import facts_of, headline_names, number_text, 
 from sa2depth.report.paired import Comparison
 from sa2depth.report.run_files import ImageScore, RunFiles
 
-_PICTURE_BYTES = 9_000_000  # of all pictures together, before base64: a page can be sent by mail
+_PICTURE_BYTES = 9_000_000  # of all pictures together, before base64, so that a page can be sent by mail
 _KINDS = {
     "worst": ("Worst images", "The largest {main} of the split."),
     "best": ("Best images", "The smallest {main} of the split."),
@@ -26,7 +26,7 @@ _MOST_CHANGES = 5
 
 
 class Alarm:
-    """What makes a score less than it seems."""
+    """Facts that make a score less trustworthy than it seems."""
 
     def __init__(self, run: RunFiles) -> None:
         document = run.document
@@ -42,7 +42,7 @@ class Alarm:
 
 
 def score_table(run: RunFiles, comparisons: Sequence[Comparison]) -> Mapping[str, Any]:
-    """Columns (this run, other runs, baselines) and one row a metric, the best value of each marked."""
+    """Columns (this run, other runs, baselines) and one row per metric, with its best value marked."""
     baselines = _baselines(run)
     columns: list[tuple[str, Mapping[str, float]]] = [("This run", run.means)]
     columns += [(c.other.title, scores_of(c.other.means, run.names)) for c in comparisons]
@@ -57,7 +57,7 @@ def score_table(run: RunFiles, comparisons: Sequence[Comparison]) -> Mapping[str
         finite = [fact.better * value for value in values if math.isfinite(value)]
         best = max(finite) if finite and fact.better and len(values) > 1 else None
         rows.append((fact, [(value, best is not None and fact.better * value == best) for value in values]))
-    # counts of a baseline, or why it was not run
+    # counts of a baseline, or the reason why it was not run
     notes = [
         (name, [(key, value) for key, value in scores.items() if key not in run.names])
         for name, scores in baselines.items()
@@ -70,7 +70,7 @@ def score_table(run: RunFiles, comparisons: Sequence[Comparison]) -> Mapping[str
 
 
 def baseline_words(run: RunFiles) -> list[str]:
-    """How far the run is from each baseline, in its first headline metric."""
+    """Sentences that compare the run with each baseline in its first headline metric."""
     name = headline_names(run.names)[0]
     fact, mean = facts_of(name), run.means[name]
     words = []
@@ -97,7 +97,7 @@ def error_by_depth(run: RunFiles) -> Mapping[str, Any] | None:
     bars: list[tuple[str, list[float], charts.Format]] = [("Share of pixels", shares, _percent)]
     for name, title in _DEPTH_METRICS.items():
         values = [row[name] for row in run.by_depth]
-        if name == "d1":  # bars begin at zero, where all shares near 1 look the same
+        if name == "d1":  # bars begin at zero, so shares near 1 would all look the same
             bars.append(("Share of pixels with δ ≥ 1.25", [1.0 - value for value in values], _percent))
         else:
             bars.append((title, values, number_text))
@@ -141,10 +141,10 @@ def cumulative(run: RunFiles, comparisons: Sequence[Comparison]) -> Mapping[str,
 
 
 def picture_groups(run: RunFiles, gaps: list[str]) -> Mapping[str, Any]:
-    """Pictures as data URIs, by kind; what cannot be read becomes a gap."""
+    """Pictures as data URIs, by kind; a picture that cannot be read becomes a gap."""
     by_id = {image.id: image for image in run.images}
     curves, grid = run.file("curves.png"), run.file("grid.png")
-    grid = None if run.pictures else grid  # the strips show the same, larger
+    grid = None if run.pictures else grid  # the strips show the same at a larger size
     share = _PICTURE_BYTES // max(1, len(run.pictures) + 2 * sum(path is not None for path in (curves, grid)))
     groups: dict[str, list[tuple[str, str, ImageScore | None]]] = {}
     for picture in run.pictures:
@@ -176,7 +176,7 @@ def image_table(run: RunFiles) -> Mapping[str, Any]:
 
 
 def comparison(it: Comparison) -> Mapping[str, Any]:
-    """A run beside another: table, chart of differences, and the images that changed most."""
+    """Compare a run with another: table, chart of differences, and the images that changed most."""
     fact = facts_of(it.main)
 
     def side(difference: float) -> str:
@@ -204,7 +204,7 @@ def comparison(it: Comparison) -> Mapping[str, Any]:
 
 
 def _baselines(run: RunFiles) -> Mapping[str, Mapping[str, Any]]:
-    """Name in words -> scores, counts and notes."""
+    """Readable name -> scores, counts and notes."""
     entries = run.document.get("baselines")
     entries = entries if isinstance(entries, dict) else {}
     return {str(name).replace("_", " "): its for name, its in entries.items() if isinstance(its, dict)}

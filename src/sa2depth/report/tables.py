@@ -1,4 +1,4 @@
-"""Results as files: ``metrics.json``, the means and how they were measured, and tables by image and by depth."""
+"""Results as files: ``metrics.json`` with the means and their circumstances, and tables by image and by depth."""
 
 import csv
 import json
@@ -19,10 +19,10 @@ DEPTH_COLUMNS = ("from", "to", "pixels", "abs_rel", "rmse", "d1", "bias")
 
 
 def write_table(evaluation: Evaluation, path: Path | str) -> Path:
-    """Write a row an image as CSV, sorted by index: ``index``, ``id``, the protocol's metrics, the counts.
+    """Write a row per image as CSV, sorted by index: ``index``, ``id``, the protocol's metrics, the counts.
 
     Args:
-        evaluation: What was measured.
+        evaluation: The measurements.
         path: The CSV file; its folder is made.
 
     Returns:
@@ -33,10 +33,10 @@ def write_table(evaluation: Evaluation, path: Path | str) -> Path:
 
 
 def write_by_depth(evaluation: Evaluation, path: Path | str) -> Path:
-    """Write a row an interval of true depth ``[from, to)`` in metres as CSV; errors are pooled over its pixels.
+    """Write a row per interval of true depth ``[from, to)`` in metres as CSV; errors are pooled over its pixels.
 
     Args:
-        evaluation: What was measured.
+        evaluation: The measurements.
         path: The CSV file; its folder is made.
 
     Returns:
@@ -49,7 +49,7 @@ def write_metrics(evaluation: Evaluation, path: Path | str, extra: Mapping[str, 
     """Write ``metrics.json``: the means and their circumstances, keys sorted, valid JSON (NaN is null).
 
     Args:
-        evaluation: What was measured.
+        evaluation: The measurements.
         path: The JSON file; its folder is made.
         extra: More entries of the caller (checkpoint, device, precision, pictures ...).
 
@@ -64,7 +64,7 @@ def write_metrics(evaluation: Evaluation, path: Path | str, extra: Mapping[str, 
         "evaluated_images": evaluation.images,
         "split_images": evaluation.split_images,
         "images_without_truth": evaluation.without_truth,
-        # a partial run must not pass for the whole split
+        # a partial run must not look like the whole split
         "complete": evaluation.complete,
         "empty_ids": [row["id"] for row in evaluation.table if row["pixels"] == 0],
         "nonfinite_ids": [row["id"] for row in evaluation.table if row["nonfinite_pixels"] > 0],
@@ -85,7 +85,7 @@ def write_metrics(evaluation: Evaluation, path: Path | str, extra: Mapping[str, 
 
 
 def _rules(evaluation: Evaluation) -> dict[str, Any]:
-    """The protocol as it was applied: its fields, and the box in pixels where all frames have one size."""
+    """The protocol as it was applied: its fields, and the box in pixels if all frames have one size."""
     rules = asdict(evaluation.protocol)
     rules["frame_cut"] = rules.pop("frame")
     if not evaluation.network:
@@ -123,7 +123,7 @@ def _write_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], path: 
 
 
 def _plain(value: Any) -> Any:
-    """The same document with NaN and infinity as null, which JSON cannot say."""
+    """The same document with null for NaN and infinity, which JSON does not have."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,1 +1,1 @@
-"""What the programs share: configuration to objects, the printed plan, the files that a run leaves."""
+"""Code that the programs share: objects from a configuration, the printed plan, the files of a run."""

@@ -18,41 +18,39 @@ from sa2depth.stages import Progress, stage
 from sa2depth.threads import few_threads
 
 MAPS = 2000
-"""At most so many training maps, evenly spread: 36,253 of NYU v2 would fill 44 GB of temporary disk."""
+"""Largest number of training maps, evenly spread: all 36,253 of NYU v2 would fill 44 GB of temporary disk."""
 
 _T = TypeVar("_T")
 _Row = dict[str, Any]
 
 
 def median_baseline(train: Source, test: Source, protocol: Protocol) -> dict[str, Any]:
-    """Scores of the best predictor that looks at no image, under the frame and the crop of a protocol.
+    """Scores of the best predictor that ignores the image, under the frame and the crop of a protocol.
 
-    Photographs are not decoded where the sources can do without (`sa2depth.data.sample.DepthSource`). The fitted map
-    is kept for later runs (`sa2depth.run.median_cache`).
+    Photographs are not decoded if the sources can read depth alone (`sa2depth.data.sample.DepthSource`). The fitted
+    map is kept for later runs (`sa2depth.run.median_cache`).
 
     Args:
         train: source of the training images.
         test: source of the test images.
-        protocol: how the scores are made.
+        protocol: rules of the scores.
 
     Returns:
-        What `sa2depth.metrics.aggregate` gives, and ``maps``, the number of training maps; ``{"not_run": reason}``
-        where these have no common size, so that there is no median of a pixel, or the disk has no room for them.
+        The result of `sa2depth.metrics.aggregate`, and ``maps``, the number of training maps. It is
+        ``{"not_run": reason}`` if the maps differ in size, so that pixels have no median, or do not fit on the disk.
     """
     return fit_and_score(train, test, protocol, kept=True)
 
 
 def fit_and_score(train: Source, test: Source, protocol: Protocol, *, kept: bool = False) -> dict[str, Any]:
-    """`median_baseline`; the fitted map is looked for and kept on disk only if asked for."""
+    """Do the work of `median_baseline`; only with ``kept`` is the fitted map read from disk or kept there."""
     indices = spread(len(train), MAPS)
     with stage("baseline", len(indices) + len(test)) as progress, few_threads(1):
         try:
             predictor = _fitted(train, indices, protocol, progress, kept)
         except ShapeError as error:
             return {"not_run": str(error)}
-        except (
-            OSError
-        ) as error:  # the disk of temporary files is full, say: the scores are worth more than this
+        except OSError as error:  # such as a full disk for temporary files, which must not cost the scores
             return {"not_run": told_limit(error) or f"{type(error).__name__}: {error}"}
         rows = []
         for row in _each(test, lambda index: _score(test, index, predictor, protocol), range(len(test))):
@@ -98,10 +96,10 @@ def _score(test: Source, index: int, predictor: MedianDepthMap, protocol: Protoc
 
 
 def _each(source: Source, work: Callable[[int], _T], indices: Sequence[int]) -> Iterator[_T]:
-    """Results in order; by several threads where a source reads files: others may not be made for that."""
+    """Results in order; several threads read sources of files, since other sources may not support threads."""
     return ahead(work, indices, workers()) if isinstance(source, DepthSource) else map(work, indices)
 
 
 def _framed(depth: NDArray[np.float32] | None, protocol: Protocol) -> NDArray[np.float32]:
-    assert depth is not None, "sources of training and test images hand out images with depth only"
+    assert depth is not None, "training and test sources return only images with depth"
     return cut_frame(torch.from_numpy(depth)[None, None], protocol)[0, 0].numpy()

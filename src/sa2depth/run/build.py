@@ -1,4 +1,4 @@
-"""From a composed configuration to the objects of a run."""
+"""Build the objects of a run from a composed configuration."""
 
 import logging
 import warnings
@@ -30,25 +30,25 @@ from sa2depth.stages import Progress, run_stages, stage
 
 
 def quiet_lightning() -> None:
-    """Silence what Lightning says of every run: the printed plan says it better, and some of it is advertising."""
+    """Silence Lightning's messages about every run: the printed plan says the same, and some are advertising."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
-        "Experiment logs directory",  # the run folder is ours, and holds the configuration already
+        "Experiment logs directory",  # the run folder is ours and already holds the configuration
         "The number of training batches",
         "The '.*_dataloader' does not have many workers",
         "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
-        "It is recommended to use `self.log",  # sync_dist=True: our metrics have gathered over the processes
-        # of DistributedDataParallel, as Lightning builds it: on a stream of its own
+        "It is recommended to use `self.log",  # with sync_dist=True; our metrics have already gathered
+        # Lightning builds DistributedDataParallel on a stream of its own
         "The AccumulateGrad node's stream does not match",
-        "Grad strides do not match bucket view strides",  # of 1x1 convolutions in channels-last: two names of one order
+        "Grad strides do not match bucket view strides",  # 1x1 convolutions in channels-last: the order is the same
     ):
         warnings.filterwarnings("ignore", message=f".*{message}")
 
 
 @contextmanager
 def prepared(cfg: DictConfig, known: dict[str, Any]) -> Iterator[Progress]:
-    """A run: its configuration checked, every random generator seeded, the chosen arithmetic in force.
+    """Prepare a run: check its configuration, seed every random generator, and set the chosen arithmetic.
 
     Args:
         cfg: the whole configuration.
@@ -58,9 +58,8 @@ def prepared(cfg: DictConfig, known: dict[str, Any]) -> Iterator[Progress]:
         The stage in which everything is built; the run ends it.
 
     Raises:
-        ConfigError: for unknown or unanswered options, for a multirun over several devices, where a launcher has
-            started another number of processes than the trainer asks for, and where there is no such back end of the
-            operators or precision.
+        ConfigError: an option is unknown or missing, a multirun uses several devices, a launcher has started another
+            number of processes than the trainer needs, or a back end of the operators or a precision does not exist.
     """
     with run_stages(shown=is_first()), stage("set-up") as set_up:
         quiet_lightning()
@@ -74,20 +73,20 @@ def prepared(cfg: DictConfig, known: dict[str, Any]) -> Iterator[Progress]:
 
 
 def build_network(cfg: DictConfig) -> SA2Depth:
-    """The network of ``cfg.model``, with its spec attached; what the command line composed is trusted."""
+    """The network of ``cfg.model`` with its spec; its classes are trusted because the command line composed them."""
     return build_model(cast(dict[str, Any], OmegaConf.to_container(cfg.model, resolve=True)), trusted=None)
 
 
 def build_data(cfg: DictConfig, protocol: Protocol, *stages: str) -> DepthDataModule:
-    """The data module, set up, so that missing files are known before anything else starts.
+    """Set up the data module, so that missing files are found before anything else starts.
 
     Args:
         cfg: the whole configuration.
-        protocol: says how many test images it is defined on, and how many more have no ground truth.
+        protocol: gives the number of test images, and of those without ground truth.
         stages: ``fit``, ``test`` or both.
 
     Raises:
-        DataError: if files are missing, there is no test image, or they are not those of the protocol.
+        DataError: files are missing, there is no test image, or their number is not that of the protocol.
     """
     data: DepthDataModule = instantiate(cfg.data)
     for part in stages:
@@ -97,16 +96,16 @@ def build_data(cfg: DictConfig, protocol: Protocol, *stages: str) -> DepthDataMo
 
 
 def check_input(protocol: Protocol, multiple: int, data: DepthDataModule, *splits: str) -> None:
-    """Refuse a network that cannot take what the protocol shows it, before hours of training end in that message.
+    """Refuse a network that cannot take the protocol's images, before hours of training end in that message.
 
     Args:
         protocol: says what the network sees.
-        multiple: of the network, its ``stride_multiple``.
-        data: where the protocol shows whole images as they are, the first one of each split says their size.
-        splits: of ``val``, ``test``.
+        multiple: ``stride_multiple`` of the network.
+        data: gives the size of the first image of each split, if the protocol shows whole images unchanged.
+        splits: ``val``, ``test`` or both.
 
     Raises:
-        ShapeError: naming protocol, size and multiple.
+        ShapeError: the network cannot take a size; the message names protocol, size and multiple.
     """
     protocol.check_multiple(multiple)
     for split in splits:
@@ -117,18 +116,18 @@ def check_input(protocol: Protocol, multiple: int, data: DepthDataModule, *split
 
 
 def without_truth(data: DepthDataModule) -> int:
-    """How many test images were left out because the data set has no ground truth for them."""
+    """Number of test images that were left out because they have no ground truth."""
     return int(getattr(data.source("test"), "without_truth", 0))
 
 
 def build_trainer(cfg: DictConfig, with_logs: bool = True) -> L.Trainer:
-    """Lightning's trainer with the configured callbacks and loggers (``False``: with neither)."""
+    """Lightning's trainer, with the configured callbacks and loggers unless ``with_logs`` is False."""
     node: DictConfig = cfg.trainer.copy()
     OmegaConf.set_struct(node, False)
     if node.get("accelerator") in ("gpu", "cuda") and not CUDAAccelerator.is_available():
         raise ConfigError(
             f"trainer.accelerator={node.accelerator}: PyTorch sees no CUDA device here; use "
-            "trainer=cpu, or trainer=auto, which takes a GPU where there is one"
+            "trainer=cpu, or trainer=auto, which uses a GPU if there is one"
         )
     options: dict[str, Any] = {}
     given = instantiate(node.pop("plugins", None))
@@ -152,7 +151,7 @@ def _refuse_parallel_multirun(cfg: DictConfig) -> None:
     in_multirun = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     if in_multirun and (count := process_count(cfg)) > 1:
         raise ConfigError(
-            f"--multirun with {count} devices a job is refused: each child process of a job would start the whole "
-            "sweep again, and the next job would inherit this one's rank (jobs then train on a part of the data "
-            "without a word). Run the jobs one by one, or with one device each: trainer=gpu or trainer=cpu."
+            f"--multirun with {count} devices per job is refused: each child process of a job would start the whole "
+            "sweep again, and the next job would inherit this one's rank and silently train on a part of the data. "
+            "Run the jobs one by one, or with one device each: trainer=gpu or trainer=cpu."
         )

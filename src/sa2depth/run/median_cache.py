@@ -1,7 +1,7 @@
-"""Fitted median depth maps on disk: fitting reads every training map, and gives the same map every time.
+"""A cache of fitted median depth maps, since fitting reads every training map and always gives the same result.
 
-A map is kept under a hash of everything that it depends on, with a checksum, in ``baselines`` of the folder that
-`sa2depth.resources.user_cache` names. A folder that cannot be read or written costs the time to fit again, and a line.
+A map is kept with a checksum, under a hash of everything that it depends on, in ``baselines`` of the folder
+`sa2depth.resources.user_cache`. If that folder cannot be read or written, a warning is logged and the map fitted again.
 """
 
 import hashlib
@@ -21,15 +21,15 @@ from sa2depth.resources import user_cache
 
 _log = logging.getLogger(__name__)
 
-_VERSION = 1  # of what fitting computes: raise it with every change of the result
+_VERSION = 1  # of the fit: raise it with every change of its result
 _CHECKSUM_BYTES = hashlib.sha256().digest_size
 
 
 def place_of(train: Source, indices: Sequence[int], protocol: Protocol) -> Path | None:
-    """Where the map of some samples under the frame and the limits of a protocol is kept.
+    """The path of the kept map of some samples, under the frame and the limits of a protocol.
 
     Returns:
-        A path; None where the source cannot say what its depth depends on (``fingerprint``), or there is no folder.
+        A path; None if the source has no ``fingerprint`` of its depth, or there is no folder.
     """
     fingerprint = getattr(train, "fingerprint", None)
     files = fingerprint(indices) if callable(fingerprint) else None
@@ -39,12 +39,12 @@ def place_of(train: Source, indices: Sequence[int], protocol: Protocol) -> Path 
     name = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
     try:
         return user_cache() / "baselines" / f"median-{name}.bin"
-    except RuntimeError:  # a user without a home folder
+    except RuntimeError:  # the user has no home folder
         return None
 
 
 def read_map(path: Path) -> NDArray[np.float32] | None:
-    """``(H,W)`` metres that `keep_map` has written; None where there are none, or not whole."""
+    """``(H,W)`` metres that `keep_map` has written; None if there are none or the file is damaged."""
     try:
         contents = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -62,7 +62,7 @@ def read_map(path: Path) -> NDArray[np.float32] | None:
 
 
 def keep_map(path: Path, fitted: NDArray[np.float32]) -> None:
-    """Write a map for later runs, or say in one line why that cannot be done."""
+    """Write a map for later runs; if that fails, log a warning with the reason."""
     data = io.BytesIO()
     np.save(data, fitted, allow_pickle=False)
     try:

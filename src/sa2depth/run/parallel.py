@@ -1,8 +1,8 @@
-"""Small work on the CPU, done by a few threads of which each computes with one core.
+"""Small work on the CPU, done by a few threads that compute with one core each.
 
-A depth map is too small a piece of work to be shared by all cores: on 32 of them, or where one of two is busy, threads
-that wait for each other take many times as long as the work. `sa2depth.threads.few_threads` with one thread belongs
-around it: threads that are started inside compute with one core, too.
+One depth map is too little work for all cores: on 32 of them, or if one of two is busy, threads wait for each other
+many times as long as the work takes. Callers should use `sa2depth.threads.few_threads` with one thread around it, so
+that threads started inside compute with one core, too.
 """
 
 from collections import deque
@@ -13,16 +13,16 @@ from typing import TypeVar
 from sa2depth.threads import usable_cores
 
 _Item = TypeVar("_Item")
-_MOST = 8  # more only wait for the thread that collects the results
+_MOST = 8  # more would only wait for the thread that collects the results
 
 
 def workers() -> int:
-    """Threads for `ahead`: one for each usable core, at most 8."""
+    """Number of threads for `ahead`: one per usable core, at most 8."""
     return min(_MOST, usable_cores())
 
 
 def ahead(work: Callable[[int], _Item], indices: Sequence[int], threads: int) -> Iterator[_Item]:
-    """Results in order, a few of them worked out ahead by threads; no more than that are held in memory."""
+    """Results in order; threads compute a few of them ahead, and only those are held in memory."""
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[_Item]] = deque()
         try:

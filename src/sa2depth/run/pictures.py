@@ -1,4 +1,4 @@
-"""The pictures of an evaluation: strips of the worst, the best and some other images, and a grid of the latter."""
+"""The pictures of an evaluation: strips of the worst, best and some spread images, and a grid of the spread ones."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,13 +18,15 @@ FOLDER = "pictures"
 def write_pictures(
     folder: Path, evaluation: Evaluation, examples: Examples, progress: Progress | None = None
 ) -> list[dict[str, Any]]:
-    """Draw the chosen images into ``folder/pictures``: call it on every process, each draws those that it scored.
+    """Draw the chosen images into ``folder/pictures``.
+
+    It must be called on every process; each draws the images that it scored.
 
     Args:
         folder: the run's folder, on a disk that the processes share.
         evaluation: the table of the whole split, the same on every process.
         examples: candidates of this process.
-        progress: of the stage, one step a picture.
+        progress: progress of the stage, one step per picture.
 
     Returns:
         ``kind``, ``id``, ``file`` relative to the folder and ``abs_rel`` of every picture, the same on every process.
@@ -37,7 +39,9 @@ def write_pictures(
             path = folder / FOLDER / f"{kind}_{place}.png"
             example = examples.get(row["index"])
             if example is not None and row["index"] in drawn:
-                shutil.copyfile(drawn[row["index"]], path)  # of few images some are best and worst and spread
+                shutil.copyfile(
+                    drawn[row["index"]], path
+                )  # in a small split an image may be of several kinds
             elif example is not None:
                 drawn[row["index"]] = _strip(grids, path, example, row)
             listed.append(
@@ -54,10 +58,12 @@ def write_pictures(
 
 
 def write_grid(path: Path, evaluation: Evaluation, examples: Examples, is_writer: bool) -> Path | None:
-    """Draw the spread images below one another: call it on every process, the writer gets them from all.
+    """Draw the spread images below one another.
+
+    It must be called on every process; the writer gets the images from all.
 
     Returns:
-        The path; None where there is nothing to draw or another process draws it.
+        The path; None if there is nothing to draw or another process draws it.
     """
     rows = _chosen(evaluation, examples)["spread"]
     mine = {row["index"]: example for row in rows if (example := examples.get(row["index"])) is not None}

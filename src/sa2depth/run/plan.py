@@ -1,4 +1,4 @@
-"""The plan: what a run is going to do, printed before it starts."""
+"""The plan of a run, printed before it starts."""
 
 from collections.abc import Mapping
 
@@ -18,7 +18,7 @@ from sa2depth.scenes import SyntheticScenes
 
 
 def count_parameters(model: nn.Module) -> str:
-    """Parameters of a network, in all and of the encoder."""
+    """Number of parameters of a network, in total and in the encoder."""
     total = sum(p.numel() for p in model.parameters())
     encoder = sum(p.numel() for p in getattr(model, "encoder", nn.Module()).parameters())
     return f"{total:,} ({encoder:,} in the encoder)"
@@ -31,7 +31,7 @@ def describe_device(trainer: L.Trainer) -> str:
 
 
 def device_facts(trainer: L.Trainer) -> dict[str, str]:
-    """``device``, with the number of processes if there are several, and ``precision``, with that of products."""
+    """``device``, with the number of processes if there are several, and ``precision``, with that of CUDA products."""
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     processes = f"{trainer.world_size} processes on " if trainer.world_size > 1 else ""
@@ -41,17 +41,17 @@ def device_facts(trainer: L.Trainer) -> dict[str, str]:
 
 
 def note_of_protocol(protocol: Protocol, data: DepthDataModule) -> dict[str, str]:
-    """A row of the plan where the rules for generated scenes, the default, are those for other images."""
+    """A row of the plan if the default rules, which are for generated scenes, are applied to other images."""
     source = data.source("test")
     if protocol.name != "synthetic" or source is None or isinstance(source, SyntheticScenes):
         return {}
     return {
-        "note": "protocol=synthetic is for generated scenes: choose that of the data set, or protocol=custom"
+        "note": "protocol=synthetic is for generated scenes: choose the data set's own, or protocol=custom"
     }
 
 
 def describe_ways(cfg: DictConfig, model: nn.Module) -> dict[str, str]:
-    """A row of the plan about how a step is computed, if anything about it was chosen."""
+    """A row of the plan about the computation of a step, if the user chose anything about it."""
     again = [part for part in PARTS if getattr(getattr(model, part, None), "gradient_checkpointing", False)]
     chosen = {
         "operators": cfg.ops,
@@ -60,7 +60,7 @@ def describe_ways(cfg: DictConfig, model: nn.Module) -> dict[str, str]:
         else cfg.float32_matmul_precision,
         "compile": None if cfg.compile == "auto" else str(cfg.compile).lower(),
         "CUDA graphs": None if cfg.cuda_graph == "auto" else str(cfg.cuda_graph).lower(),
-        "layers run again for gradients": ", ".join(again) or None,
+        "gradient checkpointing": ", ".join(again) or None,
     }
     told = "; ".join(f"{name}: {value}" for name, value in chosen.items() if value is not None)
     return {"a step": told} if told else {}
@@ -75,9 +75,9 @@ def print_plan(
     rows: Mapping[str, str],
     multiple: int | None = None,
 ) -> None:
-    """Print a table of what will be done: the data, ``rows``, the rules, the folder.
+    """Print the plan as a table: the data, ``rows``, the rules, the folder.
 
-    ``multiple`` is that of the network, to which its input is padded; None: predictions come from files.
+    The network's input is padded to multiples of ``multiple``; None means that predictions come from files.
     """
     rules = (
         protocol_rows(protocol, network=False)

@@ -1,9 +1,9 @@
-"""Other people's predictions: which file belongs to which image, and what is in it.
+"""Other people's predictions: find the file of each image, and read it.
 
-The file of an image is ``FOLDER/ID.png`` or ``.npy``, the slashes of the id being folders; or the id with ``_`` for
-every slash; or the last part of the id, if no other image of the split shares it. Behind the name may stand what
-``sa2depth predict`` puts there (``_depth.npy``, ``_depth_mm.png``, of which the first counts where both are there).
-Exactly one such file must be there for every image, and none may serve two.
+The file of an image is ``FOLDER/ID.png`` or ``.npy``, where slashes of the id are folders; or the id with ``_`` for
+every slash; or the last part of the id, if no other image of the split shares it. The name may end as ``sa2depth
+predict`` writes it (``_depth.npy``, ``_depth_mm.png``; the first counts if both exist). Every image needs exactly one
+such file, and no file may belong to two images.
 """
 
 import math
@@ -30,18 +30,18 @@ _NAMES_SHOWN = 5
 
 
 def find_files(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
-    """The file of every image.
+    """Find the file of every image.
 
     Args:
-        folder: of the predictions.
-        ids: of the images of the split.
+        folder: folder of the predictions.
+        ids: ids of the images of the split.
 
     Returns:
         Id to path, in the order of ``ids``.
 
     Raises:
-        DataError: the folder is not there, an image has no file or several, or two images share one; with counts
-            and the first names.
+        DataError: the folder does not exist, an image has no file or several, or two images share one; the message
+            gives counts and the first names.
     """
     if not folder.is_dir():
         raise DataError(
@@ -65,7 +65,9 @@ def _refuse_missing(folder: Path, found: Mapping[str, list[str]], there: set[str
         return
     last = [name for name in missing if any(_last(name) + suffix in there for suffix in SUFFIXES)]
     hint = (
-        f"\n{len(last):,} have a file by the last part of their id, which other images share" if last else ""
+        f"\n{len(last):,} have a file with the last part of their id, which other images share"
+        if last
+        else ""
     )
     raise DataError(
         f"predictions={folder}: {len(missing):,} of {len(found):,} images have no prediction; expected"
@@ -79,7 +81,7 @@ def _refuse_doubtful(folder: Path, found: Mapping[str, list[str]]) -> None:
     if several:
         raise DataError(
             f"predictions={folder}: {len(several):,} images have more than one file, and none is preferred:"
-            f"{_some(several)}\nkeep one file an image"
+            f"{_some(several)}\nkeep one file per image"
         )
     owners: dict[str, list[str]] = defaultdict(list)
     for name, files in found.items():
@@ -87,7 +89,7 @@ def _refuse_doubtful(folder: Path, found: Mapping[str, list[str]]) -> None:
     doubly = [f"{file}: {', '.join(names)}" for file, names in owners.items() if len(names) > 1]
     if doubly:
         raise DataError(
-            f"predictions={folder}: {len(doubly):,} files answer for more than one image:"
+            f"predictions={folder}: {len(doubly):,} files belong to more than one image:"
             f"{_some(doubly)}\nname the files by whole ids, with their slashes as folders"
         )
 
@@ -97,26 +99,26 @@ class PredictionReader:
     """Reads predicted depth files.
 
     Attributes:
-        units_per_metre: value of a 16-bit PNG that stands for one metre; None where there is none to read.
-        resize: what happens to a prediction that has neither the image's size nor the frame's: False refuses it,
-            ``native`` brings it (bilinear) to the size of the image and then cuts the protocol's frame, ``frame``
-            to the size of the frame; True where the protocol cuts no frame, so that both are the same.
+        units_per_metre: value of a 16-bit PNG that stands for one metre; None if there is no PNG to read.
+        resize: treatment of a prediction that has neither the image's size nor the frame's. False refuses it;
+            ``native`` resizes it (bilinear) to the image and then cuts the protocol's frame; ``frame`` resizes it to
+            the frame; True is for protocols that cut no frame, where both are the same.
     """
 
     units_per_metre: float | None = None
     resize: Resize = False
 
     def check(self, files: Sequence[Path], protocol: Protocol) -> None:
-        """Refuse options that leave a question open, before anything is read.
+        """Refuse ambiguous options before anything is read.
 
         Raises:
-            ConfigError: PNG files without a scale, or a resize that could mean two things.
+            ConfigError: PNG files have no scale, or the resize could mean two things.
         """
         pngs = [path for path in files if path.suffix == ".png"]
         if pngs and self.units_per_metre is None:
             raise ConfigError(
-                f"{len(pngs):,} predictions are 16-bit PNG, {pngs[0]} the first: what value stands for one metre? "
-                "Nobody can tell from the file: give prediction_scale=256 (KITTI), 1000 (millimetres) or 5000 (TUM)"
+                f"{len(pngs):,} predictions are 16-bit PNG, the first is {pngs[0]}: their scale is not in the file, so "
+                "give the value of one metre: prediction_scale=256 (KITTI), 1000 (millimetres) or 5000 (TUM)"
             )
         if self.units_per_metre is not None:
             _check_scale(self.units_per_metre)
@@ -143,10 +145,10 @@ class PredictionReader:
             path: the file.
             native: ``(H, W)`` of the image.
             protocol: says which frame is cut out of it.
-            truth: ``(h, w)`` of its truth; None: that of the image.
+            truth: ``(h, w)`` of its truth; None: the size of the image.
 
         Raises:
-            DataError: the file is broken, of another kind or of another size; with its name.
+            DataError: the file is broken, of another kind or of another size; the message names it.
         """
         values = self._read(path)
         found = (values.shape[0], values.shape[1])
@@ -164,7 +166,7 @@ class PredictionReader:
             either = by(native) if native == frame else f"{by(native)} or, as cut, {by(frame)}"
             raise DataError(
                 f"{path}: expected a prediction of the size of its image, {either}, found {by(found)}. "
-                "Bring it there yourself, or give prediction_resize=native or =frame for bilinear resizing"
+                "Resize it yourself, or give prediction_resize=native or =frame for bilinear resizing"
             )
         if self.resize == "frame":
             return Prediction(resize_map(depth, frame), True)
@@ -179,7 +181,7 @@ class PredictionReader:
             if self.resize is False:
                 raise DataError(
                     f"{path}: expected a prediction of the size of its image, {by(native)}, or of its depth map, "
-                    f"{by(truth)}, found {by(found)}. Bring it there yourself, or give prediction_resize=native"
+                    f"{by(truth)}, found {by(found)}. Resize it yourself, or give prediction_resize=native"
                 )
             depth = resize_map(depth, native)
         return Prediction(resize_map(depth, truth), found != truth)
@@ -188,7 +190,7 @@ class PredictionReader:
         if path.suffix == ".png":
             assert self.units_per_metre is not None, "check() was not called"
             depth = PngDepth(self.units_per_metre)(path, (0, 0))
-            # A PNG cannot say NaN. 0 metres is no prediction: it is counted as such, and scored as NaN is.
+            # A PNG has no NaN. 0 metres means no prediction, so it is counted and scored as NaN.
             return np.where(depth > 0, depth, np.float32(np.nan))
         try:
             array = np.load(path, allow_pickle=False)
@@ -196,7 +198,7 @@ class PredictionReader:
             raise DataError(f"{path}: this prediction cannot be read ({error.strerror or error})") from error
         except Exception as error:  # BadZipFile, MemoryError ...: a damaged file may raise anything
             raise DataError(
-                f"{path}: expected a NumPy array of metres, found a file that is none "
+                f"{path}: expected a NumPy array of metres, found a damaged file or another format "
                 f"({str(error) or type(error).__name__})"
             ) from error
         array = np.squeeze(array) if isinstance(array, np.ndarray) and array.ndim > 2 else array
@@ -215,14 +217,14 @@ def _check_scale(scale: object) -> None:
 
 @dataclass(frozen=True)
 class Prediction:
-    """``depth (1, 1, h, w)`` metres at the size of the protocol's frame, and whether it had to be resized."""
+    """``depth (1, 1, h, w)`` metres at the size of the protocol's frame, and whether it was resized."""
 
     depth: torch.Tensor
     resized: bool
 
 
 def listing(folder: Path) -> set[str]:
-    """Relative names, with ``/``, of all files below a folder that could be predictions; links are followed."""
+    """Relative names (with ``/``) of all files below a folder that could be predictions; links are followed."""
     return {
         (Path(root) / name).relative_to(folder).as_posix()
         for root, _, names in os.walk(folder, followlinks=True)

@@ -1,4 +1,4 @@
-"""How the processes of a run end: together, and with a status that says why."""
+"""End the processes of a run together, with a status that says why."""
 
 import atexit
 import os
@@ -32,23 +32,23 @@ from sa2depth.run.watch import (
 
 _PATIENCE_S = 10.0
 
-_failed_with: int | None = None  # the status of this process, once it is one of several and has failed
-_watch: Watch | None = None  # over the processes that this one has started
+_failed_with: int | None = None  # the status of this process, if it is one of several and has failed
+_watch: Watch | None = None  # watches the processes that this one has started
 
 
 @contextmanager
 def ending_together(trainer: L.Trainer) -> Iterator[None]:
-    """Where one of several processes fails, all end, and the first one says which it was and why.
+    """If one of several processes fails, end all of them, and let the first one say which one failed and why.
 
-    The first process ends those that it has started: over NCCL they would wait for it in vain. Where another one
-    fails, the first hears of it by a lost connection, or, where it waits too deeply for that, by `Watch`. A process of
+    The first process ends those that it has started, because over NCCL they would wait for it forever. If another one
+    fails, the first learns of it by a lost connection, or from `Watch` if it waits inside a library. A process of
     several that fails ends without NCCL's clean-up, which waits for the others.
 
-    A run that was interrupted ends with the status that shells expect (130 after Ctrl-C, 143 after SIGTERM; by itself
-    Lightning ends with 0 after the latter) and says how to go on.
+    An interrupted run ends with the status that shells expect (130 after Ctrl-C, 143 after SIGTERM, where Lightning
+    itself ends with 0) and says how to resume.
 
     Raises:
-        UserError: another process failed first, with an error that the user can fix, and has said why.
+        UserError: another process failed first with an error that the user can fix, and has printed it.
         SystemExit: another process failed in any other way, or the run was interrupted.
     """
     global _watch
@@ -71,13 +71,11 @@ def ending_together(trainer: L.Trainer) -> Iterator[None]:
         watch.stop()
         failure = watch.wait() if children() else None
         if failure is not None:
-            sys.stderr.write(
-                f"error: {how(*failure)}, after the last step was done: the results are complete\n"
-            )
+            sys.stderr.write(f"error: {how(*failure)} after the last step: the results are complete\n")
             raise SystemExit(1)
     except BaseException as error:
         watch.stop()
-        # gloo's lost connections have no type of their own
+        # gloo has no error type of its own for lost connections
         lost = isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
         failure = _failed(children()) if lost else None
         dismiss_lightnings()
@@ -99,7 +97,7 @@ def ending_together(trainer: L.Trainer) -> Iterator[None]:
 
 
 def each_on_its_own() -> None:
-    """From here on no process waits for another: one that fails leaves the first to finish its work."""
+    """Stop ending processes together: no process waits for another any more, and the first may finish its work."""
     if _watch is not None:
         _watch.stop()
 
@@ -114,16 +112,16 @@ def _of_another(rank: int, status: int) -> BaseException:
 
 
 def _end_without_waiting(error: BaseException, *, first: bool) -> None:
-    """Once this process is done, it ends: NCCL's clean-up would wait for processes that have failed, or wait for this.
+    """Make this process end without NCCL's clean-up, which would wait for processes that have failed.
 
-    The first one's loggers have registered for its end, and come before; the others have none.
+    In the first process, loggers have registered functions for its end, which run first; the others have no loggers.
     """
     global _failed_with
     code = error.code if isinstance(error, SystemExit) else 2 if isinstance(error, UserError) else 1
     _failed_with = code if isinstance(code, int) else 0 if code is None else 1
     if not first:
         atexit.unregister(_end_now)
-        atexit.register(_end_now)  # registered last, called first
+        atexit.register(_end_now)  # the function registered last is called first
 
 
 def _end_now() -> None:
@@ -138,7 +136,7 @@ atexit.register(_end_now)
 def _interrupted(error: BaseException) -> int | None:
     if isinstance(error, SIGTERMException):
         return 128 + signal.SIGTERM
-    # Lightning has put things in order and left
+    # Lightning cleans up and raises SystemExit
     left = isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
     return 128 + signal.SIGINT if left or isinstance(error, KeyboardInterrupt) else None
 
@@ -152,7 +150,7 @@ def _say_how_to_go_on(trainer: L.Trainer) -> None:
     for folder in folders:
         for name in ("last.ckpt", "best.ckpt") if trained else ("last.ckpt",):
             if (file := folder / name).exists():
-                advice = f": {override('resume', file)} goes on from there"
+                advice = f": {override('resume', file)} continues from there"
                 if trained:
                     advice = (
                         f" after the training: sa2depth.eval with {override('checkpoint', file)} scores it"
@@ -161,7 +159,7 @@ def _say_how_to_go_on(trainer: L.Trainer) -> None:
 
 
 def _failed(processes: list["Popen[bytes]"]) -> tuple[int, int] | None:
-    """Rank and status of the first of some processes that failed, which may be about to end."""
+    """Rank and status of the first failed process; waits a little for processes that are about to end."""
     deadline = time.monotonic() + _PATIENCE_S
     while processes and time.monotonic() < deadline:
         if failure := first_failure(processes):
@@ -173,31 +171,31 @@ def _failed(processes: list["Popen[bytes]"]) -> tuple[int, int] | None:
 
 
 class EndAtSigterm(L.Callback):
-    """SIGTERM ends one process of several where it is, and `ending_together` the others.
+    """Lets SIGTERM end one of several processes at once; `ending_together` ends the others.
 
-    Lightning's own handler talks to the other processes from wherever the signal finds this one, which mostly waits
-    for ever. Where SLURM is to queue the job again, SIGTERM is Lightning's.
+    Lightning's own handler communicates with the other processes at the moment of the signal and mostly waits forever.
+    If SLURM will queue the job again, Lightning keeps its handler.
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the signal over; Lightning gives it back at the end."""
+        """Install the handler; Lightning restores the old one at the end."""
         _take_over(trainer)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """As at the start of a training."""
+        """Install the handler, as in `on_train_start`."""
         _take_over(trainer)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Lightning puts things in order, which may take its time."""
+        """Tell the watch that Lightning is cleaning up, which may take a while."""
         if _watch is not None:
             _watch.notice(exception)
 
 
 def _take_over(trainer: L.Trainer) -> None:
     queued_again = requeued_by_slurm(getattr(trainer.strategy, "cluster_environment", None))
-    may = threading.current_thread() is threading.main_thread()  # Python's rule
+    may = threading.current_thread() is threading.main_thread()  # Python allows handlers only there
     if trainer.world_size > 1 and not queued_again and may:
         signal.signal(signal.SIGTERM, _end)
 

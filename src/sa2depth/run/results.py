@@ -1,4 +1,4 @@
-"""What a run leaves: numbers, tables and pictures, named when it ends."""
+"""Write the results of a run (numbers, tables and pictures) and print their names at the end."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,18 +34,18 @@ def finish(
     notes: Mapping[str, Any] | None = None,
     model: nn.Module | None = None,
 ) -> dict[str, float]:
-    """Write the files of an evaluation, print the scores and where the files are; ends the process group.
+    """Write the files of an evaluation, print the scores and the names of the files, and end the process group.
 
-    To be called on every process.
+    It must be called on every process.
 
     Args:
-        folder: the run's folder, on a disk that all processes share; what the first process says counts.
-        evaluation: what was measured, the same on every process.
+        folder: the run's folder, on a disk that all processes share; that of the first process counts.
+        evaluation: the measurements, the same on every process.
         examples: candidates for the pictures on this process.
-        circumstances: device, precision, checkpoint: printed, and written into ``metrics.json``.
-        trainer: the one that tested, with its loggers; None where there was none.
+        circumstances: device, precision and checkpoint, which are printed and written into ``metrics.json``.
+        trainer: the trainer that ran the test, with its loggers; None if there was none.
         baseline: training and test source of the median depth map to compare with, if wanted.
-        notes: whatever else belongs into ``metrics.json``.
+        notes: further entries of ``metrics.json``.
         model: the network to write as ``model.safetensors``.
 
     Returns:
@@ -61,7 +61,7 @@ def finish(
     details: dict[str, Any] = {"pictures": [], "baselines": {}, **circumstances, **(notes or {})}
     files: list[Path] = []
     loggers = [] if trainer is None else trainer.loggers
-    if is_writer:  # first of all: what comes later may find no space
+    if is_writer:  # written first, because later files may fill the disk
         with stage("tables"):
             files = [
                 write_metrics(evaluation, folder / "metrics.json", details),
@@ -75,7 +75,7 @@ def finish(
         grid = write_grid(folder / "grid.png", evaluation, examples, is_writer)
         curves = [plot_curves(log, folder / "curves.png") for log in _logs(loggers)] if is_writer else []
     if is_available() and is_initialized():
-        barrier()  # the pictures of all processes are there before the first one names them
+        barrier()  # the pictures of all processes must exist before the first process names them
         each_on_its_own()
     if is_writer:
         if baseline is not None:

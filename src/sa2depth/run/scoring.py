@@ -1,4 +1,4 @@
-"""Scores of predictions that lie in files: no network, no trainer, one process that reads with several threads."""
+"""Score predictions in files, without network and trainer, in one process that reads with several threads."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from sa2depth.threads import few_threads
 
 
 class FileScores(NamedTuple):
-    """An evaluation of files, candidates for its pictures, and how many predictions had to be resized."""
+    """An evaluation of files, candidates for its pictures, and the number of resized predictions."""
 
     evaluation: Evaluation
     examples: Examples
@@ -26,13 +26,13 @@ class FileScores(NamedTuple):
 
 
 class PredictionFiles:
-    """The predictions of a split, every one of them there and none in doubt.
+    """The predictions of a split, with exactly one file for each image.
 
     Args:
-        folder: of the predictions.
+        folder: folder of the predictions.
         source: the images with their truth.
-        reader: how the files are read.
-        protocol: how the scores are made.
+        reader: reads the files.
+        protocol: rules of the scores.
 
     Raises:
         DataError: see `find_files`.
@@ -45,9 +45,9 @@ class PredictionFiles:
         reader.check(self.files, protocol)
 
     def describe(self) -> str:
-        """One line for the plan: how many of which kind, how they are read, and files that belong to no image."""
+        """One line for the plan: the number of files of each kind, their scale, and files that belong to no image."""
         kinds = Counter(path.suffix for path in self.files)
-        scale = f" ({self.reader.units_per_metre:g} a metre)" if self.reader.units_per_metre else ""
+        scale = f" ({self.reader.units_per_metre:g} per metre)" if self.reader.units_per_metre else ""
         parts = [
             f"{count:,} {kind}{scale if kind == '.png' else ''}" for kind, count in sorted(kinds.items())
         ]
@@ -59,10 +59,10 @@ class PredictionFiles:
         """Score all of them, with a progress bar on a terminal.
 
         Args:
-            threads: that read; None: one for each usable core, at most 8.
+            threads: number of threads that read; None: one per usable core, at most 8.
 
         Raises:
-            DataError: a file is broken or of the wrong size; with its name.
+            DataError: a file is broken or of the wrong size; the message names it.
         """
         total, resized = len(self.source), 0
         metrics, examples = DepthMetrics(self.protocol), Examples(total=total)
@@ -86,14 +86,14 @@ class PredictionFiles:
 
 def _batch(sample: RawSample, index: int) -> dict[str, Any]:
     if sample.depth is None:
-        raise DataError(f"{sample.id}: no ground truth to score against")
+        raise DataError(f"{sample.id}: no ground truth to score against. Choose a split that has it")
     image = torch.from_numpy(sample.image).permute(2, 0, 1)[None].float() / 255
     depth = torch.from_numpy(sample.depth)[None, None]
     return {"image": image, "depth": depth, "index": torch.tensor([index]), "id": [sample.id]}
 
 
 def source_ids(source: Source) -> Sequence[str]:
-    """Ids of all images of a source, without opening them where it can say so."""
+    """Ids of all images of a source; images are opened only if the source does not know their ids."""
     ids: Sequence[str] | None = getattr(source, "ids", None)
     if ids is not None:
         return ids

@@ -1,4 +1,4 @@
-"""Stages of a run (`sa2depth.stages`) as Lightning sees them: validation inside a training, and who talks."""
+"""Stages of a run (`sa2depth.stages`) under Lightning: validation inside a training, and the process that prints."""
 
 from contextlib import ExitStack
 from typing import Any
@@ -10,24 +10,24 @@ from sa2depth.stages import stage
 
 
 class ValidationStage(L.Callback):
-    """Counts the seconds of validation (`sa2depth.stages`); the progress bar is Lightning's."""
+    """Counts the seconds of validation (`sa2depth.stages`); Lightning shows the progress bar."""
 
     def __init__(self) -> None:
         self._stage = ExitStack()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The stage begins."""
+        """Begin the stage."""
         self._stage.enter_context(stage("validation", shown=False))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The stage ends."""
+        """End the stage."""
         self._stage.close()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> Any:
-        """The stage ends early."""
+        """End the stage early."""
         self._stage.close()
 
 
 def is_first() -> bool:
-    """Whether this is the first of the processes of a run: the one that talks."""
+    """Whether this is the first process of a run, which is the one that prints."""
     return not getattr(rank_zero_only, "rank", 0)

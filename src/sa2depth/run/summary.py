@@ -1,4 +1,4 @@
-"""What a run says when it ends: under which circumstances the scores were made, the scores, and the worst images."""
+"""The summary that a run prints at its end: circumstances, scores and the worst images."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,8 +24,8 @@ def protocol_rows(protocol: Protocol, network: bool = True, multiple: int = 32) 
 
     Args:
         protocol: the rules.
-        network: False where predictions come from files.
-        multiple: of the network, to which its input is padded.
+        network: False if predictions come from files.
+        multiple: the network's input is padded to multiples of this many pixels.
     """
     told = dict(line.split(": ", 1) for line in protocol.describe(multiple=multiple))
     rows = {name: told[name] for name in ("protocol", *_RULES)}
@@ -38,7 +38,7 @@ def print_summary(
     baselines: Mapping[str, Mapping[str, Any]],
     seconds: Mapping[str, float] | None = None,
 ) -> None:
-    """Print circumstances and seconds, scores beside those of the baselines, errors by depth, and the worst images."""
+    """Print circumstances and seconds, scores next to those of baselines, errors by depth, and the worst images."""
     console = Console(soft_wrap=True, highlight=False)
     protocol = evaluation.protocol
     console.print(f"{protocol.name} v{protocol.version}, {evaluation.means['images']} images", style="bold")
@@ -56,7 +56,7 @@ def print_summary(
 
 
 def print_files(files: Sequence[Path]) -> None:
-    """Print what was written; pictures of a folder share a line."""
+    """Print the names of the written files; a folder of pictures takes one line."""
     console = Console(soft_wrap=True, highlight=False)
     console.print("written:", style="bold")
     for path in files:

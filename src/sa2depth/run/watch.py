@@ -1,7 +1,7 @@
-"""A thread that ends the first of several processes when another one has failed, however deep the first one waits.
+"""A thread that ends the first of several processes when another one has failed, wherever the first one waits.
 
-Lightning's own watch kills it with SIGKILL: no message, no status of its own. Python's exceptions come too late: a
-process that waits in NCCL, in CUDA or for others to join hears nothing.
+Lightning's own watch kills it with SIGKILL, without a message or a useful status. Python's exceptions come too late: a
+process that waits in NCCL, in CUDA or for others to join does not receive them.
 """
 
 import logging
@@ -20,26 +20,26 @@ from lightning.fabric.strategies.launchers.subprocess_script import _ChildProces
 _POLL_S = 0.2
 _PATIENCE_S = 3.0
 _LATEST_S = 30.0
-_FIRST = "SA2DEPTH_FIRST_PROCESS"  # its number, for those that it starts
-_CTRL_C = 128 + signal.SIGINT  # a terminal sends it to all processes, whichever ends first
+_FIRST = "SA2DEPTH_FIRST_PROCESS"  # number of the first process, for those that it starts
+_CTRL_C = 128 + signal.SIGINT  # a terminal sends Ctrl-C to all processes, and any of them may end first
 
 
 class Child(Protocol):
-    """What is used of ``subprocess.Popen``."""
+    """The part of ``subprocess.Popen`` that is used here."""
 
     def poll(self) -> int | None:
         """Status of the process; None while it runs."""
 
     def kill(self) -> None:
-        """End it."""
+        """End the process."""
 
 
 def how(rank: int, status: int) -> str:
-    """Which process failed, and how, in words.
+    """Say in words which process failed, and how.
 
     Args:
-        rank: its number.
-        status: of ``subprocess.Popen``: negative for a signal.
+        rank: number of the process.
+        status: status from ``subprocess.Popen``, negative for a signal.
     """
     if status >= 0:
         return f"process {rank} of the training ended with status {status}"
@@ -52,14 +52,14 @@ def how(rank: int, status: int) -> str:
 
 
 def status_of(status: int) -> int:
-    """Exit status where another process failed: its own for an error that the user can fix and for Ctrl-C, else 1."""
+    """Exit status after another process failed: the same for an error that the user can fix and for Ctrl-C, else 1."""
     if status in (_CTRL_C, -signal.SIGINT):
         return _CTRL_C
     return 2 if status == 2 else 1
 
 
 def first_failure(children: Sequence[Child]) -> tuple[int, int] | None:
-    """Rank and status of a process that failed; None: all run or have ended well."""
+    """Rank and status of a process that failed; None if all run or have succeeded."""
     for rank, child in enumerate(children, start=1):
         if status := child.poll():
             return rank, status
@@ -67,11 +67,11 @@ def first_failure(children: Sequence[Child]) -> tuple[int, int] | None:
 
 
 class Watch:
-    """Looks after the processes that this one has started.
+    """Watches the processes that this one has started.
 
     Args:
-        children: gives them; none as long as they have not been started.
-        patience_s: how long the main thread may take to notice a failure itself, and to say more about it.
+        children: returns the processes; none before they are started.
+        patience_s: seconds that the main thread has to notice a failure itself, since it can say more about it.
         leave: ends this process.
     """
 
@@ -87,15 +87,15 @@ class Watch:
         self._thread = threading.Thread(target=self._run, name="sa2depth-watch", daemon=True)
 
     def start(self) -> None:
-        """Begin, before the processes are started."""
+        """Start watching, before the processes are started."""
         self._thread.start()
 
     def stop(self) -> None:
-        """The processes need one another no longer, or the main thread has noticed what happened."""
+        """Stop watching: the processes no longer need one another, or the main thread has noticed the failure."""
         self._over.set()
 
     def notice(self, error: BaseException) -> None:
-        """The main thread has failed, too, perhaps first, and is putting things in order."""
+        """Note that the main thread has failed, too, perhaps first, and is cleaning up."""
         self._own = error
 
     def wait(self, limit_s: float = _LATEST_S) -> tuple[int, int] | None:
@@ -140,34 +140,36 @@ class Watch:
 
 
 def flush_everything() -> None:
-    """Before a process ends without Python's own clean-up."""
+    """Flush logs and streams before a process ends without Python's own clean-up."""
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, AttributeError):  # None where it was closed from the start
+        with suppress(
+            OSError, ValueError, AttributeError
+        ):  # the stream is None if it was closed from the start
             stream.flush()
 
 
 def dismiss_lightnings() -> None:
-    """Keep Lightning from killing this process some seconds after one that it has started has failed."""
+    """Keep Lightning from killing this process some seconds after one of its children has failed."""
     for thread in threading.enumerate():
         if isinstance(thread, _ChildProcessObserver):
             thread._child_processes = []
 
 
 def be_first() -> None:
-    """In a process that starts others: tell them whose end is theirs, whatever this one was told itself."""
+    """Tell the processes that this one will start to end with it, whatever this one was told itself."""
     os.environ[_FIRST] = str(os.getpid())
 
 
 def end_with_parent(leave: Callable[[int], None] = os._exit) -> None:
-    """In a process that Lightning has started: end when the first one is gone, for whom this one would wait in vain."""
-    given = os.environ.get(_FIRST, "")  # it may be gone already: imports take seconds
+    """Let a process that Lightning has started end when the first one is gone, instead of waiting forever for it."""
+    given = os.environ.get(_FIRST, "")  # the parent may be gone already, because imports take seconds
     parent = int(given) if given.isdigit() else os.getppid()
 
     def look() -> None:
         while os.getppid() == parent:
             time.sleep(1)
-        sys.stderr.write("error: the first process of the training is gone: this one ends, too\n")
+        sys.stderr.write("error: the first process of the training is gone, so this one ends, too\n")
         sys.stderr.flush()
         leave(1)
 

@@ -1,4 +1,4 @@
-"""Before scoring, processes take the statistics of the first one."""
+"""Before scoring, all processes take the batch-norm statistics of the first."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A run that goes on in another place knows its best checkpoint and that one's score."""
+"""A run that is resumed in another folder knows its best checkpoint and the score of that checkpoint."""
 
 import logging
 import shutil
@@ -15,7 +15,7 @@ from sa2depth.lit import checkpoint_files as files
 
 
 class Scored(L.LightningModule):
-    """Has the scores that it is told, one an epoch."""
+    """A module with given scores, one per epoch."""
 
     def __init__(self, scores):
         super().__init__()
@@ -66,7 +66,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture
 def moved(tmp_path):
-    """A run of two epochs, of which the second is the worse one, in a folder of another name than it had."""
+    """A run of two epochs, the second one worse, whose folder was renamed."""
     fit(tmp_path / "old", [0.1, 0.3])
     shutil.move(tmp_path / "old", tmp_path / "moved")
     return tmp_path / "moved"
@@ -82,7 +82,9 @@ def test_the_best_of_both_parts_counts(moved, tmp_path, place, scores, expected,
     assert torch.load(folder / "best.ckpt", weights_only=True)["epoch"] == epoch
     assert sorted(p.name for p in folder.iterdir()) == ["best.ckpt", "last.ckpt"]
     if place == "new":
-        assert torch.load(moved / "best.ckpt", weights_only=True)["epoch"] == 0  # that run is as it was
+        assert (
+            torch.load(moved / "best.ckpt", weights_only=True)["epoch"] == 0
+        )  # the earlier run is unchanged
 
 
 def test_lightning_alone_takes_the_worse_one(moved, tmp_path):
@@ -125,8 +127,8 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(tmp_path, monkeyp
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(CheckpointError) as caught:
         writer.save_checkpoint({"epoch": torch.tensor(2)}, tmp_path / "last.ckpt")
-    assert "last.ckpt cannot be written (No space left on device; it takes 0.0 MB)" in str(caught.value)
-    assert str(caught.value).endswith(f"resume={tmp_path}/last.ckpt goes on from the one before")
+    assert "last.ckpt cannot be written (No space left on device; it needs 0.0 MB)" in str(caught.value)
+    assert str(caught.value).endswith(f"resume={tmp_path}/last.ckpt continues from the previous one")
     assert (tmp_path / "last.ckpt").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
     with pytest.raises(CheckpointError, match="no checkpoint was written yet"):

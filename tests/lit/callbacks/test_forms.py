@@ -1,6 +1,6 @@
-"""Layers are compiled where that was asked for, can be done and is worth it; the network is captured where it can be.
+"""Layers are compiled if that is requested, possible and worthwhile; the network is captured if possible.
 
-What graphs compute is looked at in tests/gpu.
+tests/gpu checks the results of graphs.
 """
 
 from types import SimpleNamespace
@@ -92,7 +92,7 @@ def test_another_word_for_compile_is_an_error():
 
 
 def on_cuda(module):
-    """Let a module on the CPU say that it is on a CUDA device."""
+    """Make a module on the CPU claim to be on a CUDA device."""
     module.__class__ = type("OnCuda", (type(module),), {"device": torch.device("cuda", 0)})
 
 

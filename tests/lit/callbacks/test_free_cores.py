@@ -1,4 +1,4 @@
-"""The number of threads follows what other programs leave free."""
+"""The number of threads follows the cores that other programs leave free."""
 
 from types import SimpleNamespace
 
@@ -14,7 +14,7 @@ def trainer(device="cpu", **strategy):
 
 
 class Meter:
-    """A load that a test dictates."""
+    """A meter whose load the test sets."""
 
     def __init__(self, *loads):
         self.loads, self.seconds = list(loads), 10.0
@@ -28,7 +28,7 @@ class Meter:
 
 @pytest.fixture
 def start(monkeypatch):
-    """``start(trainer, *loads)``: the callback after set-up on four cores, with what it will see of the others."""
+    """``start(trainer, *loads)``: the callback after set-up on four cores, with the loads that it will measure."""
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(4)), raising=False)

@@ -1,4 +1,4 @@
-"""The callbacks of every run together, around Lightning's own that average weights and save where a run fails."""
+"""The callbacks of every run together, with Lightning's own that average weights and save when a run fails."""
 
 import lightning as L
 import pytest

@@ -1,4 +1,4 @@
-"""The test images that a report may show are kept while they are scored."""
+"""Test images for the report are kept while they are scored."""
 
 from types import SimpleNamespace
 

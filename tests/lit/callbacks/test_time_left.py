@@ -1,4 +1,4 @@
-"""What a command still takes, from a training on a clock that the tests turn."""
+"""The time left for a command, from a training with a fake clock."""
 
 import logging
 import re
@@ -27,7 +27,7 @@ def clock(monkeypatch):
 
 
 class Images:
-    """A source that takes its time for an image, and may keep it."""
+    """A source that takes a given time for an image, and may keep it."""
 
     def __init__(self, clock, count, keeps):
         self.clock, self.count, self.keeps_samples, self.kept = clock, count, keeps, set()
@@ -89,7 +89,7 @@ class Network(L.LightningModule):
 
 
 class Spy(TimeLeft):
-    """Keeps when it said what, in seconds."""
+    """Records its estimates and their times, in seconds."""
 
     def __init__(self, clock, **options):
         super().__init__(**options)
@@ -103,7 +103,7 @@ class Spy(TimeLeft):
 
 @pytest.fixture
 def run(clock, tmp_path):
-    """``run(keeps, **trainer's options)``: what was said, and when the test was over."""
+    """``run(keeps, **trainer's options)``: the estimates, and the time when the test ended."""
 
     def run(keeps=True, slow_from=10**9, every_s=1e9, **options):
         spy = Spy(clock, every_s=every_s)

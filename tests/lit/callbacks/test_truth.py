@@ -1,4 +1,4 @@
-"""A training whose batches hold nothing to learn from ends with the reason."""
+"""A training without valid depth in its batches ends with the reason."""
 
 from types import SimpleNamespace
 

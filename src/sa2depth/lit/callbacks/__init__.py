@@ -1,7 +1,7 @@
-"""What is done around training and scoring; here, what every run has.
+"""Callbacks around training and scoring; this file lists those of every run.
 
-Averaged weights and a checkpoint where a run fails are Lightning's own ``EMAWeightAveraging`` and
-``OnExceptionCheckpoint``, added as ``+callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging``.
+For averaged weights and a checkpoint when a run fails, add Lightning's own ``EMAWeightAveraging`` and
+``OnExceptionCheckpoint``, as in ``+callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging``.
 """
 
 import lightning as L
@@ -14,6 +14,6 @@ from sa2depth.lit.callbacks.truth import TruthSought
 
 
 def of_every_run(compile: Switch, cuda_graph: Switch) -> list[L.Callback]:
-    """To stand behind all that change the network."""
+    """The callbacks of every run; they must come after all that change the network."""
     forms = CompiledLayers(compile), CudaGraphs(cuda_graph)
     return [FreeCores(), TruthSought(), *forms, SharedBuffers(), Pictures()]

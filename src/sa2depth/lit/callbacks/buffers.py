@@ -1,6 +1,6 @@
-"""Every process evaluates the same network: the first one's batch-norm statistics are sent to the others.
+"""Every process evaluates the same network: the first process sends its batch-norm statistics to the others.
 
-DistributedDataParallel would do so before every forward pass, which hangs where processes hold other numbers of images.
+DistributedDataParallel would do so before every forward pass, which hangs if processes have unequal numbers of images.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ class SharedBuffers(L.Callback):
     """Shares the network's buffers before each validation and test."""
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Send them."""
+        """Send the buffers."""
         if is_available() and is_initialized():
             for buffer in pl_module.model.buffers():
                 broadcast(buffer, src=0)

@@ -1,7 +1,7 @@
-"""A run that goes on from another one's checkpoint keeps that one's best checkpoints and their scores.
+"""A resumed run keeps the best checkpoints of the earlier run and their scores.
 
-Lightning remembers absolute paths, and forgets the scores where the folder has another name: the next validation is
-then the best one, whatever it is, and the best checkpoint of before is looked for where the run once lay.
+Lightning remembers absolute paths and forgets the scores if the folder has another name: the next validation then
+counts as the best, whatever its score, and the earlier best checkpoint is looked for in the old folder.
 """
 
 import logging
@@ -21,11 +21,10 @@ _LOG = logging.getLogger(__name__)
 
 
 class Continuation(L.Callback):
-    """Brings the best checkpoints of the run so far into the folder in which it goes on.
+    """Copies the best checkpoints so far into the folder of the resumed run.
 
     Args:
-        resumed: the checkpoint that the run goes on from; the others lie beside it, wherever the folder is now, or
-            where they were written.
+        resumed: the checkpoint that the run resumes from; the others lie beside it, or where they were written.
     """
 
     def __init__(self, resumed: Path) -> None:
@@ -34,7 +33,7 @@ class Continuation(L.Callback):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Change what Lightning is about to restore."""
+        """Change the state that Lightning is about to restore."""
         states = checkpoint.get("callbacks") or {}
         for callback in trainer.checkpoint_callbacks:
             if not isinstance(callback, ModelCheckpoint) or callback.state_key not in states:
@@ -43,7 +42,7 @@ class Continuation(L.Callback):
                 state = states[callback.state_key]
                 found = self._brought(callback, state) if trainer.is_global_zero else None
                 states[callback.state_key] = trainer.strategy.broadcast(found)
-            else:  # a test of the best checkpoint, which is no news about which one that is
+            else:  # a test of the best checkpoint must not change which one is the best
                 del states[callback.state_key]
 
     def _brought(self, callback: ModelCheckpoint, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,7 +56,7 @@ class Continuation(L.Callback):
         lost = state.get("best_model_path") if best and not self._find(state.get("best_model_path")) else None
         if lost:
             _LOG.warning(
-                "the best checkpoint so far (%s %.4g) is neither in %s nor at %s: the best is looked for from here on",
+                "the best checkpoint so far (%s %.4g) is neither in %s nor at %s: only later ones can become the best",
                 callback.monitor, float(state["best_model_score"]), self._beside, lost,
             )  # fmt: skip
         without_score = "" if best else self._find(state.get("best_model_path")) or ""
@@ -75,7 +74,7 @@ class Continuation(L.Callback):
         }
 
     def _find(self, path: str | None) -> Path | None:
-        """Where a checkpoint lies now."""
+        """The place where a checkpoint lies now."""
         if not path:
             return None
         places = (self._beside / Path(path).name, Path(path))

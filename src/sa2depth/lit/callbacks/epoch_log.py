@@ -1,4 +1,4 @@
-"""A line an epoch for log files."""
+"""A callback that logs one line per epoch."""
 
 import logging
 
@@ -8,10 +8,10 @@ _LOG = logging.getLogger(__name__)
 
 
 class EpochLog(L.Callback):
-    """Logs one line an epoch, for log files and for terminals that show no progress bar."""
+    """Logs one line per epoch, for log files and for terminals that show no progress bar."""
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Loss, speed and the validation scores, if there are any."""
+        """Log loss, speed and the validation scores, if there are any."""
         if trainer.is_global_zero:
             shown = ("train/loss", "train/images_per_s", "val/abs_rel", "val/rmse", "val/d1")
             values = {

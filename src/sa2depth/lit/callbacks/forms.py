@@ -1,7 +1,7 @@
 """The network in other forms: layers fused by ``torch.compile``, whole passes replayed from CUDA graphs.
 
-Validation and tests run layers as they are (`DepthModule.depth`), perhaps from graphs. Both callbacks stand behind
-those that change the network (frozen layers, averaged weights) and see what they did.
+Validation and tests run layers without compilation (`DepthModule.depth`), perhaps from graphs. Both callbacks come
+after those that change the network (frozen layers, averaged weights) and see their changes.
 """
 
 import logging
@@ -19,7 +19,7 @@ from sa2depth.runtime.replayed import Graphed
 
 _log = logging.getLogger(__name__)
 
-_WORTH_COMPILING = 10_000  # steps: 200 s of compilation on an H100 save 19 ms of each of T, 33 of S, 52 of L
+_WORTH_COMPILING = 10_000  # steps: on an H100, 200 s of compilation save 19 ms a step of T, 33 of S, 52 of L
 
 Switch = bool | Literal["auto"]
 
@@ -28,45 +28,45 @@ class CompiledLayers(L.Callback):
     """Compiles the layers of the network when a training begins.
 
     Args:
-        compile: ``auto`` does where there are a CUDA device, a toolchain and at least 10,000 steps.
+        compile: ``auto`` compiles if there are a CUDA device, a toolchain and at least 10,000 steps.
 
     Raises:
-        ConfigError: ``compile`` is something else, or, at the beginning of a training, true where it cannot be done.
+        ConfigError: ``compile`` is something else; or it is true, and a training begins that cannot be compiled.
     """
 
     def __init__(self, compile: Switch = False) -> None:
         self.compile = _checked("compile", compile)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Compile, once, where that was asked for and can be done."""
+        """Compile once, if requested and possible."""
         model = pl_module.model
         if not self.compile or compiled(model):
             return
         reason, steps = why_not_compiled(pl_module.device), trainer.estimated_stepping_batches
         if not reason and self.compile == "auto" and steps < _WORTH_COMPILING:
             reason = (
-                f"{steps:.0f} steps take less time than to compile them; compile=true does it all the same"
+                f"{steps:.0f} steps take less time than their compilation; compile=true compiles them anyway"
             )
         if reason and self.compile != "auto":
             raise ConfigError(f"compile=true: {reason}; use compile=auto or compile=false")
         if reason:
             _tell(pl_module.device, "layers are not compiled: %s", reason)
         else:
-            once = "once: about 200 s without progress"
+            once = "which takes about 200 s without progress"
             _tell(pl_module.device, "layers are compiled at the first steps, %s", once)
             compile_layers(model)
 
 
 class CudaGraphs(L.Callback):
-    """Captures the network of a `DepthModule`, in training at the first batch, in scoring each size that comes again.
+    """Captures the network of a `DepthModule`: in training at the first batch, in scoring at the second of each size.
 
-    The graphs hold the memory of one step, which scoring gives back before training goes on, and training when it ends.
+    The graphs hold the memory of one step. Scoring frees it before training continues, and training when it ends.
 
     Args:
-        cuda_graph: ``auto`` does on CUDA, where the network can be captured.
+        cuda_graph: ``auto`` captures on CUDA if the network can be captured.
 
     Raises:
-        ConfigError: ``cuda_graph`` is something else, or, when a stage begins, true where it cannot be done.
+        ConfigError: ``cuda_graph`` is something else; or it is true, and a stage begins that cannot be captured.
     """
 
     def __init__(self, cuda_graph: Switch = False) -> None:
@@ -75,12 +75,12 @@ class CudaGraphs(L.Callback):
         self._captured_under: tuple[object, ...] | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Refuse what cannot be captured, if it must be."""
+        """Raise an error if ``cuda_graph`` is true and the training cannot be captured."""
         if self.cuda_graph is True:
             self._why_not_captured(trainer, pl_module.device)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Capture again when callbacks have changed something since: frozen or replaced tensors, modes of layers."""
+        """Capture again if callbacks have frozen or replaced tensors, or changed modes of layers."""
         if not self.cuda_graph:
             return
         model = pl_module.model
@@ -91,7 +91,7 @@ class CudaGraphs(L.Callback):
         )
         if circumstances == self._captured_under:
             return
-        self._release(pl_module)  # their memory first
+        self._release(pl_module)  # free the old graphs' memory first
         self._captured_under = circumstances
         if reason := self._why_not_captured(trainer, pl_module.device):
             _tell(pl_module.device, "training runs without CUDA graphs: %s", reason)
@@ -100,11 +100,11 @@ class CudaGraphs(L.Callback):
             pl_module.graphed = self._graphed
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Give the graphs' memory back."""
+        """Free the graphs' memory."""
         self._release(pl_module)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Replay from the second batch of a size on."""
+        """Replay each size from its second batch on."""
         if not self.cuda_graph:
             return
         if pl_module.device.type != "cuda":
@@ -113,7 +113,7 @@ class CudaGraphs(L.Callback):
             return
 
         def captured(shown: Tensor) -> Tensor:
-            # without autocast's cache of weights, which ends with the batch that a graph is captured on
+            # autocast's cache of weights is off, because it ends with the batch on which a graph is captured
             dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
             with torch.autocast(
                 "cuda", dtype or torch.bfloat16, enabled=dtype is not None, cache_enabled=False
@@ -124,7 +124,7 @@ class CudaGraphs(L.Callback):
         pl_module.replayed = Graphed(captured, calls=2 if pl_module.protocol.flip else 1)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Give the memory back: training needs it."""
+        """Free the memory for training."""
         pl_module.replayed = None
 
     on_test_epoch_start = on_validation_epoch_start
@@ -140,9 +140,11 @@ class CudaGraphs(L.Callback):
         if device.type != "cuda":
             reason = f"{device} is no CUDA device"
         elif trainer.accumulate_grad_batches != 1:
-            reason = "a replay writes gradients where those of the batch before still lie (accumulate_grad_batches)"
+            reason = (
+                "a replay overwrites the gradients of the previous batch (trainer.accumulate_grad_batches)"
+            )
         elif type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):
-            # no subclasses: DeepSpeed's is one
+            # subclasses are excluded: DeepSpeed's strategy is one
             reason = f"{type(trainer.strategy).__name__} may move the weights"
         if reason and self.cuda_graph is True:
             raise ConfigError(f"cuda_graph=true: {reason}; use auto or false")
@@ -156,5 +158,5 @@ def _checked(option: str, value: Switch) -> Switch:
 
 
 def _tell(device: torch.device, message: str, reason: str) -> None:
-    # on a CPU nobody expects another form
+    # on a CPU nobody expects compilation or graphs
     _log.log(logging.INFO if device.type == "cuda" else logging.DEBUG, message, reason)

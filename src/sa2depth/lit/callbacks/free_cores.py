@@ -1,4 +1,4 @@
-"""A callback that keeps the number of threads at what other programs leave free."""
+"""A callback that keeps the number of threads at the number of cores that other programs leave free."""
 
 from typing import Any
 
@@ -11,16 +11,16 @@ from sa2depth import threads
 class FreeCores(L.Callback):
     """Chooses PyTorch's number of threads when a stage begins, and follows the load of the machine while it runs.
 
-    On the CPU a parallel loop is as slow as its slowest thread: one thread on a core that a browser holds makes all
-    wait. Such a core is left out, and comes back when it is free. Where another device runs the network, few threads do
-    what the CPU has to do.
+    On the CPU a parallel loop is as slow as its slowest thread: one thread on a core that a browser uses makes all
+    others wait. Such a core is left out until it is free again. If another device runs the network, a few threads do
+    the CPU's work.
 
-    Nothing is changed where the user has set ``OMP_NUM_THREADS``. The number stays as it was at the start with several
-    processes, which cannot tell each other from other programs, and with ``trainer.deterministic=true``: another number
-    of threads rounds sums otherwise.
+    If the user has set ``OMP_NUM_THREADS``, nothing is changed. The number from the start is kept with several
+    processes, which cannot tell each other from other programs, and with ``trainer.deterministic=true``, because
+    another number of threads rounds sums differently.
 
     Args:
-        every_s: seconds between two looks at the load.
+        every_s: seconds between two measurements of the load.
     """
 
     def __init__(self, every_s: float = 5.0) -> None:
@@ -40,22 +40,22 @@ class FreeCores(L.Callback):
             self.follow()
 
     def follow(self) -> None:
-        """Follow the load from now on, at each `look`."""
+        """Follow the load from now on, at each call of `look`."""
         self._meter = threads.Meter()
 
     def look(self) -> None:
-        """Take the number of threads that the load asks for, if ``every_s`` seconds have gone by."""
+        """Set the number of threads that the load allows, if ``every_s`` seconds have passed."""
         if self._meter is None or self._meter.waited() < self.every_s:
             return
         wanted = threads.free_cores(self._meter.others())
-        # fewer at once, more only when a second look says so: a short pause of the other program is no free core
+        # use fewer threads at once, but more only after a second look: the other program may only have paused
         grows = wanted > torch.get_num_threads()
         if not grows or self._growing:
             threads.use_threads(wanted)
         self._growing = grows
 
     def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
-        """Look at the load now and then."""
+        """Follow the load."""
         self.look()
 
     on_validation_batch_start = on_test_batch_start = on_train_batch_start

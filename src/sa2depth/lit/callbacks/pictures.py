@@ -1,4 +1,4 @@
-"""Which test images are kept for the pictures of a report: the worst, the best and some from all over the split."""
+"""A callback that keeps test images for a report's pictures: the worst, the best and some spread over the split."""
 
 from typing import Any
 
@@ -9,27 +9,27 @@ from sa2depth.metrics.examples import offer_all
 
 
 class Pictures(L.Callback):
-    """Keeps examples of what a `DepthModule` scored in its last test.
+    """Keeps example images of the last test of a `DepthModule`.
 
     Args:
         count: images of each kind.
 
     Attributes:
-        examples: those of this process.
+        examples: examples of this process.
     """
 
     def __init__(self, count: int = 6) -> None:
         self.examples = Examples(count)
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The pictures will show images from all over the data set."""
+        """Start without examples, for the number of images of this test."""
         loader: Any = trainer.test_dataloaders
         self.examples = Examples(self.examples.count, len(loader.dataset))
 
     def on_test_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
-        """Keep what is a candidate at this moment."""
+        """Keep the images that are candidates now."""
         offer_all(self.examples, pl_module.test_metrics, outputs["view"], outputs["prediction"])
 
 

@@ -1,7 +1,7 @@
-"""How fast training goes: images a second, on the progress bar, in the log and for `EpochLog`.
+"""The speed of training in images per second, on the progress bar, in the log and for `EpochLog`.
 
-Lightning's ``ThroughputMonitor`` shows none of it on the bar and to other callbacks, waits for the GPU after every
-step, and warns of each module that does not count its operations.
+Lightning's ``ThroughputMonitor`` shows it neither on the bar nor to other callbacks, waits for the GPU after every
+step, and warns about each module that does not count its operations.
 """
 
 import time
@@ -13,10 +13,10 @@ import lightning as L
 class Throughput(L.Callback):
     """Logs ``train/images_per_s``: images of all processes over wall-clock time, loading included.
 
-    The mean runs over a window, so that neither the slow first step nor a validation in between shows for long.
+    It is a mean over a window, so that neither the slow first step nor a validation affects it for long.
 
     Args:
-        window: training steps that the mean runs over.
+        window: number of training steps in the mean.
     """
 
     def __init__(self, window: int = 20) -> None:
@@ -24,7 +24,7 @@ class Throughput(L.Callback):
         self._marks: list[float] = []
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start counting again: what lies between two epochs is not training."""
+        """Start counting again, because the time between two epochs is not training."""
         self._marks = [time.perf_counter()]
 
     def on_train_batch_end(

@@ -1,4 +1,4 @@
-"""A callback that says how long the whole command still takes: training, validation, test, tables and pictures."""
+"""A callback that estimates the time left for the command: training, validation, test, tables and pictures."""
 
 import logging
 import math
@@ -14,26 +14,26 @@ from lightning.pytorch.callbacks import Timer
 
 _LOG = logging.getLogger(__name__)
 
-_STEPS = 100  # that the pace is the mean of: it follows a machine that becomes busy
+_STEPS = 100  # steps in the mean pace, so that it follows a machine that becomes busy
 _FIRST = 2  # steps that compile, capture and choose algorithms
-_FORWARD = 1 / 3  # of a training step's time, as long as no validation was timed
-# Tables, pictures, baseline, a photograph in the demonstration: not to be measured before they come.
+_FORWARD = 1 / 3  # share of a training step's time, until a validation was timed
+# Tables, pictures, baseline and the photograph of the demonstration cannot be measured in advance.
 _CLOSING_S = 4.0
 _CLOSING_MEGAPIXEL_S = 0.03
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a training has before it, on one process.
+    """The work left for a training, on one process.
 
     Attributes:
-        batches: training batches that are left in this epoch.
-        batches_later: those of the epochs after it.
+        batches: training batches left in this epoch.
+        batches_later: training batches of later epochs.
         epochs_later: epochs after this one; the last may be a fraction.
         validations: runs over the validation images.
+        images_val: validation images per run.
         images_test: test images.
-        images_val: validation images of a run.
-        megapixels_closing: of the images that baseline and tables look at.
+        megapixels_closing: size of the images that baseline and tables read.
     """
 
     batches: float
@@ -47,15 +47,15 @@ class Work:
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds that things take, as measured last.
+    """Seconds per unit of work, as measured last.
 
     Attributes:
         step: forward, backward and update of one batch.
         load: waiting for one batch in this epoch.
-        load_later: the same in later ones, where samples may be kept in memory.
-        epoch: what an epoch takes besides, such as checkpoints.
-        val_image: an image of a validation that comes.
-        test_image: a test image.
+        load_later: waiting for one batch in later epochs, when samples may be kept in memory.
+        epoch: the rest of an epoch, such as checkpoints.
+        val_image: one image of a later validation.
+        test_image: one test image.
     """
 
     step: float
@@ -66,7 +66,7 @@ class Pace:
     test_image: float
 
     def left(self, work: Work) -> tuple[float, float]:
-        """Seconds of training with its validations, and of all that comes after it."""
+        """Seconds of training with its validations, and of everything after it."""
         training = work.batches * (self.step + self.load) + work.batches_later * (self.step + self.load_later)
         training += work.epochs_later * self.epoch
         training += work.validations * work.images_val * self.val_image
@@ -75,13 +75,13 @@ class Pace:
 
 
 class TimeLeft(L.Callback):
-    """Says after each epoch how long the command still takes; also in between where no progress bar is seen.
+    """Logs the time left after each epoch; without a terminal also in between.
 
-    All of it is measured in this run, so that it holds for a busy machine, too. Only the time of tables and pictures,
-    and that of validation and test before the first validation, are guesses.
+    The estimate comes from measurements in this run, so it also holds on a busy machine. Only the time of tables and
+    pictures, and of validation and test before the first validation, is a guess.
 
     Args:
-        every_s: seconds between two lines where the output is no terminal; in long runs a hundredth of what is left.
+        every_s: seconds between two lines if the output is not a terminal; in long runs a hundredth of the time left.
     """
 
     def __init__(self, every_s: float = 15.0) -> None:
@@ -90,8 +90,8 @@ class TimeLeft(L.Callback):
         self._loads: deque[float] = deque(maxlen=_STEPS)
         self._seen = 0  # steps of this run
         self._pixels = 0  # of a training image
-        self._epoch_s = 0.0  # what the last epoch took besides its steps and validations
-        self._new_load: float | None = None  # seconds of an image that was not kept from an earlier epoch
+        self._epoch_s = 0.0  # time of the last epoch without its steps and validations
+        self._new_load: float | None = None  # seconds to load an image that is not in memory yet
         self._val_image: float | None = None  # seconds of computing
         self._val_load = 0.0
         self._mark = self._said = self._epoch_began = time.monotonic()
@@ -99,7 +99,7 @@ class TimeLeft(L.Callback):
         self._evaluated = [0.0, 0.0, 0]  # loading, computing, images
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The first line comes ``every_s`` seconds after this, if no epoch ends before."""
+        """Start waiting: the first line comes after ``every_s`` seconds, if no epoch ends before."""
         self._said = time.monotonic()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -113,18 +113,18 @@ class TimeLeft(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """The time since the last step was waiting for data."""
+        """Count the time since the last step as waiting for data."""
         self._loads.append(self._lap())
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Time the step; say what is left if that was long ago and nobody sees a progress bar."""
+        """Time the step; log the time left if the last line was long ago and there is no progress bar."""
         self._steps.append(self._lap())
         self._seen += 1
         self._pixels = batch["image"].shape[-2] * batch["image"].shape[-1]
         if self._seen == _FIRST + 1:
-            # the first ones tell nothing about the others
+            # the first steps say nothing about later ones
             self._steps, self._loads = (
                 deque(list(d)[-1:], maxlen=_STEPS) for d in (self._steps, self._loads)
             )
@@ -137,7 +137,7 @@ class TimeLeft(L.Callback):
         self._evaluated = [0.0, 0.0, 0]
 
     def on_validation_batch_start(self, *args: Any, **kwargs: Any) -> None:
-        """The time since the last batch was waiting for data."""
+        """Count the time since the last batch as waiting for data."""
         self._evaluated[0] += self._lap()
 
     def on_validation_batch_end(
@@ -148,7 +148,7 @@ class TimeLeft(L.Callback):
         self._evaluated[2] += len(batch["image"])
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the pace of this validation for those that come, and for the test."""
+        """Keep the pace of this validation for later ones and for the test."""
         load, compute, images = self._evaluated
         compute += self._lap()
         if images:
@@ -157,13 +157,13 @@ class TimeLeft(L.Callback):
             self._val_image = compute / images
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say what is left."""
+        """Log the time left."""
         self._epoch_s = max(0.0, time.monotonic() - self._epoch_began - self._accounted)
         if trainer.is_global_zero and self._steps:
             self._say(trainer, None)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say what the end of the command takes, after a training."""
+        """After a training, log the time that the rest of the command takes."""
         if trainer.is_global_zero and self._steps:
             after = self._pace(trainer).left(self._work(trainer, None))[1]
             _LOG.info("test, tables and pictures: about %s", in_words(after))
@@ -209,7 +209,7 @@ class TimeLeft(L.Callback):
         )
 
     def _work(self, trainer: L.Trainer, batch_idx: int | None) -> Work:
-        """What is left after a batch of the current epoch, or (None) after the epoch and its validation."""
+        """The work left after a batch of the current epoch, or (None) after the epoch and its validation."""
         per_epoch = trainer.num_training_batches
         here = 0 if batch_idx is None else per_epoch - batch_idx - 1
         epochs = (
@@ -236,12 +236,12 @@ class TimeLeft(L.Callback):
 
 
 def _limited(images: int, limit: float | int | None, batch: int) -> int:
-    """Images of Lightning's limit: a number of batches, or (float) a share of all."""
+    """Number of images within Lightning's limit, which is a number of batches or (float) a share of all."""
     return min(images, limit * batch) if isinstance(limit, int) else math.ceil(images * (limit or 0.0))
 
 
 def _validations(trainer: L.Trainer, batch_idx: int | None, epochs: float) -> float:
-    """How many come, this epoch's included if it still comes; ``inf`` where training has no end."""
+    """Number of validations left, including this epoch's if it is still to come; ``inf`` if training has no end."""
     every, step = trainer.check_val_every_n_epoch, trainer.val_check_batch
     per_epoch = trainer.num_training_batches
     if every is None:  # counted in batches, through all epochs
@@ -260,7 +260,7 @@ def _batch_size(trainer: L.Trainer) -> int:
 
 
 def _kept(trainer: L.Trainer, split: str) -> bool:
-    """Whether a sample costs nothing from the second time on: a source in memory that this process reads itself."""
+    """Whether samples stay in memory after their first use, in a source that this process reads itself."""
     data = getattr(trainer, "datamodule", None)
     if data is None or getattr(data, "num_workers", None) != 0 or not hasattr(data, "source"):
         return False

@@ -1,4 +1,4 @@
-"""A training whose batches hold nothing to learn from ends, which a wrong depth scale brings about."""
+"""A callback that ends a training without valid depth in its batches, which a wrong depth scale causes."""
 
 from typing import Any
 
@@ -7,20 +7,20 @@ import lightning as L
 from sa2depth.errors import DataError
 from sa2depth.masks import valid_mask
 
-_BATCHES = 20  # in a row, from the first on: sparse truth may miss a window, but not so many
+_BATCHES = 20  # from the first on: sparse truth may miss one window, but not that many in a row
 
 
 class TruthSought(L.Callback):
-    """Looks for a valid pixel in the first batches, until there is one."""
+    """Checks the first batches until one has a valid pixel."""
 
     def __init__(self) -> None:
-        self._without: int | None = 0  # batches; None: truth was seen
+        self._without: int | None = 0  # batches without truth; None once truth was seen
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Look at a batch.
+        """Check a batch.
 
         Raises:
-            DataError: no batch yet had a valid pixel, and there were many, or all of an epoch.
+            DataError: the first batches, or all of an epoch, have no valid pixel.
         """
         if self._without is None:
             return
@@ -38,5 +38,5 @@ class TruthSought(L.Callback):
         raise DataError(
             f"none of the first {self._without} training batches has a depth between "
             f"min_depth={pl_module.min_depth:g} and max_depth={pl_module.max_depth:g} m. Those of {names} {found}: "
-            "check the depth scale (of your own data data.train.scale), as `sa2depth data check` does"
+            "check the depth scale (data.train.scale for your own data), for example with `sa2depth data check`"
         )
