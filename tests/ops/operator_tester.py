@@ -434,6 +434,7 @@ class OperatorTester(GpuClaims):
             for autocast in (False, True) if self.autocast == "output" else (False,):
                 with torch.autocast("cpu", BF16, enabled=autocast):
                     run(*self.make(way, dtype, **options))
+        sources |= self.compiled_too(way, sources)
         monkeypatch.setenv("SA2DEPTH_CACHE", str(tmp_path))
         caplog.set_level(logging.DEBUG, "sa2depth")
         for source in sources:
@@ -445,6 +446,10 @@ class OperatorTester(GpuClaims):
         )
 
     compiled_for: Sequence[dict] = ({},)
+
+    def compiled_too(self, way: Way, sources: set) -> set:
+        """What other machines would compile."""
+        return set()
 
     def spills(self, architecture: str, dtype: torch.dtype) -> int:
         """Bytes of registers of a thread that may go to memory."""
