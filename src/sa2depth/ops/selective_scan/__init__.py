@@ -16,9 +16,10 @@ def selective_scan_2d(
 
     Each scan follows ``h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t`` and ``y_t = C_t h_t + D x_t`` with
     ``A = -exp(a_log)``; ``dt, B, C`` are projections of the token, ``dt`` through a softplus. Computed in
-    float32 (float64 for float64 input) whatever the autocast state. On the back ends cuda and triton, 16-bit ``x`` is
-    projected with weights of its own type and float32 sums, and what each direction adds to a token is rounded to 16
-    bits before the sum over directions, which is float32.
+    float32 (float64 for float64 input) whatever the autocast state; the backward pass of torch and mamba_ssm only if it
+    is called outside of autocast, as PyTorch asks. On the back ends cuda and triton, 16-bit ``x`` is projected with
+    weights of its own type and float32 sums, and what each direction adds to a token is rounded to 16 bits before the
+    sum over directions, which is float32.
 
     Args:
         x: ``(B, D, H, W)``; in channels-last memory it is read as it is on the back ends cuda and triton.
