@@ -34,7 +34,8 @@ def run(tmp_path, monkeypatch):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     (tmp_path / PACKAGE).mkdir(parents=True)
-    shutil.copy(ROOT / PACKAGE / "build.py", tmp_path / PACKAGE)
+    build = (ROOT / PACKAGE / "build.py").read_text()
+    (tmp_path / PACKAGE / "build.py").write_text(build.replace('"-O3"', '"-O0"'))  # sooner done
     shutil.copytree(ROOT / "csrc" / "cpu", tmp_path / "csrc" / "cpu")
 
     def run(version="standard", target="wheel"):

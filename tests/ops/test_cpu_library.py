@@ -211,6 +211,11 @@ class TestBuild:
         monkeypatch.setattr(library, "__file__", str(tmp_path / "library.py"))
         return library._load.__wrapped__
 
+    @pytest.fixture
+    def quick(self, monkeypatch):
+        """A library that is slow, but soon there."""
+        monkeypatch.setattr(builder, "_FLAGS", [flag.replace("-O3", "-O0") for flag in builder._FLAGS])
+
     def test_no_library(self, load):
         assert load()[0] is None
         assert "installed without the CPU library" in load()[1]
@@ -220,13 +225,13 @@ class TestBuild:
         assert "cannot be loaded" in load()[1]
 
     @needs_library
-    def test_an_outdated_one(self, load, tmp_path, monkeypatch):
+    def test_an_outdated_one(self, load, quick, tmp_path, monkeypatch):
         monkeypatch.setattr(builder, "sources_version", lambda _: "older")
         builder.build(SOURCES, tmp_path)
         assert "another version" in load()[1]
 
     @needs_library
-    def test_where_pytorch_has_no_openmp_it_has_threads_of_its_own(self, load, tmp_path, monkeypatch):
+    def test_where_pytorch_has_no_openmp_it_has_threads_of_its_own(self, load, quick, tmp_path, monkeypatch):
         monkeypatch.setattr(library, "_POOL", ("no_such_function", "omp_get_thread_num"))
         assert cpu.pool() == "threads of its own"
         builder.build(SOURCES, tmp_path)

@@ -7,7 +7,6 @@
 import ctypes
 import hashlib
 import importlib.util
-import os
 import re
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ from types import ModuleType
 import pytest
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from torch import Tensor
 
 from sa2depth.ops import use_backend
@@ -183,11 +183,12 @@ def builder(folder: Path) -> Callable:
             included = sorted([*path.parent.iterdir(), *csrc_dir().glob("*.cuh")])
             key.update(repr((compiler, flags, [p.read_bytes() for p in included])).encode())
             target = folder / f"{path.parent.name}_{path.stem}_{key.hexdigest()[:24]}.so"
-            if not target.exists():
-                temporary = target.with_suffix(f".{os.getpid()}")
-                harnessed = EMULATOR / f"{path.parent.name}.cpp"
-                subprocess.run([compiler, *flags, str(harnessed), "-o", str(temporary)], check=True)
-                temporary.replace(target)
+            with FileLock(target.with_suffix(".lock")):  # one of pytest's processes builds, the others wait
+                if not target.exists():
+                    temporary = target.with_suffix(".new")
+                    harnessed = EMULATOR / f"{path.parent.name}.cpp"
+                    subprocess.run([compiler, *flags, str(harnessed), "-o", str(temporary)], check=True)
+                    temporary.replace(target)
             loaded[source] = ctypes.CDLL(str(target))
         return loaded[source]
 

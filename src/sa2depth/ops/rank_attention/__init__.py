@@ -25,7 +25,7 @@ def rank_ranges(keys: int, ranks: Sequence[Sequence[float]] = RANKS) -> list[tup
     released code: they are disjoint, and the last keys belong to none. Other ranges are rounded in the same way; each
     has at least one key.
     """
-    if tuple(map(tuple, ranks)) != RANKS:
+    if ranks != RANKS and tuple(map(tuple, ranks)) != RANKS:
         rounded = [[keys * round(share * _UNIT) // _UNIT for share in ends] for ends in ranks]
         return [(min(start, keys - 1), max(end, min(start, keys - 1) + 1)) for start, end in rounded]
     bounds = [keys * tenths // 10 for tenths in _TENTHS]
@@ -33,7 +33,7 @@ def rank_ranges(keys: int, ranks: Sequence[Sequence[float]] = RANKS) -> list[tup
         # OFFICIAL: empty groups made the output NaN below 10 keys; here each keeps at least one key ...
         return [(min(group, keys - 1), min(group, keys - 1) + 1) for group in range(len(bounds))]
     # ... and from 4 keys on they stay disjoint.
-    for group in range(len(bounds)):
+    for group in range(len(bounds) if keys < 10 else 0):
         bounds[group] = max(bounds[group], bounds[group - 1] + 1 if group else 1)
     return list(pairwise([0, *bounds]))
 

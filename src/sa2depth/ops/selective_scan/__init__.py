@@ -16,9 +16,9 @@ def selective_scan_2d(
 
     Each scan follows ``h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t`` and ``y_t = C_t h_t + D x_t`` with
     ``A = -exp(a_log)``; ``dt, B, C`` are projections of the token, ``dt`` through a softplus. All is computed in
-    float32 (float64 for float64 input), even under autocast. The back ends cuda and triton project a 16-bit ``x`` with
-    weights of its dtype and float32 sums, and round each direction's result to 16 bits before the sum over directions,
-    which is float32.
+    float32 (float64 for float64 input), even under autocast; on torch and mamba_ssm, the backward pass must be called
+    outside of autocast, as PyTorch asks. The back ends cuda and triton project a 16-bit ``x`` with weights of its dtype
+    and float32 sums, and round each direction's result to 16 bits before the sum over directions, which is float32.
 
     Args:
         x: ``(B, D, H, W)``; the back ends cuda and triton read channels-last memory without a copy.
