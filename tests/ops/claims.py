@@ -58,8 +58,8 @@ def off_alignment(tensor: Tensor) -> Tensor:
 
 
 def among_nan(tensor: Tensor) -> Tensor:
-    """The same numbers where reading a little too far gives NaN (bytes: 255)."""
-    return elsewhere(tensor, 1024, 1024, torch.nan if tensor.is_floating_point() else 255)
+    """The same numbers where reading a little too far gives NaN (whole numbers: 100)."""
+    return elsewhere(tensor, 1024, 1024, torch.nan if tensor.is_floating_point() else 100)
 
 
 def run(function: Function, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:

@@ -97,9 +97,9 @@ def ways(operator: str, every_path: bool) -> list[Way]:
             continue
         if kind == "interpreted" and torch.cuda.is_available():
             continue  # compiled there: a process has one of the two
-        paths = (
-            [(path, n) for path in cpp.paths() for n in (1, 2)] if kind == "cpu" and every_path else [None]
-        )
+        paths = [None]
+        if kind == "cpu" and every_path:  # how threads divide the work has nothing to do with the path
+            paths = [*((path, 1) for path in cpp.paths()), (cpp.paths()[-1], 2)]
         found += [Way(kind, operator, path) for path in paths]
     return found
 
