@@ -105,7 +105,7 @@ def test_the_predictor_pads_to_it(multiple):
 def test_training_images_of_another_size_are_refused_with_it():
     module = DepthModule(network(14), SILog(), protocol=rules())
     batch = {"image": torch.rand(1, 3, 32, 32), "depth": torch.ones(1, 1, 32, 32), "id": ["a"]}
-    with pytest.raises(ShapeError, match=r"training images of 32x32 .*multiples of 14"):
+    with pytest.raises(ShapeError, match=r"training images are 32x32 .*multiples of 14"):
         module.training_step(batch, 0)
     batch = {"image": torch.rand(1, 3, 28, 42), "depth": torch.ones(1, 1, 28, 42), "id": ["a"]}
     module.log = lambda *_args, **_kwargs: None
