@@ -19,6 +19,8 @@ RULES = {
     "metrics": ("abs_rel", "irmse", *(name for name in METRICS if name != "abs_rel")),
     "depth_ranges": (0.0, 0.5, 2.0, 10.0, 20.0),
 }
+pytestmark = pytest.mark.xdist_group("metrics_of_processes")  # which are started once
+
 SIZES = (5, 7, 654)
 
 # Every process of the group of three; two of them form the group of two afterwards.

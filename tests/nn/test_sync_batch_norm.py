@@ -18,6 +18,8 @@ from sa2depth.nn.sync_batch_norm import (
     synchronize_batch_norms,
 )
 
+pytestmark = pytest.mark.xdist_group("sync_batch_norm")  # the processes are started once
+
 SHARES = (slice(0, 2), slice(2, 5))  # five images, split unequally between two processes
 
 
@@ -53,18 +55,16 @@ def train(model, forward, share=slice(None)):
     return results, dict(model.named_buffers())
 
 
-def _one_of_two(rank, folder, compile):
+def _one_of_two(rank, folder):
     torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
-    model = network()
-    synchronize_batch_norms(model)
-    if compile:
-        model.compile(fullgraph=True, dynamic=False, backend="aot_eager")
-    torch.save(train(model, model, SHARES[rank]), f"{folder}/{rank}.pt")
-    if rank == 0:
-        refused = _refusal()
-        torch.save(refused, f"{folder}/refused.pt")
-    else:
-        _refusal()
+    for way in ("eager", "compiled"):
+        model = network()
+        synchronize_batch_norms(model)
+        if way == "compiled":
+            model.compile(fullgraph=True, dynamic=False, backend="aot_eager")
+        torch.save(train(model, model, SHARES[rank]), f"{folder}/{way}{rank}.pt")
+    torch.save(_refusal(), f"{folder}/refused{rank}.pt")
+    _lightnings_way(rank, folder)
     torch.distributed.destroy_process_group()
 
 
@@ -78,20 +78,25 @@ def _refusal():
     return ""
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["eager", "compiled"])
-def two(request, tmp_path_factory):
-    """The results of each of two processes, and the error messages for second derivatives."""
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What two processes, started once for all tests, have written, by name and process."""
     folder = tmp_path_factory.mktemp("two")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(Path(__file__).parents[2])  # for the processes
-        torch.multiprocessing.spawn(_one_of_two, (str(folder), request.param), nprocs=2)
-    return [torch.load(folder / f"{name}.pt", weights_only=True) for name in (0, 1, "refused")]
+        torch.multiprocessing.spawn(_one_of_two, (str(folder),), nprocs=2)
+    names = ("eager", "compiled", "refused", "in_ddp")
+    return {
+        name: [torch.load(folder / f"{name}{rank}.pt", weights_only=True) for rank in (0, 1)]
+        for name in names
+    }
 
 
-def test_two_processes_see_one_batch(two):
+@pytest.mark.parametrize("way", ["eager", "compiled"])
+def test_two_processes_see_one_batch(two, way):
     whole = network()
     expected, statistics = train(whole, whole)
-    (first, first_statistics), (second, second_statistics), _ = two
+    (first, first_statistics), (second, second_statistics) = two[way]
     for (output, gradient, weights), one, other in zip(expected, first, second, strict=True):
         for index, value in enumerate((output, gradient)):
             torch.testing.assert_close(torch.cat([one[index], other[index]]), value)
@@ -103,7 +108,7 @@ def test_two_processes_see_one_batch(two):
 
 
 def test_second_derivatives_are_refused(two):
-    assert "no second derivative" in two[2]
+    assert all("no second derivative" in message for message in two["refused"])
 
 
 def test_alone_it_is_the_norm_it_replaces():
@@ -156,25 +161,22 @@ def test_unknown_norms_are_refused():
 
 
 def _lightnings_way(rank, folder):
-    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    """Gradients, own statistics and those of a copy, after a step inside `DistributedDataParallel`."""
     model = network()
     synchronize_batch_norms(model)
     copied = copy.deepcopy(model)  # as weight averaging does
     wrapped = DistributedDataParallel(model, broadcast_buffers=False)
     wrapped(images(0)[SHARES[rank]]).square().sum().backward()
     copied(images(0)[SHARES[rank]])
-    for name, value in model.state_dict().items():
-        assert torch.equal(copied.state_dict()[name], value), name
     gradients = [p.grad for p in model.parameters()]
-    for gradient in gradients:
-        other = all_gather(gradient)
-        assert torch.equal(other[0], other[1])
-    del (
-        wrapped
-    )  # before the group ends: its destructor waits for a thread of the group, which waits for the GIL
-    torch.distributed.destroy_process_group()
+    torch.save((gradients, model.state_dict(), copied.state_dict()), f"{folder}/in_ddp{rank}.pt")
+    # before the group ends: its destructor waits for a thread of the group, which waits for the GIL
+    del wrapped
 
 
-def test_inside_distributed_data_parallel(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2])
-    torch.multiprocessing.spawn(_lightnings_way, (str(tmp_path),), nprocs=2)
+def test_inside_distributed_data_parallel(two):
+    (gradients, statistics, copied), (other_gradients, *_) = two["in_ddp"]
+    for name, value in statistics.items():
+        assert torch.equal(copied[name], value), name
+    for gradient, other in zip(gradients, other_gradients, strict=True):
+        assert torch.equal(gradient, other)
