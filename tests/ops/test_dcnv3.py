@@ -302,6 +302,7 @@ class TestDcnv3(OperatorTester):
         self.check(way, *self.make(way, **options, offset_scale=scale), bound=1e-5)
 
     @on("cuda triton")
+    @pytest.mark.xdist_group("large")  # one at a time: they need most of the memory of a GPU
     def test_more_than_2_to_the_31_elements(self, way):
         if torch.cuda.mem_get_info()[0] < 50 << 30:
             pytest.skip("needs 50 GiB of free memory")

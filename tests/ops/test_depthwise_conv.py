@@ -252,6 +252,7 @@ class TestDepthwiseConv(OperatorTester):
 
     @on("cuda triton")
     @pytest.mark.parametrize("kernel", [3, 11])
+    @pytest.mark.xdist_group("large")  # one at a time: they need most of the memory of a GPU
     def test_more_than_2_to_the_31_elements(self, way, kernel):
         if torch.cuda.mem_get_info()[0] < 40 << 30:
             pytest.skip("needs 40 GiB of free memory")

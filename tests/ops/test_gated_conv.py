@@ -174,6 +174,7 @@ class TestGatedConv(OperatorTester):
         torch.testing.assert_close(actual[~touched], expected[~touched], rtol=0, atol=0)
 
     @on("cuda triton")
+    @pytest.mark.xdist_group("large")  # one at a time: they need most of the memory of a GPU
     def test_more_than_2_to_the_31_elements(self, way):
         if torch.cuda.mem_get_info()[0] < 40 << 30:
             pytest.skip("needs 40 GiB of free memory")

@@ -235,6 +235,7 @@ class TestLayerNorm(OperatorTester):
         assert way.module._programs(300, 16, 8, way.device) > 4
 
     @on("cuda triton")
+    @pytest.mark.xdist_group("large")  # one at a time: they need most of the memory of a GPU
     def test_more_than_2_to_the_31_elements(self, way):
         if torch.cuda.mem_get_info()[0] < 30 << 30:
             pytest.skip("needs 30 GiB of free memory")
