@@ -32,7 +32,7 @@ test-rounding: $(STAMP) ## run the tests that compare float32 results of a netwo
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 SA2DEPTH_CPU_PATH=portable $(BIN)/python -m pytest -q -m code_path
 	SA2DEPTH_TEST_ROUNDING=3,16 $(BIN)/python -m pytest -q -m code_path
 
-test-paths: $(STAMP) ## run the whole suite under each code path of this processor (wants many cores)
+test-paths: $(STAMP) ## run the whole suite under each code path of this processor (needs many cores)
 	@failed=; for setting in $(CODE_PATHS); do \
 		echo "== $$setting"; \
 		env $$setting $(BIN)/python -m pytest -q -n auto --dist loadgroup || failed="$$failed $$setting"; \
@@ -47,7 +47,7 @@ bench: $(STAMP) ## time operators, parts and whole networks, in plain PyTorch an
 doctor: $(STAMP) ## show what this machine has, and test each fast operator
 	$(BIN)/sa2depth doctor
 
-lint: $(STAMP) ## ruff checks style and formatting; import-linter checks which room may import which
+lint: $(STAMP) ## ruff checks style and formatting; import-linter checks which package may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo --no-cache

@@ -96,7 +96,9 @@ def opened(path: Path, what: str, allowed: float | None = None) -> Iterator[Imag
     except UserError:
         raise
     except MemoryError as error:
-        raise DataError(f"{path}: there is not enough memory to decode this {what}") from error
+        raise DataError(
+            f"{path}: there is not enough memory to decode this {what}: store it smaller, or end other programs"
+        ) from error
     except OSError as error:
         # Pillow's own errors have no errno: they mean a broken file, not that the system refuses to read it
         if error.errno is not None:

@@ -348,6 +348,25 @@ def test_files_of_the_users_own_are_found_and_their_names_are_hinted_at(launchin
     assert "there is no encoder=min; did you mean mine?" in said
 
 
+@pytest.mark.parametrize(
+    ("given", "better", "said"),
+    [
+        (
+            "head.directions=2",
+            "+head.directions=2",
+            "is not in the configuration, but sa2depth.models.ScanHead has it",
+        ),
+        ("+head.bins=64", "head.bins=64", "is already there"),
+    ],
+)
+def test_a_plus_too_few_or_too_many_is_named(launching, given, better, said):
+    status, message = launching(nothing, given)
+    assert (status, message.count("\n")) == (2, 1)
+    assert said in message
+    assert message.endswith(f" {better}\n")
+    assert launching(nothing, better) == (0, "")
+
+
 def test_an_option_of_a_class_of_the_users_own_is_added_with_a_plus(launching):
     status, said = launching(nothing, "encoder._target_=mypkg.Encoder", "encoder.width=64")
     assert status == 2

@@ -222,7 +222,7 @@ class TestBuild:
     def test_heads_must_agree_on_the_bins(self):
         spec = copy.deepcopy({**PRESETS["sa2depth_nano"], "min_depth": 0.1, "max_depth": 10.0})
         spec["bin_head"]["bins"] = 32
-        with pytest.raises(ConfigError, match=r"32.*64"):
+        with pytest.raises(ConfigError, match=r"32.*64.*options bins\.bins and head\.bins"):
             build_model(spec)
 
     @pytest.mark.parametrize("depths", [(10.0, 1.0), (-1.0, 10.0), (1.0, 1.0)])

@@ -54,7 +54,7 @@ def test_every_pixel_attends_to_its_window(size):
 
 @pytest.mark.parametrize(
     ("dim_head", "window", "words"),
-    [(3, 4, "dim_head 3 does not divide 8 channels"), (4, 0, "at least 1 pixel, not 0")],
+    [(3, 4, "dim_head 3 does not divide 8 channels"), (4, 0, "set window to at least 1 pixel, not 0")],
 )
 def test_impossible_arguments_are_refused(dim_head, window, words):
     with pytest.raises(ConfigError, match=words):

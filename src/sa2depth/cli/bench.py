@@ -21,7 +21,7 @@ def bench(
     what: Annotated[
         str,
         typer.Option(
-            help="Any of operators, parts, inference, training, evaluation (baseline and pictures); or only agreement."
+            help="Any of operators, parts, inference, training, evaluation (baseline and pictures), or agreement alone."
         ),
     ] = "operators,parts,inference,training",
     size: Annotated[str, typer.Option(metavar="HxW", help="Image size, multiples of 32.")] = "480x640",

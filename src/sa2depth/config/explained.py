@@ -1,5 +1,6 @@
 """Explain errors of Hydra, OmegaConf and the operating system: which option is wrong, and what to type."""
 
+import inspect
 import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -21,10 +22,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sa2depth.errors import UserError, nearest
+from sa2depth.errors import ConfigError, UserError, nearest
 from sa2depth.limits import told_limit
 from sa2depth.quoting import argument, hydra_quoted
 from sa2depth.resources import conf_dir
+from sa2depth.targets import find
 
 _OPTION = re.compile(r"(?P<option>\+{0,2}[\w.@/$:-]+)=(?P<value>.*)", re.DOTALL)
 _OPENING, _CLOSING = "[{(", "]})"
@@ -148,27 +150,49 @@ def _unknown(error: ConfigCompositionException, program: str, arguments: Sequenc
     if len(quoted) < 2:
         return str(error).strip()
     key = _name(quoted[1])
-    value = next((a.partition("=")[2] for a in arguments if a.startswith(f"{key}=")), "VALUE")
+    value = next((a.partition("=")[2] for a in arguments if _name(a) == key), "VALUE")
+    known = _composed(program, arguments, key)
+    if quoted[0].startswith("Could not append"):
+        return f"{key} is already there: leave out the plus, {_typed(key, value)}"
+    if (target := _taker(key, known)) is not None:
+        return f"{key} is not in the configuration, but {target} has it: add it with a plus, {_typed(f'+{key}', value)}"
     own = any(a.lstrip("+").startswith(f"{key.rpartition('.')[0]}._target_=") for a in arguments)
     added = f"; to add an option of the class that you named, type a plus: +{key}={value}" if own else ""
-    return f"unknown option {key}; {nearest(key, _options(program, arguments, key))}{added}"
+    return f"unknown option {key}; {nearest(key, list(_flat(known)))}{added}"
+
+
+def _taker(option: str, composed: Any) -> str | None:
+    """The class of an option's node if it has the option with a default, so that the configuration need not set it."""
+    *path, name = option.split(".")
+    for part in path:
+        composed = composed.get(part) if isinstance(composed, dict) else None
+    target = composed.get("_target_") if isinstance(composed, dict) else None
+    try:
+        parameter = inspect.signature(find(str(target))).parameters.get(name)
+    except (ConfigError, TypeError, ValueError):
+        return None
+    return str(target) if parameter and parameter.default is not inspect.Parameter.empty else None
 
 
 def _name(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
 
-def _options(program: str, arguments: Sequence[str] = (), without: str = "") -> list[str]:
-    """All options of a program with the overrides of a command line, except for one override."""
+def _options(program: str) -> list[str]:
+    return list(_flat(_composed(program)))
+
+
+def _composed(program: str, arguments: Sequence[str] = (), without: str = "") -> Any:
+    """The configuration of a program with the overrides of a command line, except for one override."""
     rest = [a for a in arguments if "=" in a and not a.startswith("-") and _name(a) != without]
     if own := get_args_parser().parse_known_args(list(arguments))[0].config_dir:
         rest.append(f"hydra.searchpath=[{hydra_quoted(f'file://{Path(own).absolute()}')}]")
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return list(_flat(OmegaConf.to_container(compose(program, overrides=rest), resolve=False)))
+            return OmegaConf.to_container(compose(program, overrides=rest), resolve=False)
     except (HydraException, OmegaConfBaseException):
-        return []
+        return {}
 
 
 def _flat(node: Any, prefix: str = "") -> Iterator[str]:

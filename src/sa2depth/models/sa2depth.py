@@ -89,7 +89,7 @@ class SA2Depth(nn.Module):
         if None not in counts and counts[0] != counts[1]:
             raise ConfigError(
                 f"the bin head predicts {counts[0]} bins and the depth head scores {counts[1]}: "
-                "bin_head.bins and depth_head.bins must be equal"
+                "set both to the same number (options bins.bins and head.bins)"
             )
 
     def forward(self, image: Tensor) -> DepthOutput:

@@ -23,7 +23,7 @@ class DropPath(nn.Module):
     def __init__(self, rate: float) -> None:
         super().__init__()
         if not 0 <= rate < 1:
-            raise ConfigError(f"drop path rate {rate}: it must be at least 0 and below 1")
+            raise ConfigError(f"drop path rate {rate}: choose one of at least 0 and below 1")
         self.register_buffer("rate", torch.tensor(float(rate)), persistent=False)
 
     def forward(self, x: Tensor, drawn: Tensor | None = None) -> Tensor:

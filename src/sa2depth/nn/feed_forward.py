@@ -30,7 +30,10 @@ class GatedFeedForward(MergesWeights):
         super().__init__()
         hidden = channels * expansion
         if hidden % 4:
-            raise ConfigError(f"the feed-forward's hidden width {hidden} must be a multiple of 4")
+            raise ConfigError(
+                f"the feed-forward's hidden width {hidden} ({channels} channels, expansion {expansion}) must be a "
+                "multiple of 4: choose another expansion or other channels"
+            )
         self.expand = PointwiseConv(channels, hidden)
         self.gate_by_1 = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
         self.gate_by_2 = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden // 2)

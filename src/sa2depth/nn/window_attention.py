@@ -1,7 +1,10 @@
 """Multi-head attention inside square windows with a relative position bias (Swin Transformer, Liu et al. 2021)."""
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
@@ -28,7 +31,9 @@ class WindowAttention(nn.Module):
 
     pairs: Tensor
 
-    def __init__(self, channels: int, dim_head: int, *_offset: int, window: int = 8) -> None:
+    def __init__(
+        self, channels: int, dim_head: int, *_offset: int, window: Annotated[int, Interval(ge=1)] = 8
+    ) -> None:
         super().__init__()
         if channels % dim_head:
             raise ConfigError(
@@ -36,7 +41,7 @@ class WindowAttention(nn.Module):
                 "decoder.dim_head or other encoder.channels"
             )
         if window < 1:
-            raise ConfigError(f"window attention: window must be at least 1 pixel, not {window}")
+            raise ConfigError(f"window attention: set window to at least 1 pixel, not {window}")
         self.heads = channels // dim_head
         self.window = window
         self.query_key_value = PointwiseConv(channels, 3 * channels)

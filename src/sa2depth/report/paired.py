@@ -102,7 +102,10 @@ def compare(run: RunFiles, other: RunFiles) -> Comparison:
     pairs = [(mine[name], theirs[name]) for name in shared]
     scored = [pair for pair in pairs if all(_is_scored(image, names) for image in pair)]
     if not names or not scored:
-        raise DataError(f"{run.folder} and {other.folder} share no metric with a finite value in both")
+        raise DataError(
+            f"{run.folder} and {other.folder} share no metric with a finite value in both: "
+            "evaluate both again with the same list of metrics"
+        )
     changes = [(a.id, a.scores[main], b.scores[main]) for a, b in scored]
     sign = facts_of(main).better or -1
     changes.sort(key=lambda change: sign * (change[2] - change[1]))
@@ -145,7 +148,7 @@ def _by_id(run: RunFiles) -> dict[str, ImageScore]:
     twice = [name for name, count in Counter(image.id for image in run.images).items() if count > 1]
     if twice:
         raise DataError(
-            f"{run.folder}/per_image.csv: the id '{twice[0]}' is not unique, so images cannot be paired"
+            f"{run.folder}/per_image.csv: the id '{twice[0]}' is not unique, so images cannot be paired: evaluate again"
         )
     return {image.id: image for image in run.images}
 

@@ -84,7 +84,7 @@ class SyntheticScenes:
             IndexError: ``index`` is not in [0, count).
         """
         if not 0 <= index < self.count:
-            raise IndexError(f"scene {index} of {self.count}")
+            raise IndexError(f"there is no scene {index}: give a number from 0 to {self.count - 1}")
         if self._cache is not None and index in self._cache:
             sample = self._cache[index]
         else:

@@ -153,7 +153,7 @@ def from_official(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     if unknown:
         raise CheckpointError(
             f"{len(unknown)} of {len(flat)} tensors are not part of the released SA2Depth model: "
-            f"{_some(unknown)}"
+            f"{_some(unknown)}. Give a file of the released SA2Depth, or of sa2depth.train"
         )
     name = architecture_of(renamed)
     count = sum(tensor.numel() for tensor in renamed.values())

@@ -209,7 +209,7 @@ def _match(
     if shapes:
         raise CheckpointError(
             f"{source} is of another architecture: {len(shapes)} of {len(own)} backbone tensors have another "
-            f"shape, first {', '.join(shapes[:3])}"
+            f"shape, first {', '.join(shapes[:3])}. Choose the encoder for which these weights were trained"
         )
     return matched, list(index.values())
 
@@ -235,7 +235,7 @@ def _check_matched(
     if deeper:
         raise CheckpointError(
             f"{source} is of a deeper architecture: {len(deeper)} of its tensors belong to blocks that this "
-            f"backbone does not have, first {', '.join(deeper[:3])}"
+            f"backbone does not have, first {', '.join(deeper[:3])}. Choose the encoder for which they were trained"
         )
 
 

@@ -25,7 +25,7 @@ SMALL = "data.train.count=6 data.train.height=24 data.train.width=32"
             "prepare nyu_labelled --from EMPTY --root ROOT --depth dense",
             "--depth dense: choose raw or filled",
         ),
-        ("prepare nyu_labelled --from EMPTY --root ROOT --depth raw", "no such file was given"),
+        ("prepare nyu_labelled --from EMPTY --root ROOT --depth raw", "no such file was given: leave it out"),
         ("prepare diml_outdoor --from x.zip --root ROOT", "no such file or folder"),
         ("prepare sunrgbd --from EMPTY --root ROOT", "no file of SUN RGB-D was found"),
         ("show synthetic -o sheet.jpg", "name it sheet.png"),

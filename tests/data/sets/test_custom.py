@@ -250,7 +250,7 @@ def test_splits_are_chosen_and_never_overlooked(written):
         (f"image,dept\n{ROW}\n", r"line 1: unknown column 'dept'; did you mean depth\?.*scale"),
         (f"Image,depth\n{ROW}\n", r"line 1: unknown column 'Image'; did you mean image"),
         (f"{ROW}\n", r"line 1: unknown column 'rgb/attic/0\.jpg'.*first line names the columns"),
-        (f"image,depth,depth\n{ROW},x\n", "line 1: column 'depth' occurs twice"),
+        (f"image,depth,depth\n{ROW},x\n", "line 1: column 'depth' occurs twice: remove or rename one"),
         ("image\nrgb/attic/0.jpg\n", "expected a column 'depth', found image"),
         (f"image,depth\n{ROW},5\n", r"line 2: expected 2 cells \(image,depth\), found 3"),
         (f"image,depth\n{ROW}\n\nrgb/x.jpg\n", "line 4: expected 2 cells.*found 1"),

@@ -20,7 +20,7 @@ def test_all_is_undivided_and_nonsense_refused():
         hold_out(frames, "fit", 1)
     with pytest.raises(ConfigError, match="part='half': choose one of all, fit, held_out"):
         hold_out(frames, "half", 2)
-    with pytest.raises(ConfigError, match="too few places"):
+    with pytest.raises(ConfigError, match="too few places: choose another every"):
         hold_out(frames[:1], "fit", 2)
 
 

@@ -88,7 +88,10 @@ def prepare(
     with console.status("reading the sources and the folder"):
         opened = open_sources(sources, recipe)
         if depth and not any(source.path.suffix.lower() == ".mat" for source in opened):
-            raise ConfigError("--depth chooses between the depths of a .mat file, and no such file was given")
+            raise ConfigError(
+                "--depth chooses between the depths of a .mat file, and no such file was given: leave it out, or add "
+                "--from nyu_depth_v2_labeled.mat"
+            )
         plan = make_plan(recipe, opened, copy=copy)
     _show_plan(plan, recipe)
     if not any(count for _, count in plan.found) and not recipe.enough(what_is_missing(recipe)):

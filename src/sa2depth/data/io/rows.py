@@ -138,4 +138,4 @@ def _check_columns(where: str, found: list[str], columns: Collection[str]) -> No
                 f"{where}: unknown column '{name}'; {nearest(name, columns)}. In CSV the first line names the columns."
             )
         if found.count(name) > 1:
-            raise DataError(f"{where}: column '{name}' occurs twice")
+            raise DataError(f"{where}: column '{name}' occurs twice: remove or rename one")

@@ -143,7 +143,10 @@ def _divided(frames: Sequence[Frame], split: Split, test_every: int) -> Sequence
     if any(in_test.values()):
         chosen = [frame for frame in frames if in_test[frame.id] == (split == "test")]
         if not chosen:
-            raise DataError("DIML outdoor: all images are in test folders, none is left for split=train")
+            raise DataError(
+                f"DIML outdoor: no image is left for split={split}, because all are in test folders: add the training "
+                "archives, or rename the folders that are not for testing"
+            )
         return chosen
     return hold_out(frames, "held_out" if split == "test" else "fit", test_every)
 

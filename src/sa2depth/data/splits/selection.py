@@ -37,7 +37,8 @@ def hold_out(frames: Sequence[Frame], part: Part, every: int) -> list[Frame]:
     chosen = [frame for frame in frames if (frame.place in kept_apart) == (part == "held_out")]
     if not chosen:
         raise ConfigError(
-            f"part={part}, every={every} leaves none of {len(frames)} frames: the list has too few places"
+            f"part={part}, every={every} leaves none of {len(frames)} frames, because the list has too few places: "
+            "choose another every, or part=all"
         )
     return chosen
 
