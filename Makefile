@@ -27,10 +27,13 @@ test: lint type $(STAMP) ## check style and types, run every test that needs no 
 	$(BIN)/python -m pytest -n auto --dist loadgroup
 	$(MAKE) test-rounding
 
+test-fast: $(STAMP) ## the quick tests, for daily use: under three minutes on two cores
+	$(BIN)/python -m pytest -q -n auto --dist loadgroup -m "not slow"
+
 # Two more code paths: the simplest kernels of PyTorch, oneDNN and our library, and simulated rounding (tests/rounding.py).
 test-rounding: $(STAMP) ## run the tests that compare float32 results of a network again, under two other code paths
-	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 SA2DEPTH_CPU_PATH=portable $(BIN)/python -m pytest -q -m code_path
-	SA2DEPTH_TEST_ROUNDING=3,16 $(BIN)/python -m pytest -q -m code_path
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 SA2DEPTH_CPU_PATH=portable $(BIN)/python -m pytest -q -n auto -m code_path
+	SA2DEPTH_TEST_ROUNDING=3,16 $(BIN)/python -m pytest -q -n auto -m code_path
 
 test-paths: $(STAMP) ## run the whole suite under each code path of this processor (needs many cores)
 	@failed=; for setting in $(CODE_PATHS); do \
@@ -63,4 +66,4 @@ clean: ## remove what building and running leaves behind (not .venv, not runs/)
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-.PHONY: help setup demo test test-rounding test-paths test-gpu bench doctor lint format type clean
+.PHONY: help setup demo test test-fast test-rounding test-paths test-gpu bench doctor lint format type clean

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import logging
 import os
 import zlib
 from pathlib import Path
@@ -10,9 +11,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hydra.core.singleton import Singleton
 from torch import Tensor, nn
 
 import rounding
+from sa2depth.config import launch
 
 DATA = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -166,3 +169,22 @@ class Golden:
 @pytest.fixture(scope="session")
 def golden() -> Golden:
     return Golden()
+
+
+@pytest.fixture
+def launching(tmp_path, monkeypatch, capsys):
+    """``(job, overrides) -> (exit status, stderr)`` of ``launch`` with ``conf/train.yaml``; stdout in ``.printed``."""
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.chdir(tmp_path)
+    hydras, log = Singleton.get_state(), logging.getLogger()
+    handlers, level = list(log.handlers), log.level
+
+    def run(job, *overrides):
+        status = launch("train", job, overrides)
+        run.printed, said = capsys.readouterr()
+        return status, said
+
+    yield run
+    Singleton.set_state(hydras)  # clean up the state that Hydra leaves behind, for later tests
+    log.handlers[:] = handlers
+    log.setLevel(level)

@@ -14,6 +14,8 @@ from PIL import Image
 from sa2depth.errors import DataError
 from sa2depth.interrupts import ending_at_ctrl_c
 
+pytestmark = pytest.mark.slow
+
 # Sends SIGINT to a program at the moment when it first imports a module.
 AT_IMPORT = """
 import os, signal, sys

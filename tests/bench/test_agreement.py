@@ -17,6 +17,8 @@ from sa2depth.models import create_model
 from sa2depth.ops import cpu
 from sa2depth.weights import save_model
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

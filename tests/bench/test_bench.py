@@ -12,6 +12,8 @@ from sa2depth.bench.run import Settings, Way, run
 from sa2depth.bench.timing import _WARM_UPS, measure, replayed
 from sa2depth.errors import ConfigError
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

@@ -1,6 +1,5 @@
 """Messages of the Hydra programs about failing folders and classes, and errors that keep their traceback."""
 
-import logging
 import os
 import re
 import shlex
@@ -8,13 +7,13 @@ from pathlib import Path
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.singleton import Singleton
 from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from sa2depth.config import launch
 from sa2depth.errors import DataError
+
+pytestmark = pytest.mark.slow
 
 TARGETS = {
     "text": "builtins.int",
@@ -31,24 +30,6 @@ LAUNCHERS = {
     },
     "jsrun": {"JSM_NAMESPACE_RANK": "rank", "JSM_NAMESPACE_SIZE": "count"},
 }
-
-
-@pytest.fixture
-def launching(tmp_path, monkeypatch, capsys):
-    """``(job, overrides) -> (exit status, stderr)`` of ``launch`` on the training configuration."""
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    monkeypatch.chdir(tmp_path)
-    hydras, log = Singleton.get_state(), logging.getLogger()
-    handlers, level = list(log.handlers), log.level
-
-    def run(job, *overrides):
-        status = launch("train", job, overrides)
-        return status, capsys.readouterr().err
-
-    yield run
-    Singleton.set_state(hydras)  # clean up the state that Hydra leaves behind, for later tests
-    log.handlers[:] = handlers
-    log.setLevel(level)
 
 
 def nothing(cfg: DictConfig) -> None:

@@ -19,7 +19,7 @@ RULES = {
     "metrics": ("abs_rel", "irmse", *(name for name in METRICS if name != "abs_rel")),
     "depth_ranges": (0.0, 0.5, 2.0, 10.0, 20.0),
 }
-pytestmark = pytest.mark.xdist_group("metrics_of_processes")  # which are started once
+pytestmark = [pytest.mark.xdist_group("metrics_of_processes"), pytest.mark.slow]  # which are started once
 
 SIZES = (5, 7, 654)
 

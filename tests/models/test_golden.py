@@ -7,6 +7,8 @@ from agreement import assert_same_depth, assert_same_values
 from sa2depth.models import create_model
 from sa2depth.weights import from_official
 
+pytestmark = pytest.mark.slow
+
 SIZES = {
     "t": ("model_t_nyu", 10.0, (96, 128)),
     "s": ("model_s_nyu", 10.0, (96, 128)),

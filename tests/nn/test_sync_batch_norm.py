@@ -18,7 +18,7 @@ from sa2depth.nn.sync_batch_norm import (
     synchronize_batch_norms,
 )
 
-pytestmark = pytest.mark.xdist_group("sync_batch_norm")  # the processes are started once
+pytestmark = [pytest.mark.xdist_group("sync_batch_norm"), pytest.mark.slow]  # the processes are started once
 
 SHARES = (slice(0, 2), slice(2, 5))  # five images, split unequally between two processes
 

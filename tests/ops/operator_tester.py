@@ -474,7 +474,7 @@ class OperatorTester(GpuClaims):
             for row in rows:
                 wanted = row[0].replace("gpu", "cuda triton").split()
                 if not table or way.kind in wanted:
-                    marks = [pytest.mark.gpu] if way.kind in GPU else []
+                    marks = [pytest.mark.gpu] if way.kind in GPU else [pytest.mark.slow] * (way.kind != "cpu")
                     name = f"{way}-{words(row[1])}" if table else str(way)
                     parameters.append(pytest.param(way, row[1:], id=name, marks=marks))
         if table:

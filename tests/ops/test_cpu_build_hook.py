@@ -16,7 +16,10 @@ from sa2depth.ops.runtime.cpp import build as builder
 ROOT = Path(sa2depth.__file__).parents[2]
 PACKAGE = Path("src/sa2depth/ops/runtime/cpp")
 
-pytestmark = pytest.mark.skipif(not (ROOT / "hatch_build.py").is_file(), reason="not a checkout")
+pytestmark = [
+    pytest.mark.skipif(not (ROOT / "hatch_build.py").is_file(), reason="not a checkout"),
+    pytest.mark.slow,
+]
 
 
 class BuildHookInterface(Generic[TypeVar("Configuration")]):

@@ -18,6 +18,8 @@ from sa2depth.ops.runtime.cpp import build as builder
 from sa2depth.ops.runtime.cpp import inputs, library
 from sa2depth.resources import csrc_dir
 
+pytestmark = pytest.mark.slow
+
 SOURCES = csrc_dir() / "cpu"
 needs_library = pytest.mark.skipif(bool(cpu.why_unavailable()), reason=cpu.why_unavailable())
 

@@ -12,6 +12,8 @@ import torch
 from sa2depth.ops.runtime import nvrtc as kernels
 from sa2depth.ops.runtime.nvrtc import compiler, launcher
 
+pytestmark = pytest.mark.slow
+
 KERNEL = 'extern "C" __global__ void fill(float* x) { x[threadIdx.x] = VALUE; }\n'
 
 

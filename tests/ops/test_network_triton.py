@@ -7,6 +7,8 @@ from ops.ways import interpret, poison
 from sa2depth.models import create_model
 from sa2depth.ops import use_backend
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("triton")
 
 

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.xdist_group("demo")
+pytestmark = [pytest.mark.xdist_group("demo"), pytest.mark.slow]
 
 
 def test_the_demo_ends_with_a_photo_and_says_where_to_look(program, tiny, tmp_path):

@@ -22,7 +22,7 @@ from sa2depth.models.sa2depth import DepthOutput
 from sa2depth.report import depth_grid
 from sa2depth.run import baseline
 
-pytestmark = pytest.mark.xdist_group("train")  # uses the tiny training
+pytestmark = [pytest.mark.xdist_group("train"), pytest.mark.slow]  # uses the tiny training
 
 SYNTHETIC = ("protocol=synthetic", "data=synthetic", "data.num_workers=0", "trainer=cpu")
 SIZES = {"2011_09_26": (375, 1242), "2011_09_30": (370, 1226), "2011_09_28": (370, 1224)}

@@ -36,6 +36,7 @@ SPLITS = "data.train", "data.val", "data.test"
 pytestmark = [
     pytest.mark.xdist_group("options"),
     pytest.mark.filterwarnings("ignore:GPU available but not used"),
+    pytest.mark.slow,
 ]
 
 

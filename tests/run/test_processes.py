@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from sa2depth.errors import DataError, UserError
 from sa2depth.run.processes import each_on_its_own, ending_together
 
-pytestmark = pytest.mark.xdist_group("processes")
+pytestmark = [pytest.mark.xdist_group("processes"), pytest.mark.slow]
 
 # At its end the first process is slow, like loggers, and each process waits forever, like NCCL for collectives.
 LOSS = """

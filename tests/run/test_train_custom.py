@@ -15,7 +15,7 @@ from sa2depth.models import create_model
 from sa2depth.resources import conf_dir
 from sa2depth.weights import save_model
 
-pytestmark = pytest.mark.xdist_group("train")
+pytestmark = [pytest.mark.xdist_group("train"), pytest.mark.slow]
 
 PLACES = ("attic", "bath", "cellar", "den")
 LISTS = {"my": PLACES, "split": PLACES, "train": PLACES[:2], "val": PLACES[2:3], "test": PLACES[3:]}

@@ -21,6 +21,8 @@ from sa2depth.runtime.compiled import compile_layers
 from sa2depth.runtime.inference import for_inference
 from sa2depth.weights import load_model, save_model
 
+pytestmark = pytest.mark.slow
+
 VARIANTS = {
     "window attention": ["attention=window", "decoder.attention.window=4"],
     "plain MLP": ["feed_forward=mlp"],
@@ -160,7 +162,10 @@ def test_layers_that_run_again_give_the_same_gradients(variant, network, image):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["decoder=conv", "attention=window"], "decoder.attention: sa2depth.models.ConvDecoder has none"),
+        (
+            ["decoder=conv", "attention=window"],
+            "decoder.attention: sa2depth.models.ConvDecoder has no argument of that name",
+        ),
         (
             ["attention=window", "+decoder.attention.windw=4"],
             r"decoder.attention.windw: .*did you mean window",

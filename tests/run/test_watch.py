@@ -10,6 +10,8 @@ import pytest
 from sa2depth.run import watch
 from sa2depth.run.watch import Watch, end_with_parent, first_failure, how, status_of
 
+pytestmark = pytest.mark.slow
+
 
 class Child:
     def __init__(self, *codes):

@@ -18,6 +18,8 @@ from sa2depth.ops import cpu, use_backend
 from sa2depth.runtime.checkpointing import checkpoint_layers
 from sa2depth.runtime.compiled import compile_layers, compiled, why_not_compiled
 
+pytestmark = pytest.mark.slow
+
 NANO = PRESETS["sa2depth_nano"]
 RANGE = {"min_depth": 1e-3, "max_depth": 10.0}
 

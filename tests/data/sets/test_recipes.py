@@ -17,6 +17,8 @@ from sa2depth.data.sets.kitti.official import official
 from sa2depth.data.splits.tables import read_table
 from sa2depth.errors import ConfigError, DataError
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = Path(__file__).parents[4] / "shared" / "data" / "samples"
 CALIBRATION = "P_rect_02: 700 0 600 0 0 700 170 0 0 0 1 0\nP_rect_03: 701 0 601 0 0 701 171 0 0 0 1 0\n"
 
