@@ -6,6 +6,7 @@ import sys
 import pytest
 
 import sa2depth
+from sa2depth import targets
 
 
 def test_public_names():
@@ -19,6 +20,23 @@ def test_operators():
     from sa2depth.ops import dcnv3, rank_attention, selective_scan_2d
 
     assert all(map(callable, (dcnv3, rank_attention, selective_scan_2d)))
+
+
+@pytest.mark.parametrize(
+    ("package", "names"),
+    [
+        ("config.folders", "RunFolders"),
+        ("data", "Augmentation BottomCentre DepthDataModule NyuBorder SyntheticScenes"),
+        ("data", "custom diml_outdoor kitti_eigen kitti_official nyu_labelled nyu_sync sunrgbd"),
+        ("lit", "CsvLog EpochLog Throughput TimeLeft adamw polynomial wandb_logger"),
+        ("losses", "SILog"),
+        ("models", "BinHead ConvDecoder ConvHead SA2Depth ScanHead SelectiveAttentionDecoder"),
+        ("models.encoders", "InternImage TimmEncoder"),
+    ],
+)
+def test_names_in_stored_configurations_and_checkpoints_stay(package, names):
+    for name in names.split():
+        assert callable(targets.find(f"sa2depth.{package}.{name}"))
 
 
 def test_unknown_name_is_an_attribute_error():
