@@ -44,7 +44,7 @@ def extents(solids: Sequence[Solid], view: View, margin: float = 0.0) -> Vector:
     Args:
         solids: P solids.
         view: the camera.
-        margin: metres by which the solids are enlarged.
+        margin: metres by which the solids grow on each side.
     """
     half = np.stack([s.half for s in solids]) + margin
     rotation = np.stack([view.rotation.T @ s.rotation for s in solids])
